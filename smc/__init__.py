@@ -1,0 +1,1 @@
+"""SMC, the Service Mesh Controller."""
