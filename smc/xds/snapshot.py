@@ -46,7 +46,7 @@ class Resource:
     sources: tuple[Source, ...] = ()
     """Sorted. Not part of the version: the same bytes from another manifest are the same resource."""
     warms: tuple[tuple[Type, str], ...] = ()
-    """What Envoy waits for before it uses this: a Cluster's load assignment and secrets, a Listener's routes and secrets."""
+    """What Envoy waits for before it uses this: a Cluster's assignment and secrets, a Listener's routes and secrets."""
 
     @cached_property
     def version(self) -> str:

@@ -1,0 +1,313 @@
+"""The nouns of a mesh: frozen values that every layer speaks in.
+
+Collections are sorted tuples, never sets or dictionaries, wherever their order could reach the wire: two replicas that
+read the same records must make the same bytes. Nothing here knows where a value came from or where it goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Name:
+    """A name within a namespace; written `<namespace>/<name>`."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Name:
+        """Read `<namespace>/<name>`.
+
+        Raises:
+            ValueError: not of that form.
+        """
+        namespace, slash, name = text.partition("/")
+        if not (namespace and slash and name) or "/" in name:
+            raise ValueError(f"{text!r} is not of the form <namespace>/<name>")
+        return cls(namespace, name)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """Who a workload is, whatever machine it runs on: a service account in a namespace.
+
+    Any number of workloads may share one; permissions are granted to identities and to nothing else.
+    """
+
+    namespace: str
+    service_account: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.service_account}"
+
+    def uri(self, trust_domain: str) -> str:
+        """The SPIFFE ID that its certificate carries as the only subject alternative name."""
+        return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+
+class Protocol(Enum):
+    """What a service port speaks to its application."""
+
+    HTTP = "http"
+    HTTP2 = "http2"
+    GRPC = "grpc"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Locality:
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServicePort:
+    number: int
+    protocol: Protocol
+    target: str
+    """The workload's port: a number in decimal, or the name of one of the workload's ports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The name that callers use."""
+
+    name: Name
+    ports: tuple[ServicePort, ...]
+    """Sorted by number."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkloadPort:
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What runs behind one proxy: a pod, a virtual machine, a process."""
+
+    name: Name
+    address: str
+    """The IP address at which other proxies reach its proxy."""
+    identity: Identity
+    app_address: str = "127.0.0.1"
+    """The IP address at which its own proxy reaches the application."""
+    labels: tuple[tuple[str, str], ...] = ()
+    ports: tuple[WorkloadPort, ...] = ()
+    """What the application listens on. Empty: whatever the services say."""
+    services: tuple[str, ...] = ()
+    """The services of its namespace that it backs."""
+    locality: Locality = Locality()
+    weight: int = 1
+    """Relative to the other endpoints of a service; at least 1."""
+    reachable: tuple[Name, ...] | None = None
+    """The services that its proxy is told about; None: all. Only a bound on its configuration, never a permission."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """One workload as it backs one service."""
+
+    workload: Name
+    address: str
+    identity: Identity
+    ports: tuple[tuple[int, int], ...]
+    """(service port, application port), sorted."""
+    locality: Locality = Locality()
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """All endpoints of one service from one source; sorted by workload."""
+
+    service: Name
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The whole truth of one source at one moment. Never a part of it: what is missing is gone."""
+
+    services: tuple[Service, ...] = ()
+    endpoints: tuple[Endpoints, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class Severity(Enum):
+    ERROR = "error"
+    """The manifest has no effect, or less than it says."""
+    WARNING = "warning"
+    """The manifest has effect, and something about it is likely not meant."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """Why a manifest has no or less effect, said where it was written."""
+
+    manifest: str
+    """`<group>/<kind>/<namespace>/<name>`, as in the manifest's key; for an informer's objects `<source>:<file>`."""
+    reason: str
+    """One CamelCase word, stable, for machines: `BackendNotFound`."""
+    message: str
+    """For people: what, where, why, what to do."""
+    field: str = ""
+    """The path of the field, such as `spec.backends[1].service`."""
+    severity: str = Severity.ERROR.value
+
+
+# Rules: what policy manifests compile to, whatever API they were written in.
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HttpMatch:
+    """A request matches if every part that is given matches."""
+
+    path: str | None = None
+    """An RE2 expression that must match the whole path, without the query; None: any."""
+    methods: tuple[str, ...] = ()
+    """Sorted upper-case names; empty: any."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """(lower-case name, RE2 expression for the whole value), sorted; all must match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Whoever is among `sources` may do what one of `http` matches, to workloads of `destination`.
+
+    Everything that no Permission allows is denied.
+    """
+
+    manifest: str
+    mod_revision: int
+    destination: Identity
+    sources: tuple[Identity, ...]
+    """Sorted, at least one."""
+    http: tuple[HttpMatch, ...]
+    """Sorted, at least one; an HttpMatch without parts allows any request."""
+    also: tuple[tuple[str, int], ...] = ()
+    """(manifest, mod_revision) of the other manifests that it was compiled from: route groups."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Backend:
+    service: str
+    """In the namespace of the root."""
+    weight: int
+    """In thousandths, at least 0; only ratios count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Traffic to every port of `root` goes to the backends by weight."""
+
+    manifest: str
+    mod_revision: int
+    root: Name
+    backends: tuple[Backend, ...]
+    """As written, at least one."""
+
+
+class Egress(Enum):
+    """What becomes of a request to a host that no service answers to."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """The mesh-wide settings. There is one, and every field has a default."""
+
+    mesh_domain: str = "mesh.internal"
+    """`<service>.<namespace>.<mesh_domain>` names a service in every proxy, and in SNI."""
+    egress: Egress = Egress.ALLOW
+    access_log: bool = True
+    workload_certificate_ttl: timedelta = timedelta(hours=24)
+    credential_ttl: timedelta = timedelta(hours=24)
+
+
+# Compiled nouns: what a proxy's configuration is generated from. They compare by identity on purpose: a build keeps the
+# object wherever nothing changed, so "the same object" means "nothing to do", and the object is the cache key.
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Upstream:
+    """One port of a service, as the proxies of its callers dial it."""
+
+    service: Name
+    port: int
+    protocol: Protocol
+    identities: tuple[Identity, ...]
+    """Who may serve it, sorted. Empty: nobody, so that nothing may be accepted as it; never: anybody."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Assignment:
+    """The endpoints of an Upstream that may get traffic: each has its port, a certificate, and was ready once."""
+
+    service: Name
+    port: int
+    endpoints: tuple[Endpoint, ...]
+    """Sorted by workload."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """A share of a Destination's traffic. `weight` is in thousandths, at least 1."""
+
+    service: Name
+    port: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Destination:
+    """Where requests to one port of a service go."""
+
+    service: Name
+    port: int
+    targets: tuple[Target, ...]
+    """Sorted. Without a split, the service itself. Empty: every weight is 0, and nobody gets the traffic."""
+    sources: tuple[tuple[str, int], ...] = ()
+    """(manifest, mod_revision), sorted: the splits that made it so."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Outbound:
+    """All that the proxies with equal namespace, reachable services and quarantines know of the services they call.
+
+    `upstreams` and `assignments` cover every target of `destinations`. All are sorted by (service, port).
+    """
+
+    namespace: str
+    upstreams: tuple[Upstream, ...]
+    assignments: tuple[Assignment, ...]
+    destinations: tuple[Destination, ...]
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Inbound:
+    """One port of a workload's application, with the service ports that lead to it."""
+
+    port: int
+    protocol: Protocol
+    services: tuple[tuple[Name, int], ...]
+    """(service, service port), sorted: what callers may ask for by SNI."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Policy:
+    """Every Permission to one identity; empty: nobody may call it."""
+
+    permissions: tuple[Permission, ...]
+    """Sorted by manifest."""

@@ -1,0 +1,492 @@
+"""What is stored in etcd: the table of keys, the values under them, and the codec.
+
+Every value is canonical JSON, `{"format": 1, "record": {...}, "traceparent": "..."}`: equal records have equal bytes
+but for the trace. A record of a newer format than this version knows is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import timedelta
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from smc.errors import Invalid
+from smc.model import Endpoints, Identity, Name, Problem, Service, Workload
+
+FORMAT = 1
+"""The format that this version writes; it reads this one and, once there is one, the one before it."""
+READABLE = (1,)
+
+T = TypeVar("T")
+
+
+class UnreadableRecord(Invalid):
+    """A stored value is of an unknown format, or not of the shape that its key promises."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one mesh. `feeds_mesh` lists the prefixes that the mesh is built from; the rest is coordination."""
+
+    mesh_name: str
+
+    @property
+    def root(self) -> str:
+        return f"/smc/{self.mesh_name}/"
+
+    @property
+    def mesh(self) -> str:
+        return self.root + "mesh"
+
+    @property
+    def epoch(self) -> str:
+        return self.root + "epoch"
+
+    @property
+    def leader(self) -> str:
+        return self.root + "leader"
+
+    @property
+    def members(self) -> str:
+        return self.root + "members/"
+
+    @property
+    def acks(self) -> str:
+        return self.root + "acks/"
+
+    @property
+    def manifests(self) -> str:
+        return self.root + "manifests/"
+
+    def manifest(self, manifest: str) -> str:
+        """The key of `<group>/<kind>/<namespace>/<name>`."""
+        return self.manifests + manifest
+
+    @property
+    def registry(self) -> str:
+        return self.root + "registry/"
+
+    def source(self, source: str) -> str:
+        return f"{self.registry}{source}/"
+
+    def service(self, source: str, name: Name) -> str:
+        return f"{self.source(source)}services/{name}"
+
+    def endpoints(self, source: str, name: Name) -> str:
+        return f"{self.source(source)}endpoints/{name}"
+
+    def workload(self, source: str, name: Name) -> str:
+        return f"{self.source(source)}workloads/{name}"
+
+    def synced(self, source: str) -> str:
+        return f"{self.source(source)}synced"
+
+    def ready(self, workload: Name) -> str:
+        return f"{self.root}ready/{workload}"
+
+    @property
+    def certificates(self) -> str:
+        return self.root + "certificates/"
+
+    def certificate(self, identity: Identity) -> str:
+        return f"{self.certificates}{identity}"
+
+    def ca(self, what: Literal["roots", "intermediates", "dek"], number: int) -> str:
+        return f"{self.root}ca/{what}/{number:08d}"
+
+    def ca_prefix(self, what: Literal["roots", "intermediates", "dek"]) -> str:
+        return f"{self.root}ca/{what}/"
+
+    @property
+    def bundle(self) -> str:
+        return self.root + "ca/bundle"
+
+    @property
+    def quarantines(self) -> str:
+        return self.root + "quarantine/"
+
+    def quarantine(self, proxy: Name, manifest: str, mod_revision: int) -> str:
+        return f"{self.quarantines}{proxy}/{manifest}@{mod_revision}"
+
+    def token(self, sha256_hex: str) -> str:
+        return f"{self.root}tokens/{sha256_hex}"
+
+    @property
+    def requests(self) -> str:
+        return self.root + "requests/"
+
+    def request(self, request_id: str) -> str:
+        return self.requests + request_id
+
+    @property
+    def answers(self) -> str:
+        return self.root + "answers/"
+
+    def answer(self, request_id: str) -> str:
+        return self.answers + request_id
+
+    @property
+    def feeds_mesh(self) -> tuple[str, ...]:
+        return (
+            self.mesh,
+            self.manifests,
+            self.registry,
+            self.root + "ready/",
+            self.certificates,
+            self.bundle,
+            self.quarantines,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True, slots=True)
+class MeshRecord:
+    """`mesh`, written once by `smc init`."""
+
+    mesh_id: str
+    """Random; part of what seals a value to its place."""
+    trust_domain: str
+    cluster_id: str
+    """The etcd cluster's id in hexadecimal: another one means that the store was replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """`epoch`, raised by a restore. Certificate serials begin with it."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord:
+    """`members/<replica>`."""
+
+    name: str
+    xds_address: str
+    api_address: str
+    join_address: str
+    formats: tuple[int, ...]
+    ready: bool
+    streams: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRecord:
+    """`manifests/<group>/<kind>/<namespace>/<name>`: a manifest as written. Every replica compiles it."""
+
+    group: str
+    version: str
+    kind: str
+    name: Name
+    """A mesh-wide kind has the namespace `-`."""
+    object: Mapping[str, Any]
+    """The parsed document, whole."""
+    text: str
+    file: str
+    line: int
+    """The first line of the document in `file`, from 1."""
+    created: float
+    """Seconds since 1970, by the clock of the replica that accepted it."""
+    author: str
+    """The operator's credential, a SPIFFE ID."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.group}/{self.kind}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedRecord:
+    """`registry/<source>/synced`: the source was observed whole at least once."""
+
+    source: str
+    problems: tuple[Problem, ...] = ()
+    """What the source's own objects lack; at most 100."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRecord:
+    """`ready/<namespace>/<workload>`: its proxy has ACKed its listeners once. A lost stream does not take it back."""
+
+    workload: Name
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRecord:
+    """`certificates/<namespace>/<service account>`: what SDS serves as `identity`."""
+
+    identity: Identity
+    chain: str
+    """PEM: the leaf, then the intermediate."""
+    sealed_key: bytes
+    """PKCS#8 PEM, sealed to this key's path."""
+    serial: str
+    """Hexadecimal."""
+    not_before: float
+    not_after: float
+    issuer: int
+    """The number of the intermediate that signed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootRecord:
+    """`ca/roots/<n>`."""
+
+    number: int
+    certificate: str
+    sealed_key: bytes | None
+    """None: the operator keeps the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntermediateRecord:
+    """`ca/intermediates/<n>`."""
+
+    number: int
+    root: int
+    certificate: str
+    sealed_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DekRecord:
+    """`ca/dek/<n>`: a data-encryption key, wrapped by the signer."""
+
+    number: int
+    signer: str
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRecord:
+    """`ca/bundle`: the roots that everybody trusts now."""
+
+    roots: tuple[str, ...]
+    """PEM, sorted by number."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRecord:
+    """`quarantine/<namespace>/<workload>/<manifest>@<mod_revision>`: that version of it is left out for that proxy."""
+
+    proxy: Name
+    manifest: str
+    mod_revision: int
+    type_url: str
+    resource: str
+    reason: str
+    """Envoy's own text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """`tokens/<sha256 of the token>`, leased: etcd ends it."""
+
+    credential: str
+    """The path of the credential's SPIFFE ID: `proxy/<namespace>/<workload>`, `operator/<name>` …"""
+    expires: float
+    """Seconds since 1970."""
+    used_by: str = ""
+    """SHA-256 of the public key that used it, in hexadecimal; that key may ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """`requests/<id>`, leased: a replica asks the leader for a credential."""
+
+    id: str
+    credential: str
+    public_key: bytes
+    """DER, SubjectPublicKeyInfo."""
+    requester: str
+    """Who asked: `token:<first 8 of the hash>` or a SPIFFE ID."""
+    proof: bytes
+    """A MAC under the data-encryption key: whoever can only write to etcd cannot ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRecord:
+    """`answers/<id>`, leased: what the leader made of a request. Either a chain or an error."""
+
+    id: str
+    chain: str = ""
+    """PEM: the leaf, then the intermediate."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """A proxy refused a resource."""
+
+    proxy: Name
+    type_url: str
+    resources: tuple[str, ...]
+    text: str
+    """Envoy's own."""
+    suspects: tuple[tuple[str, int], ...]
+    """(manifest, mod_revision) of the sources that changed since the proxy's last ACK, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laggard:
+    """A proxy that has not ACKed what it should have."""
+
+    proxy: Name
+    reason: str
+    revision: int
+    """The Mesh revision that it has ACKed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AckRecord:
+    """`acks/<replica>`, leased, written at most once a second."""
+
+    replica: str
+    revision: int
+    """The lowest Mesh revision that all its streams have ACKed."""
+    streams: int
+    laggards: tuple[Laggard, ...] = ()
+    """At most 100."""
+    nacks: tuple[Nack, ...] = ()
+    """At most 100: what the leader quarantines from."""
+
+
+# --------------------------------------------------------------------------------------------------------------- codec
+
+
+def encode(record: object, *, traceparent: str = "") -> bytes:
+    """The canonical bytes of a record."""
+    document: dict[str, Any] = {"format": FORMAT, "record": _plain(record)}
+    if traceparent:
+        document["traceparent"] = traceparent
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode(kind: type[T], value: bytes, *, key: str = "") -> T:
+    """Read a record.
+
+    Raises:
+        UnreadableRecord: not JSON, not a readable format, or not the shape of `kind`.
+    """
+    document = _document(value, key)
+    try:
+        record: T = _reader(kind)(document["record"])
+        return record
+    except (KeyError, TypeError, ValueError) as e:
+        raise UnreadableRecord(f"the value at {key or 'a key'} is not a {kind.__name__}: {e}") from e
+
+
+def traceparent(value: bytes, *, key: str = "") -> str:
+    """The W3C trace context of whoever wrote the record; "" if it had none."""
+    return str(_document(value, key).get("traceparent", ""))
+
+
+def equal(value: bytes, record: object) -> bool:
+    """Whether a stored value says the same as `record`, whoever wrote it."""
+    try:
+        document = _document(value, "")
+    except UnreadableRecord:
+        return False
+    return bool(document["format"] == FORMAT and document.get("record") == json.loads(json.dumps(_plain(record))))
+
+
+def _document(value: bytes, key: str) -> dict[str, Any]:
+    try:
+        document = json.loads(value)
+    except ValueError as e:
+        raise UnreadableRecord(f"the value at {key or 'a key'} is not JSON: {e}") from e
+    if not isinstance(document, dict) or document.get("format") not in READABLE:
+        found = document.get("format") if isinstance(document, dict) else None
+        raise UnreadableRecord(
+            f"the value at {key or 'a key'} has format {found!r}; this version reads {', '.join(map(str, READABLE))}",
+            hint="finish the upgrade: a newer replica has written it",
+        )
+    return document
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    raise TypeError(f"a record cannot hold a {type(value).__name__}")
+
+
+def _make_reader(kind: Any) -> Callable[[Any], Any]:
+    """A function from plain JSON to `kind`; it raises KeyError, TypeError or ValueError."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        (inner,) = [a for a in get_args(kind) if a is not NoneType]
+        read = _reader(inner)
+        return lambda plain: None if plain is None else read(plain)
+    if origin is tuple:
+        items = get_args(kind)
+        if len(items) == 2 and items[1] is ...:
+            read = _reader(items[0])
+            return lambda plain: tuple([read(item) for item in plain])
+        readers = [_reader(item) for item in items]
+        return lambda plain: tuple(read(item) for read, item in zip(readers, plain, strict=True))
+    if kind is Any or origin is not None:
+        return lambda plain: plain
+    if is_dataclass(kind):
+        return _dataclass_reader(kind)
+    if kind is bytes:
+        return lambda plain: base64.b64decode(plain, validate=True)
+    if kind is timedelta:
+        return lambda plain: timedelta(seconds=plain)
+    if kind is float:
+        return float
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind
+
+    def scalar(plain: Any) -> Any:
+        if type(plain) is not kind:
+            raise TypeError(f"{plain!r} is not a {kind.__name__}")
+        return plain
+
+    return scalar
+
+
+_reader: Callable[[Any], Callable[[Any], Any]] = cache(_make_reader)
+
+
+def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    readers = [
+        (f.name, _reader(hints[f.name]), f.default is MISSING and f.default_factory is MISSING) for f in fields(kind)
+    ]
+
+    def read(plain: Any) -> Any:
+        return kind(**{name: of(plain[name]) for name, of, required in readers if required or name in plain})
+
+    return read
+
+
+REGISTERED: Mapping[str, type[Service | Endpoints | Workload]] = {
+    "services": Service,
+    "endpoints": Endpoints,
+    "workloads": Workload,
+}
+"""What `registry/<source>/<table>/<namespace>/<name>` holds."""
