@@ -25,7 +25,7 @@ def join(
             field = f"spec.services[{index}]"
             service = known.get(name)
             if service is None:
-                message = f"workload {workload.name} backs service {name}, which does not exist: create it or correct the name"
+                message = f"workload {workload.name} backs {name}, which does not exist: create it or correct the name"
                 problems.append(Problem(manifest, "ServiceNotFound", message, field))
                 continue
             ports: list[tuple[int, int]] = []
