@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.kv import View
-from smc.model import Identity, Inbound, MeshConfig, Name, Outbound, Permission, Policy, Problem, Split, Workload
-from smc.records import BundleRecord, CertificateRecord, ManifestRecord, QuarantineRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """A stored manifest, at the revision of its last write."""
-
-    record: ManifestRecord
-    mod_revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the policy manifests of one namespace compile to."""
-
-    splits: tuple[Split, ...] = ()
-    permissions: tuple[Permission, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyApi:
-    """One API that policy may be written in."""
-
-    groups: frozenset[str]
-    """The API groups whose manifests it compiles."""
-    compile: Callable[[str, Sequence[Manifest]], Rules]
-    """(namespace, its manifests in these groups, sorted by id) -> Rules. Pure; raises nothing: it reports Problems."""
+from smc.manifests import Manifest, PolicyApi
+from smc.model import Identity, Inbound, MeshConfig, Name, Outbound, Policy, Problem, Workload
+from smc.records import BundleRecord, CertificateRecord, QuarantineRecord
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
