@@ -70,35 +70,42 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _setting(read: Callable[[str], Any], help_: str, default: Any = MISSING) -> Any:
-    return field(default=default, metadata={"read": read, "help": help_})
+def _read(read: Callable[[str], Any], help_: str) -> Mapping[str, Any]:
+    return {"read": read, "help": help_}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What `smc serve` needs to know. Each field is the environment variable SMC_<FIELD>, and a flag of that name."""
 
-    name: str = _setting(_label, "this replica's name, unique in the mesh")
-    etcd: tuple[str, ...] = _setting(_endpoints, "etcd's client endpoints")
-    kek_file: Path = _setting(Path, "the key-encryption key that `smc init` wrote, mode 0600")
-    address: str = _setting(_address, "the IP address to bind, and at which proxies and operators reach this replica")
-    mesh: str = _setting(_label, "the mesh's name in etcd", "default")
-    files: Path | None = _setting(Path, "a directory of Services and Workloads that the leader reads", None)
-    etcd_ca: Path | None = _setting(
-        Path, "PEM: whom to trust as etcd; without it the connection is not encrypted", None
+    name: str = field(metadata=_read(_label, "this replica's name, unique in the mesh"))
+    etcd: tuple[str, ...] = field(metadata=_read(_endpoints, "etcd's client endpoints"))
+    kek_file: Path = field(metadata=_read(Path, "the key-encryption key that `smc init` wrote, mode 0600"))
+    address: str = field(
+        metadata=_read(_address, "the IP address to bind, and at which proxies and operators reach this replica")
     )
-    etcd_certificate: Path | None = _setting(Path, "PEM: this replica's certificate at etcd", None)
-    etcd_key: Path | None = _setting(Path, "PEM: its key", None)
-    etcd_shared: bool = _setting(_flag, "others use this etcd too: never compact it", False)
-    lease_ttl: timedelta = _setting(duration, "how long a dead leader stays leader", timedelta(seconds=10))
-    max_connection_age: timedelta = _setting(
-        duration, "after this long a proxy is asked to connect anew", timedelta(minutes=30)
+    mesh: str = field(default="default", metadata=_read(_label, "the mesh's name in etcd"))
+    files: Path | None = field(
+        default=None, metadata=_read(Path, "a directory of Services and Workloads that the leader reads")
     )
-    max_staleness: timedelta = _setting(
-        duration, "for how long a new stream gets the last known mesh while etcd cannot be reached", timedelta(hours=1)
+    etcd_ca: Path | None = field(
+        default=None, metadata=_read(Path, "PEM: whom to trust as etcd; without it the connection is not encrypted")
     )
-    max_streams: int = _setting(_count, "xDS streams that this replica serves at most", 10_000)
-    log_level: str = _setting(str, "debug, info, warning or error", "info")
+    etcd_certificate: Path | None = field(default=None, metadata=_read(Path, "PEM: this replica's certificate at etcd"))
+    etcd_key: Path | None = field(default=None, metadata=_read(Path, "PEM: its key"))
+    etcd_shared: bool = field(default=False, metadata=_read(_flag, "others use this etcd too: never compact it"))
+    lease_ttl: timedelta = field(
+        default=timedelta(seconds=10), metadata=_read(duration, "how long a dead leader stays leader")
+    )
+    max_connection_age: timedelta = field(
+        default=timedelta(minutes=30), metadata=_read(duration, "after this long a proxy is asked to connect anew")
+    )
+    max_staleness: timedelta = field(
+        default=timedelta(hours=1),
+        metadata=_read(duration, "for how long a new stream gets the last known mesh while etcd cannot be reached"),
+    )
+    max_streams: int = field(default=10000, metadata=_read(_count, "xDS streams that this replica serves at most"))
+    log_level: str = field(default="info", metadata=_read(str, "debug, info, warning or error"))
 
     @classmethod
     def read(cls, environment: Mapping[str, str], **flags: str | None) -> Settings:
