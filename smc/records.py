@@ -337,6 +337,8 @@ class Nack:
     """Envoy's own."""
     suspects: tuple[tuple[str, int], ...]
     """(manifest, mod_revision) of the sources that changed since the proxy's last ACK, newest first."""
+    revision: int
+    """The Mesh revision of what it refused."""
 
 
 @dataclass(frozen=True, slots=True)
