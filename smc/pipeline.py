@@ -1,0 +1,243 @@
+"""One replica's loop: View -> Mesh -> Snapshots -> the streams that they concern.
+
+Builds start at once when idle and coalesce under load: one in flight, newest wins, no fixed delay. They run in a
+thread; whatever a thread makes is frozen before the event loop sees it. A lost store changes nothing: the last Mesh
+stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+import structlog
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanContext
+
+from cluster.kv import Unavailable, View
+from cluster.mirror import Mirror
+from smc import telemetry
+from smc.errors import NotFound
+from smc.manifests import PolicyApi
+from smc.mesh import Mesh, build
+from smc.metrics import Metrics
+from smc.model import Name
+from smc.records import UnreadableRecord, traceparent
+from smc.xds.slot import NotAdmitted, Slot
+from smc.xds.snapshot import Snapshot
+
+log = structlog.get_logger(__name__)
+tracer = telemetry.tracer(__name__)
+
+COLD_REFUSAL = 15.0
+"""Seconds without the store in which a cold proxy is refused, so that it finds a replica that is better off."""
+
+BUILD_DEADLINE = 30.0
+"""Seconds that a new stream waits for the Mesh that it must not be older than."""
+
+Generate = Callable[[Mesh, Name], Snapshot]
+
+
+class Pipeline:
+    """What this replica knows and whom it tells. Runs on one event loop; `run` is its lifetime."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        policies: Sequence[PolicyApi],
+        generate: Generate,
+        *,
+        sources: frozenset[str],
+        max_staleness: float,
+        metrics: Metrics,
+    ) -> None:
+        self.mesh: Mesh | None = None
+        self.build_context: SpanContext | None = None
+        """The span of the build that made `mesh`: what the pushes belong to."""
+        self._mirror = mirror
+        self._policies = policies
+        self._generate = generate
+        self._sources = sources
+        self._max_staleness = max_staleness
+        self._metrics = metrics
+        self._pending: View | None = None
+        self._arrived = asyncio.Event()
+        self._built: asyncio.Condition = asyncio.Condition()
+        self._generation = 0
+        self._view_revision = 0
+        self._slots: dict[Name, Slot] = {}
+        self._publishing = asyncio.Lock()
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    async def run(self) -> None:
+        """Follow the store until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._build())
+
+    async def _follow(self) -> None:
+        async with aclosing(self._mirror.follow()) as views:
+            async for view in views:
+                self._pending = view if self._pending is None else _merge(self._pending, view)
+                self._arrived.set()
+
+    async def _build(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            view, self._pending = self._pending, None
+            if view is not None:
+                await self._step(view)
+
+    async def _step(self, view: View) -> None:
+        loop = asyncio.get_running_loop()
+        previous = self.mesh if view.generation == self._generation else None
+        links = telemetry.links(_traceparents(view))
+        with tracer.start_as_current_span("smc.build", context=Context(), links=links) as span:
+            started = loop.time()
+            try:
+                mesh = await asyncio.to_thread(build, previous, view, self._policies)
+            except Exception:
+                # A fault of ours must not take a replica down, let alone all of them one after the other: the last
+                # good Mesh stays, and the next View is built from nothing.
+                log.exception("building the mesh failed; the last one stays", **{telemetry.REVISION: view.revision})
+                self._generation = -1
+                return
+            self._metrics.build_time.observe(loop.time() - started)
+            self._metrics.affected.observe(len(mesh.affected))
+            span.set_attribute(telemetry.REVISION, mesh.revision)
+            span.set_attribute(telemetry.AFFECTED, len(mesh.affected))
+            await self._publish(mesh, view, everyone=previous is None, context=span.get_span_context())
+
+    async def _publish(self, mesh: Mesh, view: View, *, everyone: bool, context: SpanContext) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._publishing:
+            started = loop.time()
+            names = [name for name in self._slots if everyone or name in mesh.affected]
+            snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
+            self.mesh = mesh
+            self.build_context = context
+            self._generation = view.generation
+            for name in names:
+                slot = self._slots.get(name)
+                if slot is None:
+                    continue
+                if name not in mesh.proxies:
+                    slot.end(f"workload {name} was removed from the mesh")
+                elif name in snapshots:
+                    slot.put(snapshots[name], mesh.revision)
+            self._metrics.snapshot_time.observe(loop.time() - started)
+        self._metrics.revision.set(mesh.revision)
+        self._metrics.problems.set(sum(len(problems) for problems in mesh.problems.values()))
+        async with self._built:
+            self._view_revision = view.revision
+            self._built.notify_all()
+
+    def _snapshots(self, mesh: Mesh, names: Iterable[Name]) -> Mapping[Name, Snapshot]:
+        """Runs in a thread. A proxy whose Snapshot cannot be made keeps the one that it has; the others go on."""
+        made: dict[Name, Snapshot] = {}
+        for name in names:
+            if name in mesh.proxies:
+                try:
+                    made[name] = self._generate(mesh, name)
+                except Exception:
+                    log.exception(
+                        "generating a snapshot failed; the proxy keeps the last one", **{telemetry.PROXY: str(name)}
+                    )
+        return made
+
+    # ---------------------------------------------------------------------------------------------------- the streams
+
+    @property
+    def ready(self) -> bool:
+        """The first View is built and every configured source was observed whole."""
+        return self.mesh is not None and self._sources <= self.mesh.synced
+
+    @property
+    def unready_reason(self) -> str:
+        if self.mesh is None:
+            return "the mesh has not been read from etcd yet"
+        missing = ", ".join(sorted(self._sources - self.mesh.synced))
+        return f"these sources have not been observed yet: {missing}" if missing else ""
+
+    async def admit(self, *, resumed: bool) -> None:
+        """Return once a stream that opened now may be answered: with nothing older than what was committed before.
+
+        While the store cannot be reached, a resumed stream waits (it is sent nothing, and loses nothing); a cold one
+        is refused for COLD_REFUSAL seconds, and then gets the last Mesh for at most `max_staleness`.
+
+        Raises:
+            NotAdmitted: with the reason; the proxy should try another replica.
+        """
+        while True:
+            if not self.ready:
+                raise NotAdmitted(self.unready_reason)
+            try:
+                await self._mirror.caught_up()
+                await self._has_built(self._mirror.view)
+                return
+            except Unavailable as e:
+                if not resumed:
+                    self._admit_stale(e)
+                    return
+                await asyncio.sleep(1)
+
+    async def _has_built(self, view: View | None) -> None:
+        revision = view.revision if view is not None else 0
+        try:
+            async with asyncio.timeout(BUILD_DEADLINE), self._built:
+                await self._built.wait_for(lambda: self._view_revision >= revision)
+        except TimeoutError:
+            raise NotAdmitted(f"the mesh at revision {revision} was not built within {BUILD_DEADLINE:.0f} s") from None
+
+    def _admit_stale(self, cause: Unavailable) -> None:
+        since = self._mirror.unreachable_since
+        lasted = asyncio.get_running_loop().time() - since if since is not None else 0.0
+        if lasted < COLD_REFUSAL:
+            raise NotAdmitted(f"etcd cannot be reached since {lasted:.0f} s: {cause}")
+        if lasted > self._max_staleness:
+            raise NotAdmitted(f"etcd cannot be reached since {lasted:.0f} s, longer than the mesh may be stale")
+
+    async def subscribe(self, proxy: Name) -> Slot:
+        """A slot that holds the proxy's Snapshot now and gets every later one.
+
+        Raises:
+            NotFound: no workload of that name.
+        """
+        async with self._publishing:
+            mesh = self.mesh
+            if mesh is None or proxy not in mesh.proxies:
+                raise NotFound(
+                    f"no workload {proxy} in the mesh",
+                    hint="apply its Workload, or correct the name that it joined with",
+                )
+            snapshots = await asyncio.to_thread(self._snapshots, mesh, [proxy])
+            slot = Slot()
+            if proxy in snapshots:
+                slot.put(snapshots[proxy], mesh.revision)
+            self._slots[proxy] = slot
+            return slot
+
+    def unsubscribe(self, proxy: Name, slot: Slot) -> None:
+        """Forget a slot; one that a newer subscription replaced is no error."""
+        if self._slots.get(proxy) is slot:
+            del self._slots[proxy]
+
+
+def _merge(earlier: View, later: View) -> View:
+    if earlier.generation != later.generation:
+        return later
+    return replace(later, changed=earlier.changed | later.changed)
+
+
+def _traceparents(view: View) -> Iterable[str]:
+    for key in sorted(view.changed)[: 4 * telemetry.MOST_LINKS]:
+        item = view.items.get(key)
+        if item is not None:
+            try:
+                yield traceparent(item.value, key=key)
+            except UnreadableRecord:
+                continue
