@@ -1,0 +1,134 @@
+"""The leader's half of a request for a credential: believe it or not, sign, and write the answer with the fence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import structlog
+
+from cluster import kv as store
+from cluster.kv import KV, Committed, Guard, KeyValue, Operation, Outcome, Put, Status
+from smc.certificates import requests, x509
+from smc.certificates.authority import Authority
+from smc.certificates.sealing import Keyring
+from smc.errors import Invalid, SmcError
+from smc.records import AnswerRecord, Keys, RequestRecord, decode, encode
+
+CONCURRENT = 16
+"""Requests that are being answered at one time."""
+_FIRST_RETRY = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Leadership(Protocol):
+    """The right to write, as it is granted to the leader."""
+
+    async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
+        """As `KV.transact`, with the fence added; raises once this replica is no longer the leader."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers requests during one term of leadership.
+
+    `now` is the wall clock in seconds since 1970; `ttl` says how long a credential lives that is signed now.
+    """
+
+    _kv: KV
+    _keys: Keys
+    _keyring: Keyring
+    _authority: Authority
+    _leadership: Leadership
+    _now: Callable[[], float]
+    _ttl: Callable[[], timedelta]
+
+    async def run(self) -> None:
+        """Answer every request that is there or comes, until cancelled."""
+        slots = asyncio.Semaphore(CONCURRENT)
+        async with asyncio.TaskGroup() as tasks:
+
+            async def start(item: KeyValue) -> None:
+                await slots.acquire()
+                tasks.create_task(self._answer(item)).add_done_callback(lambda _: slots.release())
+
+            while True:
+                try:
+                    answered = {
+                        i.key.removeprefix(self._keys.answers) for i in (await self._kv.list(self._keys.answers)).items
+                    }
+                    listing = await self._kv.list(self._keys.requests)
+                    for item in listing.items:
+                        if item.key.removeprefix(self._keys.requests) not in answered:
+                            await start(item)
+                    after = Status(listing.cluster_id, listing.revision)
+                    async with aclosing(self._kv.watch(self._keys.requests, after)) as batches:
+                        async for batch in batches:
+                            for item in batch.puts:
+                                await start(item)
+                except (store.Unavailable, store.Compacted) as e:
+                    _log.warning("requests for credentials cannot be followed", error=str(e))
+                await asyncio.sleep(_FIRST_RETRY)
+
+    async def _answer(self, item: KeyValue) -> None:
+        """Answer one request, however often the store has to be asked, while its lease lives."""
+        id_ = item.key.removeprefix(self._keys.requests)
+        log = _log.bind(request=id_)
+        if not item.lease:
+            log.warning("a request for a credential was ignored", error="it has no lease")
+            return
+        wait = _FIRST_RETRY
+        try:
+            async with asyncio.timeout(requests.LEASE):
+                while True:
+                    try:
+                        await self._attempt(id_, item, log)
+                        return
+                    except (store.Unavailable, store.Ambiguous, SmcError) as e:
+                        log.warning("a request for a credential cannot be answered yet", error=str(e), retry_in=wait)
+                    await asyncio.sleep(wait)
+                    wait *= 2
+        except TimeoutError:
+            log.warning("a request for a credential ran out of time")
+        except store.LeaseLost:
+            log.info("a request for a credential ended before it was answered")
+        except store.Refused as e:
+            log.warning("a request for a credential cannot be answered", error=str(e))
+
+    async def _attempt(self, id_: str, item: KeyValue, log: structlog.typing.FilteringBoundLogger) -> None:
+        """Sign, or say why not, and write the answer.
+
+        Raises:
+            SmcError: it cannot be signed now.
+            StoreError: as `KV.transact`.
+        """
+        try:
+            request = self._believed(id_, item)
+            uri = x509.credential_uri(self._authority.trust_domain, request.credential)
+            key = x509.load_public(request.public_key)
+        except Invalid as e:
+            log.warning("a request for a credential is refused", error=str(e))
+            answer = AnswerRecord(id_, error=str(e))
+        else:
+            leaf, chain = await self._authority.issue(key, uri, now=self._now(), ttl=self._ttl())
+            answer = AnswerRecord(id_, chain)
+            log = log.bind(credential=uri, requester=request.requester, serial=f"{leaf.serial_number:x}")
+        outcome = await self._leadership.transact(
+            [Put(self._keys.answer(id_), encode(answer), item.lease)],
+            [Guard(item.key, mod_revision=item.mod_revision), Guard(self._keys.answer(id_), create_revision=0)],
+        )
+        # If not, it is answered already, or nobody waits any more.
+        if isinstance(outcome, Committed) and answer.chain:
+            log.info("credential issued")
+
+    def _believed(self, id_: str, item: KeyValue) -> RequestRecord:
+        request = decode(RequestRecord, item.value, key=item.key)
+        if request.id != id_ or not requests.is_proven(self._keyring, request):
+            raise Invalid("the request carries no valid proof: no replica of this mesh made it")
+        return request

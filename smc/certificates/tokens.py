@@ -1,0 +1,161 @@
+"""Join tokens: one secret of 256 bits that turns one key into one credential, once.
+
+The store keeps its hash only, under a lease. The printed token carries a pin of the mesh's root, so that who holds it
+knows whom to trust before anything else is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+
+from cluster import kv as store
+from cluster.kv import KV, Guard, KeyValue, Operation, Put, Rejected
+from smc.certificates import requests, x509
+from smc.certificates.authority import load_pin, store_errors
+from smc.certificates.sealing import Keyring
+from smc.errors import Denied, Expired, Invalid, Unauthenticated
+from smc.records import Keys, TokenRecord, decode, encode
+
+MAX_TTL = 600.0
+_SECRET_BYTES = 32
+_PAUSE = 0.02
+"""Seconds before what lost a race looks who has won."""
+_FORM = re.compile(r"smc-([A-Za-z0-9_-]{43})\.([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A join token, taken apart."""
+
+    secret: bytes = field(repr=False)
+    pin: str
+    """SHA-256 of the root's public key (SubjectPublicKeyInfo), in hexadecimal."""
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Read `smc-<secret, base64url>.<pin, hexadecimal>`.
+
+        Raises:
+            Invalid: not of that form. The text is not repeated.
+        """
+        match = _FORM.fullmatch(text.strip()) if len(text) < 256 else None
+        if match is None:
+            raise Invalid(
+                "this is no join token: it must read smc-<43 characters>.<64 hexadecimal digits>",
+                hint="copy all of what smc token create printed",
+            )
+        return cls(base64.urlsafe_b64decode(match[1] + "="), match[2])
+
+    def text(self) -> str:
+        """What is printed, once."""
+        return f"smc-{base64.urlsafe_b64encode(self.secret).decode().rstrip('=')}.{self.pin}"
+
+    @property
+    def sha256(self) -> str:
+        """Under what it is stored, in hexadecimal."""
+        return hashlib.sha256(self.secret).hexdigest()
+
+
+async def create_token(kv: KV, keys: Keys, credential: str, *, ttl: float, now: float) -> tuple[str, float]:
+    """Make a token for one credential path; returns its text and when it expires, in seconds since 1970.
+
+    `ttl` is in seconds, at most `MAX_TTL`; 0 means that.
+
+    Raises:
+        Invalid: a bad path or `ttl`.
+        NotFound: there is no such mesh.
+        Unavailable: the store does not answer.
+    """
+    x509.check_credential(credential)
+    if credential.startswith("replica/"):
+        raise Invalid(f"{credential!r} needs no token", hint="a replica proves itself by its key-encryption key")
+    ttl = ttl or MAX_TTL
+    if not 1 <= ttl <= MAX_TTL:
+        raise Invalid(f"a token cannot live for {ttl:g} s", hint=f"1 to {MAX_TTL:g} s")
+    token = Token(secrets.token_bytes(_SECRET_BYTES), await load_pin(kv, keys))
+    expires = now + ttl
+    with store_errors("the token cannot be created"):
+        lease = await kv.grant(ttl)
+        # Should the answer be lost, the token that nobody has seen ends with its lease.
+        await kv.transact([Put(keys.token(token.sha256), encode(TokenRecord(credential, expires)), lease)])
+    return token.text(), expires
+
+
+async def redeem(
+    kv: KV,
+    keys: Keys,
+    keyring: Keyring,
+    token: Token,
+    public_key: x509.PublicKey,
+    *,
+    now: float,
+    timeout: float = requests.TIMEOUT,
+) -> tuple[str, str]:
+    """Turn a token into a credential for `public_key`; returns the credential's path and the chain in PEM.
+
+    One transaction marks the token as used by this key and writes the request. The same key may ask again until the
+    token expires and gets the same answer, or another one once that is gone; no other key ever gets one.
+
+    Raises:
+        Unauthenticated: no such token, or expired and gone.
+        Expired: it is past its time by this replica's clock.
+        Denied: another key has used it.
+        Invalid: the leader refuses; the text says why.
+        Unavailable: the store does not answer, or no leader does within `timeout` seconds. Trying again is safe.
+    """
+    try:
+        with store_errors("the token cannot be redeemed"):
+            async with asyncio.timeout(timeout):
+                id_, credential = await _use(kv, keys, keyring, token, public_key, now)
+                return credential, await requests.answer(kv, keys, id_)
+    except TimeoutError:
+        raise requests.no_leader(timeout) from None
+
+
+async def _use(
+    kv: KV, keys: Keys, keyring: Keyring, token: Token, public_key: x509.PublicKey, now: float
+) -> tuple[str, str]:
+    """Mark the token and write the request; returns the request's id and the credential's path."""
+    user = x509.fingerprint(public_key)
+    id_ = hashlib.sha256(f"{token.sha256} {user}".encode()).hexdigest()[:32]
+    lease = 0
+    while True:
+        item, record = _check(await kv.get(keys.token(token.sha256)), user, now)
+        if record.used_by and await kv.get(keys.request(id_)) is not None:
+            return id_, record.credential
+        lease = lease or await kv.grant(requests.LEASE)
+        request = requests.make_request(
+            keyring, id_, record.credential, x509.public_der(public_key), f"token:{token.sha256[:8]}"
+        )
+        operations: list[Operation] = [Put(keys.request(id_), encode(request), lease)]
+        if not record.used_by:
+            used = TokenRecord(record.credential, record.expires, user)
+            operations.append(Put(item.key, encode(used), item.lease))
+        guards = [Guard(item.key, mod_revision=item.mod_revision), Guard(keys.request(id_), create_revision=0)]
+        try:
+            outcome = await kv.transact(operations, guards)
+        except store.Ambiguous:
+            continue
+        except store.LeaseLost:
+            lease = 0
+            continue
+        if not isinstance(outcome, Rejected):
+            return id_, record.credential
+        await asyncio.sleep(_PAUSE)
+
+
+def _check(item: KeyValue | None, user: str, now: float) -> tuple[KeyValue, TokenRecord]:
+    if item is None:
+        raise Unauthenticated("there is no such token, or it has expired", hint="ask for a new token")
+    record = decode(TokenRecord, item.value, key="a token")
+    if record.expires <= now:
+        raise Expired("the token has expired", hint="ask for a new token")
+    if record.used_by and not hmac.compare_digest(record.used_by, user):
+        raise Denied("the token was used by another key", hint="ask for a new token")
+    return item, record

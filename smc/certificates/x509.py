@@ -1,0 +1,557 @@
+"""What a certificate of the mesh looks like, and which certificates and requests are believed.
+
+Pure: the time, the randomness and the signature come from the caller. A certificate is made in two steps, so that the
+key may live anywhere: `root`, `intermediate` and `leaf` say what is to be signed, and `ToBeSigned.signed` takes the
+signature. Every authority's key is P-256 and signs ECDSA with SHA-256.
+
+The authority writes the names itself. Of a request it believes one thing, the public key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from smc.errors import Expired, Invalid
+
+BACKDATE = timedelta(minutes=2)
+"""How far the clocks of two machines may be apart: every certificate is valid from this much before it was made."""
+ROOT_TTL = timedelta(days=3652)
+INTERMEDIATE_TTL = timedelta(days=365)
+JITTER = 0.1
+"""A certificate is renewed at half its life, give or take this share of its life."""
+
+MAX_REQUEST = 16 * 1024
+"""Bytes of a certificate request; a 4,096-bit RSA key with its signature takes 1,200."""
+MAX_RSA_BITS = 8192
+MAX_CHAIN = 64 * 1024
+RANDOM_BYTES = 12
+"""What `serial` takes: 96 bits."""
+
+CREDENTIAL_KINDS = {"proxy": 2, "operator": 1, "viewer": 1, "replica": 1}
+"""How many names follow the kind in the path of a credential's SPIFFE ID."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_TRUST_DOMAIN = re.compile(r"(?=.{1,200}\Z)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*")
+
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+"""What a certificate may be for: P-256 or P-384, Ed25519, RSA of 2,048 bits or more."""
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def check_trust_domain(text: str) -> str:
+    """Return `text` if it can name a trust domain: lower-case DNS labels.
+
+    Raises:
+        Invalid: it cannot.
+    """
+    if not _TRUST_DOMAIN.fullmatch(text):
+        raise Invalid(
+            f"{text[:80]!r} is no trust domain",
+            hint="use lower-case letters, digits, hyphens and dots, such as mesh.example.com",
+        )
+    return text
+
+
+def check_credential(path: str) -> str:
+    """Return `path` if it is that of a credential: `proxy/<namespace>/<workload>`, `operator/<name>`, `viewer/<name>`
+    or `replica/<name>`.
+
+    Raises:
+        Invalid: it is not.
+    """
+    kind, *names = path[:1024].split("/")
+    if CREDENTIAL_KINDS.get(kind) != len(names) or not all(_NAME.fullmatch(name) for name in names):
+        raise Invalid(
+            f"{path[:80]!r} names no credential",
+            hint="use proxy/<namespace>/<workload>, operator/<name>, viewer/<name> or replica/<name>",
+        )
+    return path
+
+
+def credential_uri(trust_domain: str, path: str) -> str:
+    """The SPIFFE ID of a credential."""
+    return f"spiffe://{trust_domain}/{check_credential(path)}"
+
+
+def replica_host(trust_domain: str) -> str:
+    """The DNS name on every replica's certificate, and on no other: gRPC clients verify a host name, never a URI.
+
+    A client sets `grpc.ssl_target_name_override` to it, whatever address it dials.
+    """
+    return f"replica.{trust_domain}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Make a P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """PKCS#8, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def public_der(key: PublicKey) -> bytes:
+    """SubjectPublicKeyInfo."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_public(der: bytes) -> PublicKey:
+    """Read a SubjectPublicKeyInfo and refuse what is too weak to certify.
+
+    Raises:
+        Invalid: no key, or not one of `PublicKey`.
+    """
+    if len(der) > MAX_REQUEST:
+        raise Invalid(f"the public key has {len(der)} bytes, more than {MAX_REQUEST}")
+    try:
+        key = serialization.load_der_public_key(der)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise Invalid("the public key cannot be read", hint="send a SubjectPublicKeyInfo in DER") from None
+    return _strong(key)
+
+
+def request(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A certificate request, PKCS#10 in DER, that asks for nothing: only its public key will be used."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def requested_key(csr: bytes) -> PublicKey:
+    """The public key of a certificate request, once its own signature shows that the sender has the private one.
+
+    Names and extensions that it asks for are not read.
+
+    Raises:
+        Invalid: too large, unreadable, not signed by its own key, or a key that is too weak.
+    """
+    if len(csr) > MAX_REQUEST:
+        raise Invalid(f"the certificate request has {len(csr)} bytes, more than {MAX_REQUEST}")
+    try:
+        parsed = x509.load_der_x509_csr(csr)
+        key = parsed.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise Invalid("the certificate request cannot be read", hint="send PKCS#10 in DER") from None
+    strong = _strong(key)
+    try:
+        valid = parsed.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, TypeError):
+        valid = False
+    if not valid:
+        raise Invalid("the certificate request is not signed by its own key")
+    return strong
+
+
+def fingerprint(key: PublicKey) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo, in hexadecimal."""
+    return hashlib.sha256(public_der(key)).hexdigest()
+
+
+def _strong(key: object) -> PublicKey:
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if key.curve.name in ("secp256r1", "secp384r1"):
+            return key
+        found = f"an elliptic-curve key on {key.curve.name}"
+    elif isinstance(key, rsa.RSAPublicKey):
+        if 2048 <= key.key_size <= MAX_RSA_BITS and key.public_numbers().e >= 65537:
+            return key
+        found = f"an RSA key of {key.key_size} bits with exponent {min(key.public_numbers().e, 2**32)}"
+    else:
+        found = "a key of another algorithm"
+    raise Invalid(
+        f"{found} cannot be certified",
+        hint=f"use P-256, P-384, Ed25519, or RSA of 2048 to {MAX_RSA_BITS} bits with an exponent of 65537 or more",
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- making
+
+
+class _Elsewhere(ec.EllipticCurvePrivateKey):
+    """Stands in for a P-256 key that is elsewhere, and returns the signature that was made there."""
+
+    def __init__(self, signature: bytes) -> None:
+        self.signature = signature
+
+    def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        return self.signature
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return ec.SECP256R1()
+
+    @property
+    def key_size(self) -> int:
+        return 256
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        self._absent()
+
+    def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
+        self._absent()
+
+    def private_numbers(self) -> ec.EllipticCurvePrivateNumbers:
+        self._absent()
+
+    def private_bytes(self, *args: Any, **kwargs: Any) -> bytes:
+        self._absent()
+
+    def __copy__(self) -> _Elsewhere:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> _Elsewhere:
+        return self
+
+    def _absent(self) -> NoReturn:
+        raise NotImplementedError("the private key is not here")
+
+
+@dataclass(frozen=True, slots=True)
+class ToBeSigned:
+    """A certificate that lacks its signature only."""
+
+    builder: x509.CertificateBuilder
+
+    @property
+    def data(self) -> bytes:
+        """The TBSCertificate in DER: what the issuer's key signs, as ECDSA with SHA-256."""
+        return self._finish(b"\0").tbs_certificate_bytes
+
+    def signed(self, signature: bytes) -> x509.Certificate:
+        """The certificate with its signature, an ECDSA-Sig-Value in DER over `data`. It is not verified here."""
+        return self._finish(signature)
+
+    def _finish(self, signature: bytes) -> x509.Certificate:
+        return self.builder.sign(_Elsewhere(signature), hashes.SHA256())
+
+
+def serial(epoch: int, randomness: bytes) -> int:
+    """A serial number: the epoch's 32 bits, then 96 random ones, so that a restored store cannot use one again.
+
+    Raises:
+        ValueError: `epoch` is not in 1..2**32-1, or `randomness` has not `RANDOM_BYTES` bytes.
+    """
+    if not 0 < epoch < 2**32 or len(randomness) != RANDOM_BYTES:
+        raise ValueError(f"a serial needs an epoch of 1 to {2**32 - 1} and {RANDOM_BYTES} random bytes")
+    return epoch << 96 | int.from_bytes(randomness, "big")
+
+
+def root(
+    key: ec.EllipticCurvePublicKey,
+    trust_domain: str,
+    *,
+    number: int,
+    serial: int,
+    now: float,
+    ttl: timedelta = ROOT_TTL,
+) -> ToBeSigned:
+    """A root, to be signed with its own key. `now` is in seconds since 1970."""
+    name = _authority_name("root", number, trust_domain)
+    builder = _builder(name, name, key, key, serial, *_times(now, ttl, None))
+    return ToBeSigned(_as_authority(builder, path_length=1))
+
+
+def intermediate(
+    key: ec.EllipticCurvePublicKey,
+    issuer: x509.Certificate,
+    trust_domain: str,
+    *,
+    number: int,
+    serial: int,
+    now: float,
+    ttl: timedelta = INTERMEDIATE_TTL,
+) -> ToBeSigned:
+    """An authority for leaves of this trust domain alone, to be signed with the key of the root `issuer`.
+
+    Raises:
+        Expired: `issuer` is no longer valid.
+    """
+    name = _authority_name("intermediate", number, trust_domain)
+    builder = _builder(name, issuer.subject, key, issuer.public_key(), serial, *_times(now, ttl, issuer))
+    permitted = [x509.UniformResourceIdentifier(trust_domain), x509.DNSName(replica_host(trust_domain))]
+    builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
+    return ToBeSigned(_as_authority(builder, path_length=0))
+
+
+def leaf(
+    key: PublicKey,
+    uri: str,
+    issuer: x509.Certificate,
+    *,
+    serial: int,
+    now: float,
+    ttl: timedelta,
+    dns: str = "",
+) -> ToBeSigned:
+    """A certificate for `uri`, for clients and servers, to be signed with the key of the intermediate `issuer`.
+
+    `dns` is `replica_host` for a replica, and empty for everybody else.
+
+    Raises:
+        Expired: `issuer` is no longer valid.
+    """
+    builder = _builder(x509.Name([]), issuer.subject, key, issuer.public_key(), serial, *_times(now, ttl, issuer))
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+    if dns:
+        names.append(x509.DNSName(dns))
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return ToBeSigned(
+        # With an empty subject the alternative name is all there is, and must be critical: RFC 5280, 4.2.1.6.
+        builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    )
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Any,
+    issuer_key: Any,
+    serial: int,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(serial)
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+    )
+
+
+def _times(now: float, ttl: timedelta, issuer: x509.Certificate | None) -> tuple[datetime, datetime]:
+    made = datetime.fromtimestamp(int(now), UTC)
+    not_before, not_after = made - BACKDATE, made + ttl
+    if issuer is not None:
+        if made >= issuer.not_valid_after_utc:
+            raise Expired(
+                f"the authority {_common_name(issuer)!r} expired at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC "
+                "and can sign nothing any more",
+                hint="check the clock; the mesh needs a new authority",
+            )
+        not_before, not_after = (
+            max(not_before, issuer.not_valid_before_utc),
+            min(not_after, issuer.not_valid_after_utc),
+        )
+    return not_before, not_after
+
+
+def _as_authority(builder: x509.CertificateBuilder, *, path_length: int) -> x509.CertificateBuilder:
+    return builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True).add_extension(
+        _key_usage(authority=True), critical=True
+    )
+
+
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _authority_name(role: str, number: int, trust_domain: str) -> x509.Name:
+    # RFC 5280 bounds both attributes at 64 characters.
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"SMC {role} {number}"),
+        ]
+    )
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def pem(*certificates: x509.Certificate) -> str:
+    """The certificates as PEM, in the given order."""
+    return "".join(c.public_bytes(serialization.Encoding.PEM).decode() for c in certificates)
+
+
+def load(text: str) -> tuple[x509.Certificate, ...]:
+    """Read one or more certificates in PEM.
+
+    Raises:
+        Invalid: none in it, unreadable, or more than `MAX_CHAIN` characters.
+    """
+    if len(text) > MAX_CHAIN:
+        raise Invalid(f"the certificate chain has {len(text)} characters, more than {MAX_CHAIN}")
+    try:
+        return tuple(x509.load_pem_x509_certificates(text.encode()))
+    except ValueError:
+        raise Invalid("the certificate cannot be read", hint="it must be PEM") from None
+
+
+def uri(certificate: x509.Certificate) -> str:
+    """The one URI that a certificate is for.
+
+    Raises:
+        Invalid: it carries none, several, or one with a character that no SPIFFE ID has.
+    """
+    uris = _alternative_names(certificate, x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise Invalid(f"the certificate carries {len(uris)} URIs; exactly one says who it is for")
+    if not re.fullmatch(r"spiffe://[a-z0-9.-]+(/[A-Za-z0-9._-]+)+", uris[0]):
+        raise Invalid(f"the certificate's URI {uris[0][:80]!r} is no SPIFFE ID")
+    return uris[0]
+
+
+def dns_names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The DNS names that a certificate is for; only a replica's has one."""
+    return _alternative_names(certificate, x509.DNSName)
+
+
+def issued(not_before: float, not_after: float) -> float:
+    """When a certificate was made, in seconds since 1970: it is valid from `BACKDATE` before that."""
+    return min(not_before + BACKDATE.total_seconds(), not_after)
+
+
+def renew_at(not_before: float, not_after: float, seed: str) -> float:
+    """When to renew: at half of the life from `issued` to `not_after`, give or take `JITTER`.
+
+    Equal arguments, equal time; `seed` (the serial) spreads certificates that were made together.
+    """
+    share = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") / 2**64
+    made = issued(not_before, not_after)
+    return made + (not_after - made) * (0.5 + JITTER * (2 * share - 1))
+
+
+def check_times(certificate: x509.Certificate, now: float) -> None:
+    """Check that `certificate` is valid at `now`, in seconds since 1970.
+
+    Raises:
+        Expired: it is no longer, or not yet. The text says which, and what clock to look at.
+    """
+    moment = datetime.fromtimestamp(now, UTC)
+    who = _common_name(certificate) or ", ".join(_alternative_names(certificate, x509.UniformResourceIdentifier))
+    if moment < certificate.not_valid_before_utc:
+        raise Expired(
+            f"the certificate of {who[:200]!r} is valid only from "
+            f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, "
+            f"and here it is {moment:%Y-%m-%d %H:%M:%S} UTC",
+            hint="set the clock: this one is behind",
+        )
+    if moment > certificate.not_valid_after_utc:
+        raise Expired(
+            f"the certificate of {who[:200]!r} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC, "
+            f"and here it is {moment:%Y-%m-%d %H:%M:%S} UTC",
+            hint="if that time is wrong, set the clock",
+        )
+
+
+def check_chain(
+    chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], now: float, *, times: bool = True
+) -> x509.Certificate:
+    """Check that `chain` (the leaf first, each signed by the next) leads to one of `roots`; returns that root.
+
+    TLS libraries check all this again. Here it tells apart the ways in which it can fail, before anything is sent.
+    With `times=False` the periods of validity are left to the caller.
+
+    Raises:
+        Invalid: it does not lead there, or what signs is no authority.
+        Expired: a certificate on the way is not valid at `now`.
+    """
+    if not 1 <= len(chain) <= 8:
+        raise Invalid(f"a chain of {len(chain)} certificates is none of this mesh")
+    path = list(chain)
+    found = next((r for r in roots if r == path[-1] or _issued(path[-1], r)), None)
+    if found is None:
+        raise Invalid("the certificate does not lead to a root that is trusted here")
+    if found != path[-1]:
+        path.append(found)
+    for below, (child, parent) in enumerate(itertools.pairwise(path)):
+        if not _issued(child, parent):
+            raise Invalid("the certificates do not form a chain: one is not signed by the next")
+        constraints = _extension(parent, x509.BasicConstraints)
+        if constraints is None or not constraints.ca:
+            raise Invalid("a certificate in the chain was signed by one that is no authority")
+        if constraints.path_length is not None and constraints.path_length < below:
+            raise Invalid("the chain is longer than its authority allows")
+    if times:
+        for certificate in path:
+            check_times(certificate, now)
+    return found
+
+
+def check_answer(
+    chain: str, key: PublicKey, expected_uri: str, roots: Sequence[str], now: float
+) -> tuple[x509.Certificate, ...]:
+    """Check that a signed chain is what was asked for: this key, this URI, and a root of `roots` at its end.
+
+    Raises:
+        Invalid, Expired: it is not.
+    """
+    certificates = load(chain)
+    if not hmac.compare_digest(public_der(certificates[0].public_key()), public_der(key)):  # type: ignore[arg-type]
+        raise Invalid("the certificate is for another key than the one that was sent")
+    if uri(certificates[0]) != expected_uri:
+        raise Invalid(f"the certificate is for {uri(certificates[0])!r}, and {expected_uri!r} was asked for")
+    check_chain(certificates, [c for text in roots for c in load(text)], now)
+    return certificates
+
+
+def _issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    try:
+        child.verify_directly_issued_by(parent)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _extension(certificate: x509.Certificate, kind: type[Any]) -> Any:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+    except ValueError:
+        raise Invalid("a certificate has extensions that cannot be read") from None
+
+
+def _alternative_names(certificate: x509.Certificate, kind: Any) -> tuple[str, ...]:
+    names = _extension(certificate, x509.SubjectAlternativeName)
+    return tuple(names.get_values_for_type(kind)) if names is not None else ()
+
+
+def pin(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate's SubjectPublicKeyInfo, in hexadecimal: what a join token carries of the root."""
+    return hashlib.sha256(public_der(certificate.public_key())).hexdigest()  # type: ignore[arg-type]
