@@ -1,0 +1,79 @@
+"""How the servers of a replica prove who they are, and learn who calls: one certificate that is replaced while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+
+from smc.certificates import x509
+from smc.errors import Invalid, Unauthenticated
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTLS:
+    """What a server presents, and whom it believes. All of it is PEM."""
+
+    chain: str
+    """The leaf first."""
+    key: str = field(repr=False)
+    roots: str
+
+
+def server_credentials(current: Callable[[], ServerTLS], *, require_client: bool) -> grpc.ServerCredentials:
+    """Credentials that ask `current` at every handshake, so that a renewed certificate needs no restart.
+
+    `current` is called on threads of gRPC: it must not block, and returns the same object until something changed.
+    Connections that are open stay as they are. With `require_client` a client without a certificate that leads to the
+    roots is refused before it can say anything.
+    """
+    served = current()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal served
+        newest = current()
+        if newest is served:
+            return None
+        configuration = _configuration(newest, require_client)
+        served = newest
+        return configuration
+
+    # The stubs do not know that None means "as before".
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(served, require_client),
+        fetch,
+        require_client_authentication=require_client,  # type: ignore[arg-type]
+    )
+
+
+def _configuration(tls: ServerTLS, require_client: bool) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(tls.key.encode(), tls.chain.encode())], tls.roots.encode() if require_client else None
+    )
+
+
+def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, now: float) -> str:
+    """Who calls: the path of its credential's SPIFFE ID, such as `operator/<name>` or `proxy/<namespace>/<workload>`.
+
+    TLS has checked the chain when the connection was made; that the certificate is still valid is checked here, because
+    a connection may outlive it. `now` is in seconds since 1970.
+
+    Raises:
+        Unauthenticated: no certificate, expired, not exactly one SPIFFE ID, or one of another trust domain.
+        Invalid: the SPIFFE ID is of no kind of credential (a workload's certificate, for one).
+    """
+    certificates = list(auth_context.get("x509_pem_cert", ()))
+    if not certificates:
+        raise Unauthenticated("the connection carries no client certificate", hint="connect with a credential")
+    try:
+        (leaf,) = x509.load(certificates[0].decode("ascii"))
+        uri = x509.uri(leaf)
+    except (Invalid, ValueError) as e:
+        raise Unauthenticated(f"the client certificate says nothing about who it is: {e}") from None
+    prefix = f"spiffe://{trust_domain}/"
+    if not uri.startswith(prefix):
+        raise Unauthenticated(f"{uri[:300]} is not of the trust domain {trust_domain!r}")
+    if leaf.not_valid_after_utc.timestamp() <= now:
+        raise Unauthenticated(f"the credential of {uri} has expired", hint="renew it, or join again with a new token")
+    return x509.check_credential(uri.removeprefix(prefix))
