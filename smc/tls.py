@@ -1,4 +1,4 @@
-"""How the servers of a replica prove who they are, and learn who calls: one certificate that is replaced while they run."""
+"""How the servers of a replica prove who they are and learn who calls, with a certificate that may change meanwhile."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def server_credentials(current: Callable[[], ServerTLS], *, require_client: bool
     # The stubs do not know that None means "as before".
     return grpc.dynamic_ssl_server_credentials(
         _configuration(served, require_client),
-        fetch,
-        require_client_authentication=require_client,  # type: ignore[arg-type]
+        fetch,  # type: ignore[arg-type]
+        require_client_authentication=require_client,
     )
 
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class MeshStub:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers only read, proxies only Renew, replicas only Proxies.
+    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies.
     """
 
     def __init__(self, channel):
@@ -75,12 +75,12 @@ class MeshStub:
 
 class MeshServicer:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers only read, proxies only Renew, replicas only Proxies.
+    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies.
     """
 
     def Apply(self, request, context):
         """Creates or replaces one manifest. INVALID_ARGUMENT lists every finding; ABORTED: the resource version is another one;
-        UNAVAILABLE: etcd cannot be reached and nothing was written.
+        UNAVAILABLE: etcd cannot be reached and nothing was written; UNKNOWN: etcd's answer was lost, so it may have been.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,7 +174,7 @@ def add_MeshServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers only read, proxies only Renew, replicas only Proxies.
+    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies.
     """
 
     @staticmethod
