@@ -53,14 +53,49 @@ class Resource:
         return hashlib.blake2b(self.body, digest_size=8).hexdigest()
 
 
-_NONE: Mapping[str, Resource] = MappingProxyType({})
+@dataclass(frozen=True, eq=False)
+class ResourceSet:
+    """All resources of one type that a proxy should have. Snapshots share it: the same object means the same set.
+
+    Never changed once made. `resources` is sorted by name.
+    """
+
+    resources: Mapping[str, Resource] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, resources: Iterable[Resource]) -> ResourceSet:
+        """Sort by name.
+
+        Raises:
+            ValueError: two resources have the same name.
+        """
+        named: dict[str, Resource] = {}
+        for resource in sorted(resources, key=lambda r: r.name):
+            if resource.name in named:
+                raise ValueError(f"two {resource.type.name} resources are called {resource.name}")
+            named[resource.name] = resource
+        return cls(MappingProxyType(named))
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of the names and versions in it."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, resource in self.resources.items():
+            digest.update(f"{name}\0{resource.version}\0".encode())
+        return digest.hexdigest()
+
+
+EMPTY = ResourceSet(MappingProxyType({}))
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """All that one proxy should have. Proxies with equal inputs share one object, so identity means "nothing new"."""
+    """All that one proxy should have. Proxies with equal inputs share one object, so identity means "nothing new".
 
-    resources: Mapping[Type, Mapping[str, Resource]] = field(default_factory=dict)
+    Snapshots share what they have in common: `of_type` of two of them is the same mapping where that type's sets are.
+    """
+
+    sets: Mapping[Type, ResourceSet] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resources: Iterable[Resource]) -> Snapshot:
@@ -69,24 +104,15 @@ class Snapshot:
         Raises:
             ValueError: two resources have the same type and name.
         """
-        grouped: dict[Type, dict[str, Resource]] = {}
-        for resource in sorted(resources, key=lambda r: r.name):
-            named = grouped.setdefault(resource.type, {})
-            if resource.name in named:
-                raise ValueError(f"two {resource.type.name} resources are called {resource.name}")
-            named[resource.name] = resource
-        return cls(grouped)
+        grouped: dict[Type, list[Resource]] = {}
+        for resource in resources:
+            grouped.setdefault(resource.type, []).append(resource)
+        return cls({type_: ResourceSet.of(found) for type_, found in grouped.items()})
 
     def of_type(self, type_: Type) -> Mapping[str, Resource]:
-        return self.resources.get(type_, _NONE)
+        return self.sets.get(type_, EMPTY).resources
 
     @cached_property
     def versions(self) -> Mapping[Type, str]:
         """A version for each type's whole set (`system_version_info`; the state-of-the-world version)."""
-        return {type_: self._set_version(type_) for type_ in Type}
-
-    def _set_version(self, type_: Type) -> str:
-        digest = hashlib.blake2b(digest_size=8)
-        for name, resource in self.of_type(type_).items():
-            digest.update(f"{name}\0{resource.version}\0".encode())
-        return digest.hexdigest()
+        return {type_: self.sets.get(type_, EMPTY).version for type_ in Type}

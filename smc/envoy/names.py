@@ -1,0 +1,60 @@
+"""What resources, ports and hosts are called: the words on which callers and proxies agree."""
+
+from __future__ import annotations
+
+from smc.model import Name
+
+OUTBOUND = "outbound"
+"""The listener that the application's own requests enter by, and the one RouteConfiguration behind it."""
+INBOUND = "inbound"
+"""The listener that other proxies dial."""
+PASSTHROUGH = "passthrough"
+"""The cluster, and the DNS cache, of hosts outside the mesh."""
+IDENTITY = "identity"
+BUNDLE = "bundle"
+
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15003
+ADMIN_PORT = 15000
+PROMETHEUS_PORT = 15010
+
+HEALTH_PATH = "/.smc/health"
+"""What callers' health checks ask for; answered by the proxy itself, before policy, to any identity of the mesh."""
+
+
+def cluster(service: Name, port: int) -> str:
+    """Also the name of its ClusterLoadAssignment, of its virtual host and of its inbound filter chain."""
+    return f"{service}|{port}"
+
+
+def local(app_port: int) -> str:
+    return f"local|{app_port}"
+
+
+def inbound_route(app_port: int) -> str:
+    return f"inbound|{app_port}"
+
+
+def sni(service: Name, port: int, mesh_domain: str) -> str:
+    """What a caller asks for in its TLS handshake; lower case, as Envoy compares it."""
+    return f"{port}.{service.name}.{service.namespace}.{mesh_domain.rstrip('.')}".lower()
+
+
+def hosts(service: Name, mesh_domain: str, *, same_namespace: bool) -> tuple[str, ...]:
+    """The host names that a service answers to, the most specific first, none twice."""
+    name, namespace = service.name.lower(), service.namespace.lower()
+    found = [
+        f"{name}.{namespace}.{mesh_domain.strip('.').lower()}",
+        f"{name}.{namespace}.svc.cluster.local",
+        f"{name}.{namespace}.svc",
+        f"{name}.{namespace}",
+    ]
+    if same_namespace:
+        found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def domains(host: str, port: int) -> tuple[str, ...]:
+    """How a request may spell `host` and `port`: with and without the trailing dot, and port 80 also by silence."""
+    spelled = (f"{host}:{port}", f"{host}.:{port}")
+    return (host, f"{host}.", *spelled) if port == 80 else spelled

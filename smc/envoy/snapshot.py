@@ -1,0 +1,234 @@
+"""From a Mesh to what each proxy should have, rebuilding no more than what changed.
+
+Each resource is made from the smallest noun that it needs and remembered with it, for as long as that noun lives.
+What comes out equal is made the same object again, resource, set and Snapshot alike, so that "the same object" means
+"nothing to send" all the way down to the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from smc.envoy import clusters, endpoints, listeners, routes, secrets
+from smc.mesh import Mesh, Proxy
+from smc.model import Assignment, Destination, Egress, Inbound, MeshConfig, Name, Outbound, Policy, Upstream
+from smc.records import BundleRecord, CertificateRecord
+from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Generator:
+    """Makes Snapshots. Not safe for use by two threads at once.
+
+    `open_key` gives the PKCS#8 PEM of a certificate's key; what it raises is raised by `snapshot`.
+    """
+
+    def __init__(self, open_key: Callable[[CertificateRecord], bytes]) -> None:
+        self._open_key = open_key
+        self._interned = _Interned()
+        self._settings: _Settings | None = None
+        self._last: dict[Name, _Last] = {}
+
+    def snapshot(self, mesh: Mesh, proxy: Name) -> Snapshot:
+        """All that `proxy` should have in `mesh`: the same object as before when nothing in it differs.
+
+        Raises:
+            KeyError: the mesh has no such proxy.
+        """
+        found = mesh.proxies[proxy]
+        settings = self._settings
+        if settings is None or settings.config != mesh.config or settings.trust_domain != mesh.trust_domain:
+            settings = self._settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
+            self._last.clear()
+        last = self._last.get(proxy)
+        if last is not None and last.proxy is found and last.bundle is mesh.bundle:
+            return last.snapshot
+        own_key = _own_key(found, mesh.bundle)
+        own = last.own if last is not None and last.own_key == own_key else self._own(settings, found, mesh.bundle)
+        snapshot = self._interned.snapshot(settings.callees(found.outbound), own)
+        if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
+            self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
+        self._last[proxy] = _Last(found, mesh.bundle, own_key, own, snapshot)
+        return snapshot
+
+    def _own(self, settings: _Settings, proxy: Proxy, bundle: BundleRecord | None) -> _Own:
+        workload = proxy.workload
+        served = tuple(inbound for inbound in proxy.inbound if inbound.services)
+        listening = [settings.outbound_listener(workload.address)]
+        if served:  # Envoy refuses a listener without a filter chain
+            listening.append(settings.inbound_listener(workload.address, served))
+        found = []
+        if bundle is not None:
+            found.append(self._interned.resource(secrets.bundle(bundle.roots)))
+        if proxy.certificate is not None:
+            found.append(self._identity(proxy.certificate))
+        return _Own(
+            self._interned.set(listening),
+            tuple(settings.local(inbound, workload.app_address) for inbound in served),
+            tuple(settings.permitted(proxy.policy, inbound.port) for inbound in served),
+            self._interned.set(found),
+        )
+
+    def _identity(self, certificate: CertificateRecord) -> Resource:
+        """Opened once for all proxies of the identity, and forgotten with the last Snapshot that holds it."""
+        known = self._interned.identities.get(certificate)
+        if known is None:
+            known = self._interned.resource(secrets.identity(certificate.chain, self._open_key(certificate)))
+            self._interned.identities[certificate] = known
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Callees:
+    """What proxies with the same Outbound have in common."""
+
+    clusters: ResourceSet
+    assignments: ResourceSet
+    route: Resource
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a proxy has whoever it calls."""
+
+    listeners: ResourceSet
+    clusters: tuple[Resource, ...]
+    routes: tuple[Resource, ...]
+    secrets: ResourceSet
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """What was made for a proxy last, and from what."""
+
+    proxy: Proxy
+    bundle: BundleRecord | None
+    own_key: tuple[Hashable, ...]
+    own: _Own
+    snapshot: Snapshot
+
+
+def _own_key(proxy: Proxy, bundle: BundleRecord | None) -> tuple[Hashable, ...]:
+    """Everything that `_Own` is made from: all of a Proxy but its Outbound."""
+    workload = proxy.workload
+    return (workload.address, workload.app_address, proxy.inbound, proxy.policy, proxy.certificate, bundle)
+
+
+class _Interned:
+    """One object for equal things, for as long as somebody holds it."""
+
+    def __init__(self) -> None:
+        self.identities: WeakValueDictionary[CertificateRecord, Resource] = WeakValueDictionary()
+        self._resources: WeakValueDictionary[Hashable, Resource] = WeakValueDictionary()
+        self._sets: WeakValueDictionary[tuple[Resource, ...], ResourceSet] = WeakValueDictionary()
+        self._joined: WeakValueDictionary[tuple[object, ...], ResourceSet] = WeakValueDictionary()
+        self._snapshots: WeakValueDictionary[tuple[ResourceSet, ...], Snapshot] = WeakValueDictionary()
+
+    def resource(self, made: Resource) -> Resource:
+        return self._resources.setdefault((made.type, made.name, made.version, made.sources, made.warms), made)
+
+    def set(self, resources: Iterable[Resource]) -> ResourceSet:
+        key = tuple(resources)
+        if not key:
+            return EMPTY
+        known = self._sets.get(key)
+        if known is None:
+            known = self._sets[key] = ResourceSet.of(key)
+        return known
+
+    def snapshot(self, callees: _Callees, own: _Own) -> Snapshot:
+        key = (
+            self._join(callees.clusters, own.clusters),
+            callees.assignments,
+            own.secrets,
+            own.listeners,
+            self._join(callees.route, own.routes),
+        )
+        known = self._snapshots.get(key)
+        if known is None:
+            known = self._snapshots[key] = Snapshot(dict(zip(Type, key, strict=True)))
+        return known
+
+    def _join(self, shared: ResourceSet | Resource, own: tuple[Resource, ...]) -> ResourceSet:
+        key = (shared, own)
+        known = self._joined.get(key)
+        if known is None:
+            common = shared.resources.values() if isinstance(shared, ResourceSet) else (shared,)
+            known = self._joined[key] = self.set((*common, *own))
+        return known
+
+
+class _Memo(Generic[K, V]):
+    """What was made from a noun and a few plain values, for as long as the noun lives."""
+
+    def __init__(self, make: Callable[..., V]) -> None:
+        self._make = make
+        self._made: WeakKeyDictionary[K, dict[tuple[Any, ...], V]] = WeakKeyDictionary()
+
+    def __call__(self, noun: K, *rest: Hashable) -> V:
+        made = self._made.get(noun)
+        if made is None:
+            made = self._made[noun] = {}
+        value = made.get(rest)
+        if value is None:
+            value = made[rest] = self._make(noun, *rest)
+        return value
+
+
+class _Settings:
+    """Every memo that depends on the trust domain and MeshConfig: another one of these makes new ones."""
+
+    def __init__(self, trust_domain: str, config: MeshConfig, interned: _Interned) -> None:
+        self.trust_domain = trust_domain
+        self.config = config
+        self._interned = interned
+        self._passthrough = (interned.resource(clusters.passthrough()),) if config.egress is Egress.ALLOW else ()
+        self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
+        self.local: _Memo[Inbound, Resource] = _Memo(self._local)
+        self.permitted: _Memo[Policy, Resource] = _Memo(self._permitted)
+        self._rules: _Memo[Policy, bytes] = _Memo(lambda policy: routes.permissions(policy, trust_domain))
+        self._upstreams: _Memo[Upstream, Resource] = _Memo(self._upstream)
+        self._assignments: _Memo[Assignment, Resource] = _Memo(
+            lambda assignment: interned.resource(endpoints.load_assignment(assignment))
+        )
+        self._virtual_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._virtual_host)
+        self._chains: _Memo[Inbound, bytes] = _Memo(self._chain)
+
+    def outbound_listener(self, address: str) -> Resource:
+        return self._interned.resource(listeners.outbound(address, self.config))
+
+    def inbound_listener(self, address: str, served: tuple[Inbound, ...]) -> Resource:
+        chains = b"".join(self._chains(inbound) for inbound in served)
+        return self._interned.resource(listeners.inbound(address, chains, tuple(inbound.port for inbound in served)))
+
+    def _callees(self, outbound: Outbound) -> _Callees:
+        hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
+        return _Callees(
+            self._interned.set((*self._passthrough, *(self._upstreams(upstream) for upstream in outbound.upstreams))),
+            self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
+            self._interned.resource(routes.outbound(hosts, self.config.egress)),
+        )
+
+    def _upstream(self, upstream: Upstream) -> Resource:
+        return self._interned.resource(clusters.upstream(upstream, self.trust_domain, self.config.mesh_domain))
+
+    def _local(self, inbound: Inbound, app_address: str) -> Resource:
+        return self._interned.resource(clusters.local(app_address, inbound.port, inbound.protocol))
+
+    def _permitted(self, policy: Policy, app_port: int) -> Resource:
+        sources = routes.policy_sources(policy)
+        return self._interned.resource(routes.inbound(app_port, self._rules(policy), sources))
+
+    def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
+        return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)
+
+    def _chain(self, inbound: Inbound) -> bytes:
+        return b"".join(
+            listeners.chain(service, port, inbound.port, self.trust_domain, self.config)
+            for service, port in inbound.services
+        )

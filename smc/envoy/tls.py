@@ -1,0 +1,69 @@
+"""Both ends of the mutual TLS between two proxies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
+from envoy.type.matcher.v3 import string_pb2
+
+from smc.envoy import messages, names
+from smc.model import Identity
+from smc.xds.snapshot import Type
+
+SECRETS = ((Type.SECRET, names.BUNDLE), (Type.SECRET, names.IDENTITY))
+"""What either end waits for."""
+
+
+def nobody(trust_domain: str) -> str:
+    """A SPIFFE ID that no certificate has: the authority signs only below `ns/`, `proxy/`, `operator/` and their like.
+
+    It stands where nobody may be accepted, because Envoy reads an empty list as anybody.
+    """
+    return f"spiffe://{trust_domain}/nobody"
+
+
+def upstream(identities: tuple[Identity, ...], trust_domain: str, sni: str) -> Any:
+    """The caller's end: whoever answers must be exactly one of `identities`; none means nobody."""
+    accepted = [identity.uri(trust_domain) for identity in identities] or [nobody(trust_domain)]
+    matchers = [string_pb2.StringMatcher(exact=uri) for uri in accepted]
+    # A resumed session skips the check of the certificate, expiry included.
+    return tls_pb2.UpstreamTlsContext(
+        common_tls_context=_common(matchers), sni=sni, max_session_keys=messages.uint32(0)
+    )
+
+
+def downstream(trust_domain: str) -> Any:
+    """The server's end: a workload identity of this mesh, whichever; policy decides what it may do.
+
+    Credentials of proxies, operators and replicas are for the control plane: they are refused here.
+    """
+    return tls_pb2.DownstreamTlsContext(
+        common_tls_context=_common([string_pb2.StringMatcher(prefix=f"spiffe://{trust_domain}/ns/")]),
+        require_client_certificate=messages.TRUE,
+        # Either kind of resumption skips the check of the certificate, expiry included; one flag alone does nothing.
+        disable_stateless_session_resumption=True,
+        disable_stateful_session_resumption=True,
+    )
+
+
+def _common(accepted: list[Any]) -> Any:
+    uri = common_pb2.SubjectAltNameMatcher.URI
+    return common_pb2.CommonTlsContext(
+        tls_params=common_pb2.TlsParameters(
+            tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+            tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+        ),
+        alpn_protocols=["h2"],
+        tls_certificate_sds_secret_configs=[secret_pb2.SdsSecretConfig(name=names.IDENTITY, sds_config=messages.ads())],
+        combined_validation_context=common_pb2.CommonTlsContext.CombinedCertificateValidationContext(
+            default_validation_context=common_pb2.CertificateValidationContext(
+                match_typed_subject_alt_names=[
+                    common_pb2.SubjectAltNameMatcher(san_type=uri, matcher=matcher) for matcher in accepted
+                ]
+            ),
+            validation_context_sds_secret_config=secret_pb2.SdsSecretConfig(
+                name=names.BUNDLE, sds_config=messages.ads()
+            ),
+        ),
+    )
