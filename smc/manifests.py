@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from smc.model import Permission, Problem, Split
 from smc.records import ManifestRecord
 
+RE2_MAX_PROGRAM_SIZE = 5000
+"""The largest regular expression that a manifest may hold, in RE2's own measure; Envoy is started with the same bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
