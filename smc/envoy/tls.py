@@ -49,14 +49,14 @@ def downstream(trust_domain: str) -> Any:
 
 def _common(accepted: list[Any]) -> Any:
     uri = common_pb2.SubjectAltNameMatcher.URI
-    return common_pb2.CommonTlsContext(
+    return tls_pb2.CommonTlsContext(
         tls_params=common_pb2.TlsParameters(
             tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
             tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
         ),
         alpn_protocols=["h2"],
         tls_certificate_sds_secret_configs=[secret_pb2.SdsSecretConfig(name=names.IDENTITY, sds_config=messages.ads())],
-        combined_validation_context=common_pb2.CommonTlsContext.CombinedCertificateValidationContext(
+        combined_validation_context=tls_pb2.CommonTlsContext.CombinedCertificateValidationContext(
             default_validation_context=common_pb2.CertificateValidationContext(
                 match_typed_subject_alt_names=[
                     common_pb2.SubjectAltNameMatcher(san_type=uri, matcher=matcher) for matcher in accepted
