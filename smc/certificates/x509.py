@@ -150,7 +150,7 @@ def requested_key(csr: bytes) -> PublicKey:
     try:
         parsed = x509.load_der_x509_csr(csr)
         key = parsed.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Invalid("the certificate request cannot be read", hint="send PKCS#10 in DER") from None
     strong = _strong(key)
     try:
@@ -418,7 +418,7 @@ def load(text: str) -> tuple[x509.Certificate, ...]:
         raise Invalid(f"the certificate chain has {len(text)} characters, more than {MAX_CHAIN}")
     try:
         return tuple(x509.load_pem_x509_certificates(text.encode()))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Invalid("the certificate cannot be read", hint="it must be PEM") from None
 
 
@@ -511,6 +511,16 @@ def check_chain(
         for certificate in path:
             check_times(certificate, now)
     return found
+
+
+def check_self_signed(certificate: x509.Certificate) -> None:
+    """Check that a root is signed with its own key.
+
+    Raises:
+        Invalid: it is not.
+    """
+    if not _issued(certificate, certificate):
+        raise Invalid("the root is not signed with its own key")
 
 
 def check_answer(

@@ -174,7 +174,7 @@ async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
             certificates = session._sslobj.get_unverified_chain()  # noqa: SLF001
             encoded = [c.public_bytes(ssl._ssl.ENCODING_DER) for c in certificates]  # type: ignore[attr-defined] # noqa: SLF001
         return tuple(cx509.load_der_x509_certificate(der) for der in encoded[:8])
-    except ValueError:
+    except (ValueError, cx509.InvalidVersion):
         raise _Unreachable("it presents a certificate that cannot be read") from None
     finally:
         writer.transport.abort()
