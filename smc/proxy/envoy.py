@@ -28,7 +28,6 @@ from smc.proxy.settings import Exit, ProxyFailed
 FIRST_RETRY, LAST_RETRY = 0.1, 10.0
 """Seconds between a death and the next start: doubled each time, from the start again after `STEADY` seconds alive."""
 STEADY = 30.0
-ARGUMENTS = ("--drain-time-s", "60", "--drain-strategy", "immediate", "--disable-hot-restart")
 _POLL = 0.2
 _CERTIFICATE = "identity"
 

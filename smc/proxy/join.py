@@ -67,6 +67,7 @@ async def join(
     Raises:
         ProxyFailed: it cannot; `exit` says which way.
     """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = _pending_key(directory)
     wait = FIRST_RETRY
     reason = "no address was given"

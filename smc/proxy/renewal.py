@@ -36,7 +36,7 @@ async def keep_fresh(
     enrolled: Enrolment,
     *,
     now: Callable[[], float] = time.time,
-    renewed: Callable[[Credential, Enrolment], None] = lambda _c, _e: None,
+    renewed: Callable[[Credential, Enrolment], object] = lambda _credential, _enrolled: None,
 ) -> None:
     """Renew the credential in `directory` again and again, until cancelled.
 

@@ -18,7 +18,9 @@ import structlog
 from smc.certificates import credential as credentials
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
+from smc.envoy import bootstrap as bootstraps
 from smc.errors import Expired, Invalid, NotFound
+from smc.model import Name
 from smc.proxy import enrolment, envoy
 from smc.proxy.enrolment import CREDENTIAL, Enrolment
 from smc.proxy.join import join
@@ -27,13 +29,10 @@ from smc.proxy.settings import Exit, ProxyFailed, ProxySettings
 
 BOOTSTRAP, READY, LOCK = "bootstrap.json", "ready", ".lock"
 
-Bootstrap = Callable[[Enrolment, Path, str], str]
-"""Envoy's bootstrap as JSON, from the enrolment, the credential's directory and the admin interface's host:port."""
-
 _log = structlog.get_logger(__name__)
 
 
-async def run_proxy(settings: ProxySettings, bootstrap: Bootstrap, *, now: Callable[[], float] = time.time) -> int:
+async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.time) -> int:
     """Run one proxy until SIGTERM or SIGINT; returns the exit code, one of `Exit`.
 
     It must be called in the main thread. What went wrong is on standard error and in the log, never with a key or a
@@ -41,7 +40,7 @@ async def run_proxy(settings: ProxySettings, bootstrap: Bootstrap, *, now: Calla
     directory. SIGUSR1 goes on to Envoy, which then opens its logs anew.
     """
     stop = asyncio.Event()
-    run = _Run(settings, bootstrap, now, stop)
+    run = _Run(settings, now, stop)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     for number in signals:
@@ -60,11 +59,8 @@ async def run_proxy(settings: ProxySettings, bootstrap: Bootstrap, *, now: Calla
 
 
 class _Run:
-    def __init__(
-        self, settings: ProxySettings, bootstrap: Bootstrap, now: Callable[[], float], stop: asyncio.Event
-    ) -> None:
+    def __init__(self, settings: ProxySettings, now: Callable[[], float], stop: asyncio.Event) -> None:
         self._settings = settings
-        self._bootstrap = bootstrap
         self._now = now
         self._stop = stop
         self._process: asyncio.subprocess.Process | None = None
@@ -86,9 +82,13 @@ class _Run:
         if entered is None:
             return
         credential, enrolled = entered
-        self._write_bootstrap(credential, enrolled)
-        admin = f"{enrolled.address or '127.0.0.1'}:{self._settings.admin_port}"
-        command = [executable, "-c", str(directory / BOOTSTRAP), *envoy.ARGUMENTS, *self._settings.envoy_arguments]
+        admin = self._write_bootstrap(credential, enrolled)
+        flags = bootstraps.flags(
+            str(directory / BOOTSTRAP),
+            concurrency=self._settings.concurrency,
+            log_level=self._settings.envoy_log_level,
+        )
+        command = [executable, *flags]
 
         def started(process: asyncio.subprocess.Process) -> None:
             self._process = process
@@ -150,11 +150,34 @@ class _Run:
         _log.info("joined", credential=joined[0].uri, not_after=joined[0].not_after, mesh=joined[1].mesh)
         return joined
 
-    def _write_bootstrap(self, _credential: Credential, enrolled: Enrolment) -> None:
-        # Envoy reads it when it starts: replicas that have moved since are found after the next start.
-        admin = f"{enrolled.address or '127.0.0.1'}:{self._settings.admin_port}"
-        text = self._bootstrap(enrolled, (self._settings.directory / CREDENTIAL).absolute(), admin)
-        enrolment.write_file(self._settings.directory / BOOTSTRAP, text)
+    def _write_bootstrap(self, _credential: Credential, enrolled: Enrolment) -> str:
+        """Write what Envoy reads when it starts; returns its admin interface's host:port.
+
+        Replicas that have moved since are found after the next start.
+        """
+        directory = self._settings.directory
+        credential = (directory / CREDENTIAL).absolute()
+        try:
+            text = bootstraps.bootstrap(
+                Name.parse(enrolled.proxy),
+                enrolled.address,
+                enrolled.xds_addresses,
+                enrolled.trust_domain,
+                str(credential),
+                admin=self._settings.admin or None,
+                re2_max_program_size=self._settings.re2_max_program_size,
+            )
+        except ValueError as e:
+            raise ProxyFailed(
+                Exit.REFUSED,
+                f"the control plane's answer makes no bootstrap: {e}",
+                hint="does the workload have an address?",
+            ) from None
+        for name, content in bootstraps.secret_files(str(credential)).items():
+            enrolment.write_file(credential / name, content)
+        enrolment.write_file(directory / BOOTSTRAP, text)
+        admin = json.loads(text)["admin"]["address"]["socket_address"]
+        return f"{admin['address']}:{admin['port_value']}"
 
     async def _report_ready(self, admin: str, enrolled: Enrolment) -> None:
         await envoy.wait_until_ready(admin)

