@@ -1,8 +1,8 @@
 """What an Envoy sidecar is started with: where its replicas are, how it proves itself, and nothing of the mesh.
 
 Everything is JSON: YAML of the kind that Envoy reads turns an unquoted `n` or `y` into a boolean. The credential lies
-in a directory as `key.pem`, `certificate.pem` and `roots.pem`, links that one rename replaces together. Envoy reads them
-anew after a rename in that directory, but only if a secret that comes from a file names them: hence `secret_files`.
+in a directory as `key.pem`, `certificate.pem` and `roots.pem`, links that one rename replaces together. Envoy reads
+them anew after a rename in that directory, but only if a secret from a file names them: hence `secret_files`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Which endpoint gets a request is decided here, without the control plane:
 
 - An active health check over the very TLS that requests use. Two misses in a row, 0.75 s apart, take an endpoint out; a
-  cluster that nobody uses is checked every 5 s only.
+  healthy one of a cluster that nobody has used yet is checked every 5 s only.
 - One failure of the connection itself (refused, reset, timed out) takes an endpoint out at once, because nothing is
   retried; a passed health check brings it back within a second. What the application answers, 5xx included, never does.
 - When every endpoint is out, all of them get traffic (panic threshold 1 %): to try costs no more than to fail at once,
@@ -47,6 +47,8 @@ def upstream(noun: Upstream, trust_domain: str, mesh_domain: str) -> Resource:
             healthy_panic_threshold=percent_pb2.Percent(value=1.0),
             # An endpoint that was never checked must not count as ill, or every new one brings panic nearer.
             ignore_new_hosts_until_first_hc=True,
+            # Envoy would otherwise gather what it learns of endpoints for a second, and send requests to dead ones.
+            update_merge_window=messages.seconds(0),
         ),
         # Otherwise an endpoint that is taken out of the assignment stays for as long as it answers.
         ignore_health_on_host_removal=True,
@@ -122,7 +124,8 @@ def _mesh_health_check(sni: str) -> Any:
     return health_check_pb2.HealthCheck(
         timeout=messages.seconds(1),
         interval=messages.seconds(0.75),
-        no_traffic_interval=messages.seconds(5),
+        no_traffic_interval=messages.seconds(1),
+        no_traffic_healthy_interval=messages.seconds(5),
         interval_jitter_percent=10,
         unhealthy_threshold=messages.uint32(2),
         healthy_threshold=messages.uint32(1),
@@ -144,9 +147,10 @@ def _connection_failures_only() -> Any:
         enforcing_local_origin_success_rate=never,
         enforcing_failure_percentage=never,
         enforcing_failure_percentage_local_origin=never,
-        # Longer than the health check needs to see for itself; a passed check ends it earlier.
+        # Longer than the health check needs to see for itself, even one that has just found out about traffic; a passed
+        # check ends it earlier.
         interval=messages.seconds(1),
-        base_ejection_time=messages.seconds(3),
+        base_ejection_time=messages.seconds(10),
         max_ejection_time=messages.seconds(30),
         max_ejection_percent=messages.uint32(100),
         successful_active_health_check_uneject_host=messages.TRUE,

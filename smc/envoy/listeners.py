@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from envoy.config.accesslog.v3 import accesslog_pb2
-from envoy.config.core.v3 import base_pb2, protocol_pb2, substitution_format_string_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2, substitution_format_string_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
@@ -37,6 +37,10 @@ from smc.model import MeshConfig, Name
 from smc.xds.snapshot import Resource, Type
 
 _Hcm = http_connection_manager_pb2.HttpConnectionManager
+# Envoy reads an empty list as every private address: name one that nobody can have.
+_NOBODY_INTERNAL = _Hcm.InternalAddressConfig(
+    cidr_ranges=[address_pb2.CidrRange(address_prefix="255.255.255.255", prefix_len=messages.uint32(32))]
+)
 
 
 def outbound(address: str, config: MeshConfig) -> Resource:
@@ -108,7 +112,7 @@ def _connections(stat_prefix: str, route: str, config: MeshConfig, log: dict[str
         rds=http_connection_manager_pb2.Rds(config_source=messages.ads(), route_config_name=route),
         use_remote_address=messages.TRUE,
         skip_xff_append=True,
-        internal_address_config=_Hcm.InternalAddressConfig(),
+        internal_address_config=_NOBODY_INTERNAL,
         # Everyone is external, so without this every hop would give a request a new id.
         preserve_external_request_id=True,
         server_header_transformation=_Hcm.PASS_THROUGH,

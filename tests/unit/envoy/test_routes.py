@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smc.envoy import messages, names, routes
+from smc.model import Destination, Egress, HttpMatch, Name, Policy, Target
+from smc.xds.snapshot import Type
+from tests.unit.envoy import nouns
+from tests.unit.envoy.rendering import message
+
+# Short, and with dots, which no service has: so that names collide often.
+_WORD = st.sampled_from(["a", "b", "svc", "local", "cluster", "a.b", "svc.cluster", "b.svc", "A"])
+
+
+def _virtual_hosts(found: list[tuple[Name, int]], namespace: str, mesh_domain: str) -> list[routes.VirtualHost]:
+    return [
+        routes.VirtualHost.of(
+            Destination(service, port, (Target(service, port, 1),)),
+            mesh_domain,
+            same_namespace=service.namespace == namespace,
+        )
+        for service, port in sorted(found)
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.builds(Name, _WORD, _WORD), st.sampled_from([80, 8080])), unique=True, max_size=12),
+    _WORD,
+    st.sampled_from(["mesh.internal", "svc", "svc.cluster.local", "cluster.local", "b", "mesh.internal."]),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_domain_occurs_twice_and_every_service_keeps_its_longest_name(
+    found: list[tuple[Name, int]], namespace: str, mesh_domain: str
+) -> None:
+    hosts = _virtual_hosts(found, namespace, mesh_domain)
+    made = message(routes.outbound(hosts, Egress.ALLOW))
+    domains = [domain for host in made.virtual_hosts for domain in host.domains]
+    assert len(domains) == len(set(domains))
+    assert all(domain == domain.lower() for domain in domains)
+    assert all(host.domains for host in made.virtual_hosts)
+    wanted = {domain for host in hosts for domain in host.domains}
+    assert set(domains) == wanted | {"*"}
+
+
+def test_the_longer_way_of_naming_a_service_wins() -> None:
+    dotted, plain = (
+        Name("b", "a.b"),
+        Name("b", "a"),
+    )  # `a.b` is the first one's short name, and the other's with namespace
+    made = message(routes.outbound(_virtual_hosts([(dotted, 80), (plain, 80)], "b", "mesh"), Egress.ALLOW))
+    owner = {domain: host.name for host in made.virtual_hosts for domain in host.domains}
+    assert owner["a.b"] == "b/a|80"
+    assert owner["a.b.b"] == "b/a.b|80"
+
+
+def test_a_service_answers_to_its_bare_name_on_port_80_and_in_its_own_namespace_only() -> None:
+    def domains(port: int, namespace: str) -> set[str]:
+        [host] = _virtual_hosts([(Name("books", "store"), port)], namespace, "mesh.internal")
+        return set(host.domains)
+
+    assert {"store", "store.", "store:80", "store.:80", "store.books"} <= domains(80, "books")
+    assert {"store:81", "store.:81"} <= domains(81, "books")
+    assert not {"store", "store.", "store.books"} & domains(81, "books")
+    assert not {"store", "store.", "store:80", "store.:80"} & domains(80, "other")
+
+
+@given(st.lists(st.integers(1, 2**40), min_size=1, max_size=20))
+def test_weights_keep_their_ratio_and_fit_what_envoy_takes(weights: list[int]) -> None:
+    made = messages.ratio(weights)
+    assert all(weight >= 1 for weight in made)
+    assert sum(made) <= messages.UINT32_MAX
+    for weight, given_ in zip(made, weights, strict=True):
+        assert abs(weight / sum(made) - given_ / sum(weights)) < 1e-6
+
+
+def test_only_ratios_of_weights_reach_the_wire() -> None:
+    assert messages.ratio([50_000, 100_000]) == messages.ratio([500, 1000]) == [1, 2]
+
+
+def test_a_split_is_a_weighted_choice_and_a_single_target_is_none() -> None:
+    def action(targets: dict[str, int]) -> object:
+        host = routes.VirtualHost.of(nouns.destination("a/b", 80, targets), "mesh", same_namespace=True)
+        return message(routes.outbound([host], Egress.DENY)).virtual_hosts[1].routes[0]
+
+    split = action({"a/x": 1000, "a/y": 2000}).route  # type: ignore[attr-defined]
+    assert [(c.name, c.weight.value) for c in split.weighted_clusters.clusters] == [("a/x|80", 1), ("a/y|80", 2)]
+    assert action({"a/x": 1000}).route.cluster == "a/x|80"  # type: ignore[attr-defined]
+    assert action({}).direct_response.status == 503  # type: ignore[attr-defined]
+
+
+def _rules(policy: Policy) -> object:
+    from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
+
+    made = routes.inbound(8080, routes.permissions(policy, "td"), routes.policy_sources(policy))
+    [host] = message(made).virtual_hosts
+    [route] = host.routes
+    config = rbac_pb2.RBACPerRoute()
+    assert route.typed_per_filter_config[routes.RBAC].Unpack(config)
+    assert config.rbac.HasField("rules"), "without rules the filter is off and everything is allowed"
+    assert made.type is Type.ROUTE
+    return config.rbac.rules
+
+
+def test_without_permissions_there_are_rules_that_allow_nothing() -> None:
+    assert not _rules(Policy(())).policies  # type: ignore[attr-defined]
+
+
+def test_policies_bear_the_names_of_their_manifests_even_two_of_one() -> None:
+    twice = [nouns.permission("m", "a/b", ["a/c"]), nouns.permission("m", "a/b", ["a/d"])]
+    assert set(_rules(Policy(tuple(twice))).policies) == {"m", "m#2"}  # type: ignore[attr-defined]
+
+
+def test_an_identity_with_a_dot_is_taken_literally() -> None:
+    [policy] = _rules(Policy((nouns.permission("m", "a/b", ["a/x.y"]),))).policies.values()  # type: ignore[attr-defined]
+    [principal] = policy.principals
+    assert principal.authenticated.principal_name.exact == "spiffe://td/ns/a/sa/x.y"
+
+
+def test_a_match_on_the_host_is_a_match_on_the_authority() -> None:
+    allowed = nouns.permission("m", "a/b", ["a/c"], HttpMatch(headers=(("host", "x"),)))
+    [policy] = _rules(Policy((allowed,))).policies.values()  # type: ignore[attr-defined]
+    assert policy.permissions[0].header.name == ":authority"
+
+
+def test_sni_is_lower_case_and_without_a_trailing_dot() -> None:
+    assert names.sni(Name("Books", "Store"), 80, "Mesh.Internal.") == "80.store.books.mesh.internal"

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+
+from smc.envoy.snapshot import Generator
+from smc.mesh import Mesh, Proxy
+from smc.model import Egress, Inbound, MeshConfig, Name, Outbound, Policy, Protocol
+from smc.records import BundleRecord, CertificateRecord
+from smc.xds.snapshot import Snapshot, Source, Type
+from tests.unit.envoy import nouns
+from tests.unit.envoy.rendering import message
+
+BUYER, STORE = nouns.BUYER.name, nouns.STORE_1.name
+
+
+def snapshots(generator: Generator, mesh: Mesh) -> dict[Name, Snapshot]:
+    return {name: generator.snapshot(mesh, name) for name in mesh.proxies}
+
+
+def changed(before: Snapshot, after: Snapshot) -> set[str]:
+    """The resources that Envoy would be sent."""
+    return {
+        f"{type_.name} {name}"
+        for type_ in Type
+        for name in {*before.of_type(type_), *after.of_type(type_)}
+        if (a := before.of_type(type_).get(name)) is None
+        or (b := after.of_type(type_).get(name)) is None
+        or a.version != b.version
+    }
+
+
+def test_an_unchanged_mesh_gives_the_same_snapshot_even_when_it_was_built_anew() -> None:
+    generator = Generator(nouns.open_key)
+    mesh = nouns.bookstore()
+    first = snapshots(generator, mesh)
+    assert snapshots(generator, mesh) == first
+    again = nouns.bookstore()  # equal in all, another object in each
+    assert again.proxies[BUYER].outbound is not mesh.proxies[BUYER].outbound
+    assert snapshots(generator, again) == first
+
+
+def test_two_generators_make_equal_bytes() -> None:
+    one = snapshots(Generator(nouns.open_key), nouns.bookstore())
+    two = snapshots(Generator(nouns.open_key), nouns.bookstore())
+    for name in one:
+        assert one[name].versions == two[name].versions
+
+
+def test_a_policy_changes_the_servers_routes_and_nothing_else() -> None:
+    generator = Generator(nouns.open_key)
+    before = snapshots(generator, nouns.bookstore())
+    after = snapshots(generator, nouns.bookstore(policy=Policy(())))
+    assert changed(before[STORE], after[STORE]) == {"ROUTE inbound|8080"}
+    assert after[BUYER] is before[BUYER]
+
+
+def test_a_split_changes_the_callers_routes_and_nothing_else() -> None:
+    generator = Generator(nouns.open_key)
+    before = snapshots(generator, nouns.bookstore())
+    after = snapshots(generator, nouns.bookstore(weights={"books/bookstore-v1": 1, "books/bookstore-v2": 1}))
+    assert changed(before[BUYER], after[BUYER]) == {"ROUTE outbound"}
+
+
+def test_a_rotation_changes_secrets_and_nothing_else() -> None:
+    generator = Generator(nouns.open_key)
+    before = snapshots(generator, nouns.bookstore())
+    after = snapshots(generator, nouns.bookstore(number=2))
+    for name in before:
+        assert changed(before[name], after[name]) == {"SECRET identity"}
+    trusted = snapshots(generator, replace(nouns.bookstore(number=2), bundle=BundleRecord(("ROOT 3\n",))))
+    for name in after:
+        assert changed(after[name], trusted[name]) == {"SECRET bundle"}
+
+
+def test_no_policy_split_endpoint_or_certificate_enters_a_listener() -> None:
+    meshes = [
+        nouns.bookstore(),
+        nouns.bookstore(policy=Policy(()), number=2),
+        nouns.bookstore(weights={"books/bookstore-v1": 1}),
+        nouns.bookstore(config=MeshConfig(egress=Egress.DENY)),
+    ]
+    versions = [
+        [Generator(nouns.open_key).snapshot(mesh, name).versions[Type.LISTENER] for name in (BUYER, STORE)]
+        for mesh in meshes
+    ]
+    assert all(found == versions[0] for found in versions)
+
+
+def test_another_service_on_the_same_proxy_leaves_a_filter_chain_as_it_was() -> None:
+    def chains(*inbound: Inbound) -> dict[str, bytes]:
+        mesh = nouns.mesh(nouns.proxy(nouns.STORE_1, inbound=inbound))
+        listener = message(Generator(nouns.open_key).snapshot(mesh, STORE).of_type(Type.LISTENER)["inbound"])
+        return {chain.name: chain.SerializeToString(deterministic=True) for chain in listener.filter_chains}
+
+    other = Inbound(9000, Protocol.GRPC, ((nouns.name("books/other"), 80),))
+    alone, together = chains(nouns.store_inbound()), chains(nouns.store_inbound(), other)
+    assert len(together) == len(alone) + 1
+    assert {name: together[name] for name in alone} == alone
+
+
+def test_a_changed_endpoint_changes_its_load_assignment_for_all_who_share_it() -> None:
+    generator = Generator(nouns.open_key)
+    outbound = nouns.callers(None)
+    twin = replace(nouns.BUYER, name=Name("books", "twin"), address="127.0.1.2")
+
+    def mesh(calls: Outbound) -> Mesh:
+        return nouns.mesh(nouns.proxy(nouns.BUYER, outbound=calls), nouns.proxy(twin, outbound=calls))
+
+    before = snapshots(generator, mesh(outbound))
+    fewer = nouns.assignment("books/bookstore", nouns.PORT, nouns.endpoint(nouns.STORE_1, nouns.PORT, nouns.APP_PORT))
+    after = snapshots(generator, mesh(replace(outbound, assignments=(fewer, *outbound.assignments[1:]))))
+    for name in before:
+        assert changed(before[name], after[name]) == {"ENDPOINT books/bookstore|14001"}
+        for type_ in (Type.CLUSTER, Type.ROUTE, Type.LISTENER, Type.SECRET):
+            assert after[name].of_type(type_) is before[name].of_type(type_)
+    assert after[BUYER].of_type(Type.ENDPOINT) is after[twin.name].of_type(Type.ENDPOINT)
+
+
+def test_proxies_with_equal_inputs_share_one_snapshot() -> None:
+    outbound = nouns.callers(None)
+    twin = replace(nouns.BUYER, name=Name("books", "twin"))
+    mesh = nouns.mesh(nouns.proxy(nouns.BUYER, outbound=outbound), nouns.proxy(twin, outbound=outbound))
+    generator = Generator(nouns.open_key)
+    assert generator.snapshot(mesh, BUYER) is generator.snapshot(mesh, twin.name)
+
+
+def test_a_key_is_opened_once_for_an_identity_and_given_to_no_other() -> None:
+    opened: list[CertificateRecord] = []
+
+    def open_key(record: CertificateRecord) -> bytes:
+        opened.append(record)
+        return nouns.open_key(record)
+
+    other = replace(nouns.STORE_2, services=())
+    record = nouns.certificate(nouns.STORE_1.identity)
+    mesh = nouns.mesh(
+        nouns.proxy(nouns.STORE_1, record=record),
+        nouns.proxy(other, record=record),
+        nouns.proxy(nouns.BUYER, record=nouns.certificate(nouns.BUYER.identity)),
+    )
+    made = snapshots(Generator(open_key), mesh)
+    assert len(opened) == 2
+    keys = {n: message(s.of_type(Type.SECRET)["identity"]).tls_certificate.private_key for n, s in made.items()}
+    assert keys[STORE].inline_bytes == keys[other.name].inline_bytes == b"KEY 1 OF books/bookstore"
+    assert keys[BUYER].inline_bytes == b"KEY 1 OF books/bookbuyer"
+
+
+def test_what_open_key_raises_reaches_the_caller_and_a_later_try_succeeds() -> None:
+    failures = [ValueError("cannot be opened")]
+
+    def open_key(record: CertificateRecord) -> bytes:
+        if failures:
+            raise failures.pop()
+        return nouns.open_key(record)
+
+    generator = Generator(open_key)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        generator.snapshot(nouns.bookstore(), BUYER)
+    assert "identity" in generator.snapshot(nouns.bookstore(), BUYER).of_type(Type.SECRET)
+
+
+def test_a_proxy_without_certificate_or_trust_has_no_such_secret() -> None:
+    made = Generator(nouns.open_key).snapshot(nouns.mesh(nouns.proxy(nouns.BUYER)), BUYER)
+    assert made.of_type(Type.SECRET) == {}
+
+
+def test_each_resource_knows_the_manifests_that_made_it() -> None:
+    made = snapshots(Generator(nouns.open_key), nouns.bookstore(weights={"books/bookstore-v1": 1}))
+    assert made[BUYER].of_type(Type.ROUTE)["outbound"].sources == (Source(nouns.SPLIT, 7),)
+    inbound = made[STORE].of_type(Type.ROUTE)["inbound|8080"]
+    assert inbound.sources == (Source(nouns.TARGET, 9), Source(nouns.ROUTES, 5))
+
+
+def test_everything_that_envoy_waits_for_is_there() -> None:
+    for snapshot in snapshots(Generator(nouns.open_key), nouns.bookstore()).values():
+        wanted = {w for t in Type for resource in snapshot.of_type(t).values() for w in resource.warms}
+        assert wanted
+        assert all(name in snapshot.of_type(type_) for type_, name in wanted)
+
+
+def test_an_upstream_that_nobody_may_serve_accepts_a_name_that_no_certificate_has() -> None:
+    calls = Outbound("a", (nouns.upstream("a/b", 80),), (nouns.assignment("a/b", 80),), ())
+    made = Generator(nouns.open_key).snapshot(nouns.mesh(nouns.proxy(nouns.BUYER, outbound=calls)), BUYER)
+    body = made.of_type(Type.CLUSTER)["a/b|80"].body
+    assert b"spiffe://books.example/nobody" in body
+    assert b"spiffe://books.example/ns/" not in body
+
+
+def test_changed_settings_reach_every_resource() -> None:
+    generator = Generator(nouns.open_key)
+    first = generator.snapshot(nouns.bookstore(), STORE)
+    second = generator.snapshot(nouns.bookstore(config=MeshConfig(mesh_domain="corp")), STORE)
+    for type_, name in ((Type.LISTENER, "inbound"), (Type.CLUSTER, "books/bookstore|14001"), (Type.ROUTE, "outbound")):
+        assert b"bookstore.books.corp" in second.of_type(type_)[name].body
+        assert b"bookstore.books.corp" not in first.of_type(type_)[name].body
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    generator = Generator(nouns.open_key)
+    mesh = nouns.bookstore()
+    snapshot = generator.snapshot(mesh, BUYER)
+    generator.snapshot(mesh, STORE)
+    dead = [
+        weakref.ref(mesh.proxies[BUYER]),
+        weakref.ref(mesh.proxies[BUYER].outbound),
+        weakref.ref(mesh.proxies[BUYER].outbound.destinations[0]),
+        weakref.ref(snapshot),
+        weakref.ref(snapshot.of_type(Type.SECRET)["identity"]),
+    ]
+    del mesh, snapshot
+    generator.snapshot(nouns.mesh(nouns.proxy(nouns.STORE_2)), nouns.STORE_2.name)
+    gc.collect()
+    assert [ref() for ref in dead] == [None] * len(dead)
