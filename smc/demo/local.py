@@ -1,0 +1,258 @@
+"""A whole mesh on this machine: etcd, replicas, sidecars and applications, each on a loopback address of its own.
+
+All of it is real and started as users do: `smc init`, `smc serve`, `smc token create`, `smc proxy run`, `smc apply`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from smc.demo import bookstore, programs
+from smc.demo.addresses import Addresses
+from smc.demo.bookstore import Placement
+from smc.demo.processes import Children, ProcessFailed
+from smc.demo.programs import App, Etcd, EtcdProgram, Replica, Sidecar
+from smc.errors import NotFound
+
+MESH = "demo"
+TRUST_DOMAIN = "demo.smc.internal"
+CLI = 30.0
+"""Seconds that one `smc` command may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a mesh is made of."""
+
+    replicas: int = 3
+    etcd_members: int = 1
+    workloads: tuple[Placement, ...] = bookstore.BOOKSTORE
+    manifests: tuple[str, ...] = (bookstore.policy(),)
+    """Applied once everything runs."""
+    replica_env: tuple[tuple[str, str], ...] = (("SMC_LEASE_TTL", "5s"),)
+    proxy_env: tuple[tuple[str, str], ...] = ()
+
+
+class LocalMesh:
+    """A mesh that runs while this is open. Enter it to start everything; leaving ends every process.
+
+    The directory is the caller's: it holds the logs, and the private keys of a mesh that is gone.
+    """
+
+    def __init__(self, directory: Path, plan: Plan | None = None) -> None:
+        self.plan = plan or Plan()
+        self.directory = directory
+        self.files = directory / "files"
+        """What the leader reads Services and Workloads from."""
+        self.etcd: Etcd
+        self.replicas: list[Replica] = []
+        self.sidecars: dict[str, Sidecar] = {}
+        """By `<namespace>/<workload>`."""
+        self.apps: dict[str, App] = {}
+        """By `<namespace>/<workload>`; only of those that serve something."""
+        self.children = Children(directory)
+        self._addresses = Addresses()
+        self._stack = AsyncExitStack()
+        self._applied = 0
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._addresses)
+            await stack.enter_async_context(self.children)
+            await self._start(await programs.find_etcd())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def logs(self) -> Path:
+        return self.children.logs
+
+    async def _start(self, program: EtcdProgram) -> None:
+        plan = self.plan
+        self.files.mkdir(parents=True)
+        self.etcd = Etcd(self.children, program, [self._addresses.take() for _ in range(plan.etcd_members)])
+        kek = self.directory / "kek"
+        for n in range(plan.replicas):
+            self.replicas.append(
+                programs.replica(
+                    self.children,
+                    f"replica-{n}",
+                    self._addresses.take(),
+                    etcd=self.etcd,
+                    mesh=MESH,
+                    kek_file=kek,
+                    files=self.files,
+                    env=dict(plan.replica_env),
+                )
+            )
+        placed = [(placement, self._addresses.take()) for placement in plan.workloads]
+        self.write("services", bookstore.services())
+        for placement, address in placed:
+            self.write(placement.workload, bookstore.workload(placement, address))
+        await self.etcd.start()
+        await self.smc(
+            *("init", "--trust-domain", TRUST_DOMAIN, "--kek-file", str(kek)),
+            *("--credential", str(self._credential)),
+            env={"SMC_ETCD": ",".join(self.etcd.endpoints)},
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for replica in self.replicas:
+                tasks.create_task(self._start_replica(replica))
+            for placement, address in placed:
+                if placement.version:
+                    tasks.create_task(self._start_app(placement, address))
+        async with asyncio.TaskGroup() as tasks:
+            for placement, address in placed:
+                tasks.create_task(self._join(placement, address))
+        for manifest in plan.manifests:
+            await self.apply(manifest)
+
+    @staticmethod
+    async def _start_replica(replica: Replica) -> None:
+        await replica.start()
+        await replica.until_ready()
+
+    async def _start_app(self, placement: Placement, address: str) -> None:
+        app = programs.bookstore(self.children, placement.workload, address, placement.version)
+        self.apps[placement.workload] = app
+        await app.start()
+
+    async def _join(self, placement: Placement, address: str) -> None:
+        token = (await self.smc("token", "create", f"proxy/{placement.workload}", "-o", "name")).strip()
+        sidecar = programs.sidecar(
+            self.children,
+            placement.workload,
+            address,
+            token=token,
+            join=[replica.join for replica in self.replicas],
+            env=dict(self.plan.proxy_env),
+        )
+        self.sidecars[placement.workload] = sidecar
+        await sidecar.process.start()
+        await sidecar.until_ready()
+
+    @property
+    def _credential(self) -> Path:
+        return self.directory / "operator"
+
+    async def add(self, placement: Placement) -> Sidecar:
+        """One more workload, with its application if it has one; ready when this returns."""
+        address = self._addresses.take()
+        if placement.version:
+            await self._start_app(placement, address)
+        self.write(placement.workload, bookstore.workload(placement, address))
+        await self._join(placement, address)
+        return self.sidecars[placement.workload]
+
+    def write(self, name: str, text: str | None) -> None:
+        """Put one file into the informer's directory, by rename; None takes it away."""
+        path = self.files / f"{name.replace('/', '_')}.yaml"
+        if text is None:
+            path.unlink()
+            return
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.rename(path)
+
+    async def smc(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Run one `smc` command as the operator, and return what it printed.
+
+        Raises:
+            ProcessFailed: it ended with another code than 0; with its standard error.
+        """
+        settings = {
+            "SMC_MESH": MESH,
+            "SMC_API": ",".join(replica.api for replica in self.replicas),
+            "SMC_CREDENTIAL": str(self._credential),
+            "NO_COLOR": "1",
+        }
+        name = " ".join(("smc", *arguments[:2]))
+        return await self.children.run(name, programs.smc(*arguments), env=settings | dict(env or {}), timeout=CLI)
+
+    async def apply(self, text: str) -> str:
+        """`smc apply -f`; returns what it printed."""
+        self._applied += 1
+        path = self.directory / f"apply-{self._applied}.yaml"
+        await asyncio.to_thread(path.write_text, text)
+        return await self.smc("apply", "-f", str(path))
+
+    async def leader_key(self) -> tuple[str, int] | None:
+        """(value, create_revision) of the leader's key in etcd; None while nobody leads."""
+        found = (await self.etcd.read(f"/smc/{MESH}/leader")).get(f"/smc/{MESH}/leader")
+        return (found[0].decode(), found[1]) if found else None
+
+    async def leader(self, timeout: float = programs.START) -> Replica:
+        """The replica that leads, as etcd has it.
+
+        Raises:
+            ProcessFailed: there is none within `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    key = await self.leader_key()
+                    for replica in self.replicas:
+                        if key is not None and replica.name in key[0]:
+                            return replica
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise ProcessFailed(f"no leader within {timeout:g} s; logs are in {self.logs}") from None
+
+    async def serving(self) -> dict[str, str]:
+        """Which control plane each proxy last heard, as its Envoy says; by workload."""
+        found = await asyncio.gather(*(sidecar.admin.identifier() for sidecar in self.sidecars.values()))
+        return dict(zip(self.sidecars, found, strict=True))
+
+    async def proxies(self) -> list[dict[str, Any]]:
+        """`smc proxy status -o json`."""
+        document = json.loads(await self.smc("proxy", "status", "-o", "json"))
+        found: list[dict[str, Any]] = document if isinstance(document, list) else document["proxies"]
+        return found
+
+    async def wait_synced(self, workloads: Sequence[str] | None = None, timeout: float = programs.START) -> None:
+        """Until SMC says of each workload's proxy that it has ACKed all that it should have.
+
+        Raises:
+            ProcessFailed: not within `timeout` seconds; with the state of each.
+        """
+        wanted = set(self.sidecars if workloads is None else workloads)
+        states: dict[str, str] = {}
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    states = {str(proxy["name"]): str(proxy["state"]) for proxy in await self.proxies()}
+                    if all(states.get(workload) == "synced" for workload in wanted):
+                        return
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise ProcessFailed(f"not in sync within {timeout:g} s: {states}; logs are in {self.logs}") from None
+
+    def sidecar(self, name: str) -> Sidecar:
+        """By `<namespace>/<workload>`, or by the workload's name alone.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for workload, sidecar in self.sidecars.items():
+            if name in (workload, workload.partition("/")[2]):
+                return sidecar
+        raise NotFound(f"no sidecar {name!r}", hint=f"there are {', '.join(self.sidecars)}")
+
+    def app(self, name: str) -> App:
+        """As `sidecar`."""
+        for workload, app in self.apps.items():
+            if name in (workload, workload.partition("/")[2]):
+                return app
+        raise NotFound(f"no application {name!r}", hint=f"there are {', '.join(self.apps)}")
