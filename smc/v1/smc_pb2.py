@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10smc/v1/smc.proto\x12\x06smc.v1\"q\n\x05\x45rror\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12!\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x0f.smc.v1.Finding\x12\x0c\n\x04more\x18\x05 \x01(\r\x12\n\n\x02id\x18\x06 \x01(\t\"U\n\x07\x46inding\x12\x0c\n\x04line\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\"\x8a\x02\n\x06Object\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0c\n\x04json\x18\x06 \x01(\t\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x0c\n\x04\x66ile\x18\x08 \x01(\t\x12\x0c\n\x04line\x18\t \x01(\r\x12\x0f\n\x07\x63reated\x18\n \x01(\x01\x12\x0e\n\x06\x61uthor\x18\x0b \x01(\t\x12\x18\n\x10resource_version\x18\x0c \x01(\x03\x12!\n\x08problems\x18\r \x03(\x0b\x32\x0f.smc.v1.Problem\x12\x1b\n\x05nacks\x18\x0e \x03(\x0b\x32\x0c.smc.v1.Nack\"K\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x10\n\x08severity\x18\x04 \x01(\t\"a\n\x04Nack\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x18\n\x10resource_version\x18\x05 \x01(\x03\"g\n\x0c\x41pplyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0c\n\x04line\x18\x03 \x01(\r\x12\x18\n\x10resource_version\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\"\xaf\x01\n\rApplyResponse\x12\x1e\n\x06object\x18\x01 \x01(\x0b\x32\x0e.smc.v1.Object\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.smc.v1.ApplyResponse.Outcome\"N\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0e\n\nCONFIGURED\x10\x02\x12\r\n\tUNCHANGED\x10\x03\"J\n\nGetRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"=\n\x0bListRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\"I\n\x0cListResponse\x12\x1f\n\x07objects\x18\x01 \x03(\x0b\x32\x0e.smc.v1.Object\x12\x18\n\x10resource_version\x18\x02 \x01(\x03\"g\n\rDeleteRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x18\n\x10resource_version\x18\x05 \x01(\x03\"*\n\x0e\x44\x65leteResponse\x12\x18\n\x10resource_version\x18\x01 \x01(\x03\"\x1f\n\x0eProxiesRequest\x12\r\n\x05local\x18\x01 \x01(\x08\"i\n\x0fProxiesResponse\x12\x1e\n\x07proxies\x18\x01 \x03(\x0b\x32\r.smc.v1.Proxy\x12!\n\x08replicas\x18\x02 \x03(\x0b\x32\x0f.smc.v1.Replica\x12\x13\n\x0bunreachable\x18\x03 \x03(\t\"j\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0f\n\x07streams\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\t\"\xf8\x01\n\x05Proxy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x01\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\r\n\x05\x61\x63ked\x18\x06 \x01(\x03\x12\r\n\x05state\x18\x07 \x01(\t\x12-\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.smc.v1.Proxy.VersionsEntry\x12\x1b\n\x05nacks\x18\t \x03(\x0b\x32\x0c.smc.v1.Nack\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x12\x43reateTokenRequest\x12\x12\n\ncredential\x18\x01 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\r\"5\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x01\")\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"\xb7\x01\n\nCredential\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x03(\t\x12\x14\n\x0ctrust_domain\x18\x03 \x01(\t\x12\x0c\n\x04mesh\x18\x04 \x01(\t\x12\x13\n\x0bmesh_domain\x18\x05 \x01(\t\x12\x15\n\rxds_addresses\x18\x06 \x03(\t\x12\x15\n\rapi_addresses\x18\x07 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x13\n\x0b\x61pp_address\x18\t \x01(\t2\x8a\x03\n\x04Mesh\x12\x34\n\x05\x41pply\x12\x14.smc.v1.ApplyRequest\x1a\x15.smc.v1.ApplyResponse\x12)\n\x03Get\x12\x12.smc.v1.GetRequest\x1a\x0e.smc.v1.Object\x12\x31\n\x04List\x12\x13.smc.v1.ListRequest\x1a\x14.smc.v1.ListResponse\x12\x37\n\x06\x44\x65lete\x12\x15.smc.v1.DeleteRequest\x1a\x16.smc.v1.DeleteResponse\x12:\n\x07Proxies\x12\x16.smc.v1.ProxiesRequest\x1a\x17.smc.v1.ProxiesResponse\x12\x46\n\x0b\x43reateToken\x12\x1a.smc.v1.CreateTokenRequest\x1a\x1b.smc.v1.CreateTokenResponse\x12\x31\n\x05Renew\x12\x14.smc.v1.RenewRequest\x1a\x12.smc.v1.Credential27\n\x04Join\x12/\n\x04Join\x12\x13.smc.v1.JoinRequest\x1a\x12.smc.v1.Credentialb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10smc/v1/smc.proto\x12\x06smc.v1\"q\n\x05\x45rror\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12!\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x0f.smc.v1.Finding\x12\x0c\n\x04more\x18\x05 \x01(\r\x12\n\n\x02id\x18\x06 \x01(\t\"U\n\x07\x46inding\x12\x0c\n\x04line\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\"\x8a\x02\n\x06Object\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0c\n\x04json\x18\x06 \x01(\t\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x0c\n\x04\x66ile\x18\x08 \x01(\t\x12\x0c\n\x04line\x18\t \x01(\r\x12\x0f\n\x07\x63reated\x18\n \x01(\x01\x12\x0e\n\x06\x61uthor\x18\x0b \x01(\t\x12\x18\n\x10resource_version\x18\x0c \x01(\x03\x12!\n\x08problems\x18\r \x03(\x0b\x32\x0f.smc.v1.Problem\x12\x1b\n\x05nacks\x18\x0e \x03(\x0b\x32\x0c.smc.v1.Nack\"K\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x10\n\x08severity\x18\x04 \x01(\t\"a\n\x04Nack\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x18\n\x10resource_version\x18\x05 \x01(\x03\"z\n\x0c\x41pplyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0c\n\x04line\x18\x03 \x01(\r\x12\x18\n\x10resource_version\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\x11\n\tnamespace\x18\x06 \x01(\t\"\xaf\x01\n\rApplyResponse\x12\x1e\n\x06object\x18\x01 \x01(\x0b\x32\x0e.smc.v1.Object\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.smc.v1.ApplyResponse.Outcome\"N\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0e\n\nCONFIGURED\x10\x02\x12\r\n\tUNCHANGED\x10\x03\"J\n\nGetRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"=\n\x0bListRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\"I\n\x0cListResponse\x12\x1f\n\x07objects\x18\x01 \x03(\x0b\x32\x0e.smc.v1.Object\x12\x18\n\x10resource_version\x18\x02 \x01(\x03\"g\n\rDeleteRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x18\n\x10resource_version\x18\x05 \x01(\x03\"*\n\x0e\x44\x65leteResponse\x12\x18\n\x10resource_version\x18\x01 \x01(\x03\"\x1f\n\x0eProxiesRequest\x12\r\n\x05local\x18\x01 \x01(\x08\"i\n\x0fProxiesResponse\x12\x1e\n\x07proxies\x18\x01 \x03(\x0b\x32\r.smc.v1.Proxy\x12!\n\x08replicas\x18\x02 \x03(\x0b\x32\x0f.smc.v1.Replica\x12\x13\n\x0bunreachable\x18\x03 \x03(\t\"j\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0f\n\x07streams\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\t\"\xf8\x01\n\x05Proxy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x01\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\r\n\x05\x61\x63ked\x18\x06 \x01(\x03\x12\r\n\x05state\x18\x07 \x01(\t\x12-\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.smc.v1.Proxy.VersionsEntry\x12\x1b\n\x05nacks\x18\t \x03(\x0b\x32\x0c.smc.v1.Nack\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x12\x43reateTokenRequest\x12\x12\n\ncredential\x18\x01 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\r\"5\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x01\")\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"\xb7\x01\n\nCredential\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x03(\t\x12\x14\n\x0ctrust_domain\x18\x03 \x01(\t\x12\x0c\n\x04mesh\x18\x04 \x01(\t\x12\x13\n\x0bmesh_domain\x18\x05 \x01(\t\x12\x15\n\rxds_addresses\x18\x06 \x03(\t\x12\x15\n\rapi_addresses\x18\x07 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x13\n\x0b\x61pp_address\x18\t \x01(\t2\x8a\x03\n\x04Mesh\x12\x34\n\x05\x41pply\x12\x14.smc.v1.ApplyRequest\x1a\x15.smc.v1.ApplyResponse\x12)\n\x03Get\x12\x12.smc.v1.GetRequest\x1a\x0e.smc.v1.Object\x12\x31\n\x04List\x12\x13.smc.v1.ListRequest\x1a\x14.smc.v1.ListResponse\x12\x37\n\x06\x44\x65lete\x12\x15.smc.v1.DeleteRequest\x1a\x16.smc.v1.DeleteResponse\x12:\n\x07Proxies\x12\x16.smc.v1.ProxiesRequest\x1a\x17.smc.v1.ProxiesResponse\x12\x46\n\x0b\x43reateToken\x12\x1a.smc.v1.CreateTokenRequest\x1a\x1b.smc.v1.CreateTokenResponse\x12\x31\n\x05Renew\x12\x14.smc.v1.RenewRequest\x1a\x12.smc.v1.Credential27\n\x04Join\x12/\n\x04Join\x12\x13.smc.v1.JoinRequest\x1a\x12.smc.v1.Credentialb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,43 +44,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NACK']._serialized_start=576
   _globals['_NACK']._serialized_end=673
   _globals['_APPLYREQUEST']._serialized_start=675
-  _globals['_APPLYREQUEST']._serialized_end=778
-  _globals['_APPLYRESPONSE']._serialized_start=781
-  _globals['_APPLYRESPONSE']._serialized_end=956
-  _globals['_APPLYRESPONSE_OUTCOME']._serialized_start=878
-  _globals['_APPLYRESPONSE_OUTCOME']._serialized_end=956
-  _globals['_GETREQUEST']._serialized_start=958
-  _globals['_GETREQUEST']._serialized_end=1032
-  _globals['_LISTREQUEST']._serialized_start=1034
-  _globals['_LISTREQUEST']._serialized_end=1095
-  _globals['_LISTRESPONSE']._serialized_start=1097
-  _globals['_LISTRESPONSE']._serialized_end=1170
-  _globals['_DELETEREQUEST']._serialized_start=1172
-  _globals['_DELETEREQUEST']._serialized_end=1275
-  _globals['_DELETERESPONSE']._serialized_start=1277
-  _globals['_DELETERESPONSE']._serialized_end=1319
-  _globals['_PROXIESREQUEST']._serialized_start=1321
-  _globals['_PROXIESREQUEST']._serialized_end=1352
-  _globals['_PROXIESRESPONSE']._serialized_start=1354
-  _globals['_PROXIESRESPONSE']._serialized_end=1459
-  _globals['_REPLICA']._serialized_start=1461
-  _globals['_REPLICA']._serialized_end=1567
-  _globals['_PROXY']._serialized_start=1570
-  _globals['_PROXY']._serialized_end=1818
-  _globals['_PROXY_VERSIONSENTRY']._serialized_start=1771
-  _globals['_PROXY_VERSIONSENTRY']._serialized_end=1818
-  _globals['_CREATETOKENREQUEST']._serialized_start=1820
-  _globals['_CREATETOKENREQUEST']._serialized_end=1881
-  _globals['_CREATETOKENRESPONSE']._serialized_start=1883
-  _globals['_CREATETOKENRESPONSE']._serialized_end=1936
-  _globals['_JOINREQUEST']._serialized_start=1938
-  _globals['_JOINREQUEST']._serialized_end=1979
-  _globals['_RENEWREQUEST']._serialized_start=1981
-  _globals['_RENEWREQUEST']._serialized_end=2008
-  _globals['_CREDENTIAL']._serialized_start=2011
-  _globals['_CREDENTIAL']._serialized_end=2194
-  _globals['_MESH']._serialized_start=2197
-  _globals['_MESH']._serialized_end=2591
-  _globals['_JOIN']._serialized_start=2593
-  _globals['_JOIN']._serialized_end=2648
+  _globals['_APPLYREQUEST']._serialized_end=797
+  _globals['_APPLYRESPONSE']._serialized_start=800
+  _globals['_APPLYRESPONSE']._serialized_end=975
+  _globals['_APPLYRESPONSE_OUTCOME']._serialized_start=897
+  _globals['_APPLYRESPONSE_OUTCOME']._serialized_end=975
+  _globals['_GETREQUEST']._serialized_start=977
+  _globals['_GETREQUEST']._serialized_end=1051
+  _globals['_LISTREQUEST']._serialized_start=1053
+  _globals['_LISTREQUEST']._serialized_end=1114
+  _globals['_LISTRESPONSE']._serialized_start=1116
+  _globals['_LISTRESPONSE']._serialized_end=1189
+  _globals['_DELETEREQUEST']._serialized_start=1191
+  _globals['_DELETEREQUEST']._serialized_end=1294
+  _globals['_DELETERESPONSE']._serialized_start=1296
+  _globals['_DELETERESPONSE']._serialized_end=1338
+  _globals['_PROXIESREQUEST']._serialized_start=1340
+  _globals['_PROXIESREQUEST']._serialized_end=1371
+  _globals['_PROXIESRESPONSE']._serialized_start=1373
+  _globals['_PROXIESRESPONSE']._serialized_end=1478
+  _globals['_REPLICA']._serialized_start=1480
+  _globals['_REPLICA']._serialized_end=1586
+  _globals['_PROXY']._serialized_start=1589
+  _globals['_PROXY']._serialized_end=1837
+  _globals['_PROXY_VERSIONSENTRY']._serialized_start=1790
+  _globals['_PROXY_VERSIONSENTRY']._serialized_end=1837
+  _globals['_CREATETOKENREQUEST']._serialized_start=1839
+  _globals['_CREATETOKENREQUEST']._serialized_end=1900
+  _globals['_CREATETOKENRESPONSE']._serialized_start=1902
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1955
+  _globals['_JOINREQUEST']._serialized_start=1957
+  _globals['_JOINREQUEST']._serialized_end=1998
+  _globals['_RENEWREQUEST']._serialized_start=2000
+  _globals['_RENEWREQUEST']._serialized_end=2027
+  _globals['_CREDENTIAL']._serialized_start=2030
+  _globals['_CREDENTIAL']._serialized_end=2213
+  _globals['_MESH']._serialized_start=2216
+  _globals['_MESH']._serialized_end=2610
+  _globals['_JOIN']._serialized_start=2612
+  _globals['_JOIN']._serialized_end=2667
 # @@protoc_insertion_point(module_scope)

@@ -96,18 +96,20 @@ class Nack(_message.Message):
     def __init__(self, proxy: _Optional[str] = ..., type_url: _Optional[str] = ..., resource: _Optional[str] = ..., text: _Optional[str] = ..., resource_version: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("document", "file", "line", "resource_version", "dry_run")
+    __slots__ = ("document", "file", "line", "resource_version", "dry_run", "namespace")
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     LINE_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     document: bytes
     file: str
     line: int
     resource_version: int
     dry_run: bool
-    def __init__(self, document: _Optional[bytes] = ..., file: _Optional[str] = ..., line: _Optional[int] = ..., resource_version: _Optional[int] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    namespace: str
+    def __init__(self, document: _Optional[bytes] = ..., file: _Optional[str] = ..., line: _Optional[int] = ..., resource_version: _Optional[int] = ..., dry_run: _Optional[bool] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class ApplyResponse(_message.Message):
     __slots__ = ("object", "outcome")
