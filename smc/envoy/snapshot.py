@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from smc.envoy import clusters, endpoints, listeners, routes, secrets
@@ -18,6 +18,7 @@ from smc.model import Assignment, Destination, Egress, Inbound, MeshConfig, Name
 from smc.records import BundleRecord, CertificateRecord
 from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
 
+_TYPES = tuple(Type)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -42,7 +43,7 @@ class Generator:
         """
         found = mesh.proxies[proxy]
         settings = self._settings
-        if settings is None or settings.config != mesh.config or settings.trust_domain != mesh.trust_domain:
+        if settings is None or not settings.are_of(mesh):
             settings = self._settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
             self._last.clear()
         last = self._last.get(proxy)
@@ -50,10 +51,18 @@ class Generator:
             return last.snapshot
         own_key = _own_key(found, mesh.bundle)
         own = last.own if last is not None and last.own_key == own_key else self._own(settings, found, mesh.bundle)
-        snapshot = self._interned.snapshot(settings.callees(found.outbound), own)
+        callees = settings.callees(found.outbound)
+        if last is not None and last.own is own:
+            # Most often: only what it calls has changed, and of that only the load assignments.
+            before = last.snapshot.sets
+            clusters_ = before[Type.CLUSTER] if callees.clusters is last.callees.clusters else None
+            routes_ = before[Type.ROUTE] if callees.route is last.callees.route else None
+            snapshot = self._interned.snapshot(callees, own, clusters_, routes_)
+        else:
+            snapshot = self._interned.snapshot(callees, own)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
             self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
-        self._last[proxy] = _Last(found, mesh.bundle, own_key, own, snapshot)
+        self._last[proxy] = _Last(found, mesh.bundle, own_key, own, callees, snapshot)
         return snapshot
 
     def _own(self, settings: _Settings, proxy: Proxy, bundle: BundleRecord | None) -> _Own:
@@ -102,14 +111,14 @@ class _Own:
     secrets: ResourceSet
 
 
-@dataclass(frozen=True, slots=True)
-class _Last:
+class _Last(NamedTuple):
     """What was made for a proxy last, and from what."""
 
     proxy: Proxy
     bundle: BundleRecord | None
     own_key: tuple[Hashable, ...]
     own: _Own
+    callees: _Callees
     snapshot: Snapshot
 
 
@@ -141,17 +150,23 @@ class _Interned:
             known = self._sets[key] = ResourceSet.of(key)
         return known
 
-    def snapshot(self, callees: _Callees, own: _Own) -> Snapshot:
+    def snapshot(
+        self,
+        callees: _Callees,
+        own: _Own,
+        joined_clusters: ResourceSet | None = None,
+        joined_routes: ResourceSet | None = None,
+    ) -> Snapshot:
         key = (
-            self._join(callees.clusters, own.clusters),
+            joined_clusters or self._join(callees.clusters, own.clusters),
             callees.assignments,
             own.secrets,
             own.listeners,
-            self._join(callees.route, own.routes),
+            joined_routes or self._join(callees.route, own.routes),
         )
         known = self._snapshots.get(key)
         if known is None:
-            known = self._snapshots[key] = Snapshot(dict(zip(Type, key, strict=True)))
+            known = self._snapshots[key] = Snapshot(dict(zip(_TYPES, key, strict=True)))
         return known
 
     def _join(self, shared: ResourceSet | Resource, own: tuple[Resource, ...]) -> ResourceSet:
@@ -171,12 +186,14 @@ class _Memo(Generic[K, V]):
         self._made: WeakKeyDictionary[K, dict[tuple[Any, ...], V]] = WeakKeyDictionary()
 
     def __call__(self, noun: K, *rest: Hashable) -> V:
+        try:
+            return self._made[noun][rest]
+        except KeyError:
+            pass
         made = self._made.get(noun)
         if made is None:
             made = self._made[noun] = {}
-        value = made.get(rest)
-        if value is None:
-            value = made[rest] = self._make(noun, *rest)
+        value = made[rest] = self._make(noun, *rest)
         return value
 
 
@@ -198,6 +215,10 @@ class _Settings:
         )
         self._virtual_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._virtual_host)
         self._chains: _Memo[Inbound, bytes] = _Memo(self._chain)
+
+    def are_of(self, mesh: Mesh) -> bool:
+        same = self.config is mesh.config or self.config == mesh.config
+        return same and self.trust_domain == mesh.trust_domain
 
     def outbound_listener(self, address: str) -> Resource:
         return self._interned.resource(listeners.outbound(address, self.config))

@@ -25,6 +25,9 @@ class Type(Enum):
     LISTENER = _PREFIX + "envoy.config.listener.v3.Listener"
     ROUTE = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
 
+    # Members are singletons; Enum's own hash is a call into Python on every look-up.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:

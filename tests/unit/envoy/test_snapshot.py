@@ -3,11 +3,12 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from smc.envoy.snapshot import Generator
-from smc.mesh import Mesh, Proxy
+from smc.mesh import Mesh
 from smc.model import Egress, Inbound, MeshConfig, Name, Outbound, Policy, Protocol
 from smc.records import BundleRecord, CertificateRecord
 from smc.xds.snapshot import Snapshot, Source, Type
@@ -204,7 +205,7 @@ def test_what_is_gone_is_forgotten() -> None:
     mesh = nouns.bookstore()
     snapshot = generator.snapshot(mesh, BUYER)
     generator.snapshot(mesh, STORE)
-    dead = [
+    dead: list[weakref.ref[Any]] = [
         weakref.ref(mesh.proxies[BUYER]),
         weakref.ref(mesh.proxies[BUYER].outbound),
         weakref.ref(mesh.proxies[BUYER].outbound.destinations[0]),
