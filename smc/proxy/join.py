@@ -67,7 +67,6 @@ async def join(
     Raises:
         ProxyFailed: it cannot; `exit` says which way.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = _pending_key(directory)
     wait = FIRST_RETRY
     reason = "no address was given"
@@ -223,6 +222,7 @@ def _keep(
 
 
 def _pending_key(directory: Path) -> ec.EllipticCurvePrivateKey:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / _PENDING
     try:
         if path.stat().st_mode & 0o077 == 0:

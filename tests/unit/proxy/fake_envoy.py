@@ -1,7 +1,8 @@
 """Stands in for Envoy: an admin interface with /ready and /config_dump, and a life that the test decides.
 
-Usage: fake_envoy.py --config-path <bootstrap> … In the folder where it lies the file `die` makes it exit with 3 at start, `deaf` makes it ignore SIGTERM, `identity` is there once it has its certificate.
-It writes each start and each signal to `events`, and its pid to `pid`.
+Usage: fake_envoy.py --config-path <bootstrap> … In the folder where it lies the file `die` makes it exit with 3
+at start, `deaf` makes it ignore SIGTERM, `identity` is there once it has its certificate. It writes each start and each
+signal to `events`, its pid to `pid`, and `asked` once it was asked for its secrets.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Admin(BaseHTTPRequestHandler):
         if self.path == "/ready":
             body = b"LIVE\n"
         else:
+            (FOLDER / "asked").touch()
             names = [{"name": "identity"}] if (FOLDER / "identity").exists() else [{"name": "credential"}]
             body = json.dumps({"configs": names}).encode()
         self.send_response(200)
