@@ -6,9 +6,11 @@ import asyncio
 import base64
 import json
 import os
+import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from smc.demo.addresses import Addresses
 from smc.demo.envoy_admin import EnvoyAdmin
 from smc.demo.processes import Children, Process, ProcessFailed
 from smc.demo.programs import App, Etcd, find_etcd
+from smc.demo.traffic import Caller
 
 BOOKS = "http://bookstore.bookstore/books"
 SOURCE, DESTINATION = "spiffe://t.example/ns/bookbuyer/sa/bookbuyer", "spiffe://t.example/ns/bookstore/sa/bookstore-v1"
@@ -202,6 +205,64 @@ def test_a_prober_slower_than_fifty_a_second_is_refused() -> None:
         Prober(None, BOOKS, rate=49)
 
 
+@asynccontextmanager
+async def _canned(address: str, answers: Sequence[bytes]) -> AsyncIterator[list[bytes]]:
+    """A server on port 8080 that gives each request of a connection the next of `answers`, then hangs up."""
+    requests: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            for answer in answers:
+                requests.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(answer)
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
+        except asyncio.IncompleteReadError:
+            return
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, address, 8080)
+    try:
+        yield requests
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_request_on_a_kept_connection_that_breaks_is_a_failure_and_not_sent_again(addresses: Addresses) -> None:
+    address = addresses.take()
+    async with _canned(address, [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"]) as requests:
+        probes = await send(10, f"{address}:8080", BOOKS, connections="kept", concurrency=1)
+    assert len(requests) == 10
+    assert [p.status for p in probes] == [200, 0] * 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, b"abc"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1;x=y\r\nc\r\n0\r\n\r\n", 200, b"abc"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (b"HTTP/1.0 503 no\r\ncontent-length: 0\r\n\r\n", 503, b""),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabc", 0, b""),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\nabc", 0, b""),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffff\r\n", 0, b""),
+        (b"nonsense\r\n\r\n", 0, b""),
+        (b"x" * 100_000, 0, b""),
+        (b"", 0, b""),
+    ],
+)
+async def test_an_answer_is_read_whole_or_counts_as_none(
+    addresses: Addresses, answer: bytes, status: int, body: bytes
+) -> None:
+    address = addresses.take()
+    caller = Caller(None, timeout=0.5)
+    async with _canned(address, [answer]):
+        found = await caller.request(f"http://{address}:8080/")
+        await caller.close()
+    assert (found.status, found.body, bool(found.error)) == (status, body, status == 0)
+
+
 async def test_a_batch_is_counted_alike_by_prober_and_applications(shop: Shop) -> None:
     probes = await send(1000, shop.outbound, BOOKS)
     denied = await send(10, shop.outbound, "http://bookstore.bookstore/admin")
@@ -356,7 +417,7 @@ async def test_a_command_that_fails_is_told_with_its_own_words(children: Childre
 
 
 def test_two_runs_never_get_the_same_address() -> None:
-    with Addresses() as one, Addresses() as other:
+    with Addresses(random.Random(7)) as one, Addresses(random.Random(7)) as other:
         taken = [runs.take() for _ in range(20) for runs in (one, other)]
     assert len(set(taken)) == 40
     assert len({address.rpartition(".")[0] for address in taken}) == 2

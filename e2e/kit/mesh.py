@@ -146,6 +146,7 @@ def module_mesh(plan: Plan | None = None, *, tracebacks: Iterable[str] = ()) -> 
                 kept = running.directory.with_name(running.directory.name + "-logs")
                 shutil.copytree(running.logs, kept)
                 terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+                assert terminal is not None
                 terminal.write_line(f"\nthe logs of every process are in {kept}")
 
     return mesh

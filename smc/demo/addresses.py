@@ -23,15 +23,15 @@ class Addresses:
     second finds it in use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, choice: random.Random | None = None) -> None:
+        self._choice = choice or random.SystemRandom()
         self._lock: socket.socket | None = None
         self._network = ""
         self._host = 0
 
     def __enter__(self) -> Self:
-        choice = random.SystemRandom()
         for _ in range(_TRIES):
-            network = f"127.{choice.randint(16, 250)}.{choice.randint(0, 255)}"
+            network = f"127.{self._choice.randint(16, 250)}.{self._choice.randint(0, 255)}"
             lock = socket.socket()
             try:
                 lock.bind((f"{network}.254", _LOCK_PORT))

@@ -102,10 +102,14 @@ class EnvoyAdmin:
         found: list[dict[str, Any]] = (await self._json("/certs", {})).get("certificates", [])
         return found
 
-    async def serials(self) -> tuple[str, ...]:
-        """The serial numbers of the certificates that it presents, sorted, none twice."""
-        found = {c["serial_number"] for entry in await self.certificates() for c in entry.get("cert_chain", ())}
-        return tuple(sorted(found))
+    async def serials(self, path: str = "/ns/") -> tuple[str, ...]:
+        """Serial numbers of the certificates that it presents and whose URI has `path` in it, sorted.
+
+        `/ns/` is in a workload's, `/proxy/` in the credential's.
+        """
+        presented = [c for entry in await self.certificates() for c in entry.get("cert_chain", ())]
+        uris = [(c["serial_number"], name.get("uri", "")) for c in presented for name in c.get("subject_alt_names", ())]
+        return tuple(sorted({serial for serial, uri in uris if path in uri}))
 
     async def _stats(self, pattern: str) -> dict[str, int | str]:
         document = await self._json("/stats", {"format": "json", "filter": pattern} if pattern else {"format": "json"})

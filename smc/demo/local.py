@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +102,10 @@ class LocalMesh:
         for placement, address in placed:
             self.write(placement.workload, bookstore.workload(placement, address))
         await self.etcd.start()
+        servers = [part for replica in self.replicas for part in ("--server", replica.api)]
         await self.smc(
-            *("init", "--trust-domain", TRUST_DOMAIN, "--kek-file", str(kek)),
-            *("--credential", str(self._credential)),
-            env={"SMC_ETCD": ",".join(self.etcd.endpoints)},
+            *("init", "--etcd", ",".join(self.etcd.endpoints), "--trust-domain", TRUST_DOMAIN),
+            *("--kek-file", str(kek), "--out", str(self._credential), *servers),
         )
         async with asyncio.TaskGroup() as tasks:
             for replica in self.replicas:
@@ -129,14 +129,15 @@ class LocalMesh:
         self.apps[placement.workload] = app
         await app.start()
 
-    async def _join(self, placement: Placement, address: str) -> None:
-        token = (await self.smc("token", "create", f"proxy/{placement.workload}", "-o", "name")).strip()
+    async def _join(self, placement: Placement, address: str, arguments: Sequence[str] = ()) -> None:
+        token = (await self.smc("token", "create", f"proxy/{placement.workload}")).strip()
         sidecar = programs.sidecar(
             self.children,
             placement.workload,
             address,
             token=token,
             join=[replica.join for replica in self.replicas],
+            arguments=arguments,
             env=dict(self.plan.proxy_env),
         )
         self.sidecars[placement.workload] = sidecar
@@ -147,13 +148,16 @@ class LocalMesh:
     def _credential(self) -> Path:
         return self.directory / "operator"
 
-    async def add(self, placement: Placement) -> Sidecar:
-        """One more workload, with its application if it has one; ready when this returns."""
+    async def add(self, placement: Placement, *arguments: str) -> Sidecar:
+        """One more workload, with its application if it has one; ready when this returns.
+
+        `arguments` are given to its `smc proxy run`.
+        """
         address = self._addresses.take()
         if placement.version:
             await self._start_app(placement, address)
         self.write(placement.workload, bookstore.workload(placement, address))
-        await self._join(placement, address)
+        await self._join(placement, address, arguments)
         return self.sidecars[placement.workload]
 
     def write(self, name: str, text: str | None) -> None:
@@ -166,20 +170,15 @@ class LocalMesh:
         new.write_text(text)
         new.rename(path)
 
-    async def smc(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    async def smc(self, *arguments: str) -> str:
         """Run one `smc` command as the operator, and return what it printed.
 
         Raises:
             ProcessFailed: it ended with another code than 0; with its standard error.
         """
-        settings = {
-            "SMC_MESH": MESH,
-            "SMC_API": ",".join(replica.api for replica in self.replicas),
-            "SMC_CREDENTIAL": str(self._credential),
-            "NO_COLOR": "1",
-        }
+        settings = {"SMC_MESH": MESH, "SMC_CREDENTIAL": str(self._credential), "NO_COLOR": "1"}
         name = " ".join(("smc", *arguments[:2]))
-        return await self.children.run(name, programs.smc(*arguments), env=settings | dict(env or {}), timeout=CLI)
+        return await self.children.run(name, programs.smc(*arguments), env=settings, timeout=CLI)
 
     async def apply(self, text: str) -> str:
         """`smc apply -f`; returns what it printed."""
@@ -218,7 +217,7 @@ class LocalMesh:
     async def proxies(self) -> list[dict[str, Any]]:
         """`smc proxy status -o json`."""
         document = json.loads(await self.smc("proxy", "status", "-o", "json"))
-        found: list[dict[str, Any]] = document if isinstance(document, list) else document["proxies"]
+        found: list[dict[str, Any]] = document["proxies"]
         return found
 
     async def wait_synced(self, workloads: Sequence[str] | None = None, timeout: float = programs.START) -> None:

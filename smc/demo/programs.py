@@ -252,14 +252,21 @@ class Sidecar:
 
 
 def sidecar(
-    children: Children, workload: str, address: str, *, token: str, join: Sequence[str], env: Mapping[str, str]
+    children: Children,
+    workload: str,
+    address: str,
+    *,
+    token: str,
+    join: Sequence[str],
+    arguments: Sequence[str] = (),
+    env: Mapping[str, str],
 ) -> Sidecar:
-    """`smc proxy run`; `join` are host:port of join ports."""
+    """`smc proxy run`; `join` are host:port of join ports. The token goes where `ps` does not show it."""
     directory = children.directory / "proxies" / workload.replace("/", "_")
-    argv = smc("proxy", "run", "--dir", str(directory), "--token", token)
+    argv = smc("proxy", "run", "--dir", str(directory), *arguments)
     for one in join:
         argv += ["--join", one]
-    process = children.process(f"proxy-{workload}", argv, role="proxy", env=env)
+    process = children.process(f"proxy-{workload}", argv, role="proxy", env={"SMC_TOKEN": token} | dict(env))
     return Sidecar(workload, address, directory, process, EnvoyAdmin(children.http, address))
 
 
