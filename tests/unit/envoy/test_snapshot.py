@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,3 +220,48 @@ def test_what_is_gone_is_forgotten() -> None:
     generator.snapshot(nouns.mesh(nouns.proxy(nouns.STORE_2)), nouns.STORE_2.name)
     gc.collect()
     assert [ref() for ref in dead] == [None] * len(dead)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sent"),
+    [
+        ("policy", Policy(()), {"ROUTE inbound|8080"}),
+        ("certificate", nouns.certificate(nouns.STORE_1.identity, number=2), {"SECRET identity"}),
+        ("certificate", None, {"SECRET identity"}),
+        ("inbound", (), {"LISTENER inbound", "CLUSTER local|8080", "ROUTE inbound|8080"}),
+        ("workload", replace(nouns.STORE_1, app_address="127.0.0.9"), {"CLUSTER local|8080"}),
+        ("workload", replace(nouns.STORE_1, address="127.0.1.9"), {"LISTENER inbound", "LISTENER outbound"}),
+        ("outbound", nouns.callers({"books/bookstore-v1": 1}), {"ROUTE outbound"}),
+    ],
+)
+def test_each_part_of_a_proxy_reaches_its_configuration_when_nothing_else_changes(
+    field: str, value: object, sent: set[str]
+) -> None:
+    generator = Generator(nouns.open_key)
+    mesh = nouns.bookstore()
+    before = generator.snapshot(mesh, STORE)
+    proxy = replace(mesh.proxies[STORE], **{field: value})  # type: ignore[arg-type]
+    after = generator.snapshot(replace(mesh, proxies={**mesh.proxies, STORE: proxy}), STORE)
+    assert changed(before, after) == sent
+
+
+def test_no_hash_seed_enters_a_version() -> None:
+    program = (
+        "from smc.envoy.snapshot import Generator\n"
+        "from tests.unit.envoy import nouns\n"
+        "mesh = nouns.bookstore(weights={'books/bookstore-v1': 1, 'books/bookstore-v2': 2})\n"
+        "made = [Generator(nouns.open_key).snapshot(mesh, name).versions for name in mesh.proxies]\n"
+        "print([sorted((t.name, v) for t, v in versions.items()) for versions in made])\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
