@@ -25,6 +25,7 @@ from e2e.kit.prober import Connections, Prober, send, statuses, z_score
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
 from smc.demo.envoy_admin import EnvoyAdmin
+from smc.demo.figures import Figures
 from smc.demo.processes import Children, Process, ProcessFailed
 from smc.demo.programs import App, Etcd, find_etcd
 from smc.demo.traffic import Caller
@@ -152,7 +153,7 @@ async def test_connections_are_kept_or_new_as_asked(shop: Shop) -> None:
 async def test_a_prober_sees_an_envoy_die_and_sends_nothing_twice(shop: Shop) -> None:
     async with Prober(shop.outbound, BOOKS, rate=100) as prober:
         await prober.until(100)
-        before = sum([int(str((await app.counters())["total"])) for app in (shop.v1, shop.v2)])
+        before = sum([(await app.counters())["total"] for app in (shop.v1, shop.v2)])
         assert before <= prober.sent
         await shop.envoy.kill()
         await prober.more(50)
@@ -160,7 +161,7 @@ async def test_a_prober_sees_an_envoy_die_and_sends_nothing_twice(shop: Shop) ->
     assert prober.sent == len(prober.probes)
     assert {failure.status for failure in prober.failures} == {0}
     assert 50 <= len(prober.failures) < prober.sent
-    seen = sum([int(str((await app.counters())["total"])) for app in (shop.v1, shop.v2)])
+    seen = sum([(await app.counters())["total"] for app in (shop.v1, shop.v2)])
     assert seen <= prober.sent
     with pytest.raises(AssertionError, match="status 0 "):
         prober.assert_clean(minimum=100)
@@ -267,7 +268,7 @@ async def test_a_batch_is_counted_alike_by_prober_and_applications(shop: Shop) -
     probes = await send(1000, shop.outbound, BOOKS)
     denied = await send(10, shop.outbound, "http://bookstore.bookstore/admin")
 
-    v1, v2 = [int(str((await app.counters())["total"])) for app in (shop.v1, shop.v2)]
+    v1, v2 = [(await app.counters())["total"] for app in (shop.v1, shop.v2)]
     assert (statuses(probes), statuses(denied)) == ({200: 1000}, {403: 10})
     assert v1 + v2 == 1000
     assert sum(p.version == "v1" for p in probes) == v1
@@ -287,7 +288,7 @@ async def test_a_bookstore_counts_and_logs_each_request_with_its_caller(shop: Sh
     counters = await shop.v1.counters()
     assert counters["total"] == 6
     assert counters["sold"] == 2
-    assert {"method": "POST", "path": "/buy", "client": SOURCE, "count": 2} in counters["requests"]  # type: ignore[operator]
+    assert {"method": "POST", "path": "/buy", "client": SOURCE, "count": 2} in counters["requests"]
     assert shop.v1.access_log is not None
     lines = [json.loads(line) for line in shop.v1.access_log.read_text().splitlines()]
     assert [(line["method"], line["client"]) for line in lines] == [("GET", SOURCE)] * 2 + [("POST", SOURCE)] * 2 + [
@@ -302,7 +303,8 @@ async def test_a_visitor_counts_answers_and_failures_by_kind(
     await buyer.start()
 
     async def counted(name: str) -> int:
-        return int(str((await buyer.counters())[name]))
+        count: int = (await buyer.counters())[name]
+        return count
 
     async def visited() -> bool:
         return await counted("answered") > 100
@@ -316,7 +318,35 @@ async def test_a_visitor_counts_answers_and_failures_by_kind(
 
     await eventually(failing, timeout=10, what="visits fail once the sidecar is gone")
     found = await buyer.counters()
-    assert {(kind["status"], kind["version"]) for kind in found["answers"]} == {(200, "v1"), (200, "v2")}  # type: ignore[attr-defined]
+    assert found["sent"] >= found["answered"] + found["failed"]
+    assert {(kind["status"], kind["version"]) for kind in found["answers"]} == {(200, "v1"), (200, "v2")}
+
+
+async def test_figures_say_what_happened_between_two_moments(
+    shop: Shop, children: Children, addresses: Addresses
+) -> None:
+    visitors = {"buyer": programs.visitor(children, "bookbuyer", addresses.take(), proxy=shop.outbound, rate=100)}
+    stores, sidecars = {"v1": shop.v1, "v2": shop.v2}, {"front": shop.admin}
+    await visitors["buyer"].start()
+    await send(100, shop.outbound, BOOKS)
+    before = await Figures.take(visitors, stores, sidecars)
+
+    async def since() -> Figures:
+        return await Figures.take(visitors, stores, sidecars) - before
+
+    async def enough() -> bool:
+        return (await since()).statuses("buyer")[200] >= 50
+
+    await eventually(enough, timeout=10, what="50 visits")
+    happened = await since()
+    assert happened.failed.total() == 0
+    assert happened.versions("buyer").total() == happened.statuses("buyer")[200]
+    assert happened.sent["buyer"] < 150, "what was sent before is not counted"
+    assert 50 <= happened.reached_by("/ns/bookbuyer/") < 150
+    assert happened.reached_by("/ns/bookthief/") == 0
+    await shop.envoy.kill()
+    after = await Figures.take(visitors, stores, sidecars)
+    assert after.heard == {"front": ""}
 
 
 # ------------------------------------------------------------------------------------------------------------ processes

@@ -110,7 +110,7 @@ class Mesh(LocalMesh):
     async def seen_by_apps(self) -> dict[str, int]:
         """How many requests each application has counted, by its workload."""
         counters = await asyncio.gather(*(app.counters() for app in self.apps.values()))
-        return {name: int(str(found["total"])) for name, found in zip(self.apps, counters, strict=True)}
+        return {name: int(found["total"]) for name, found in zip(self.apps, counters, strict=True)}
 
 
 async def eventually(check: Callable[[], Any], *, timeout: float, what: str, every: float = 0.02) -> float:

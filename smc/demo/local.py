@@ -17,6 +17,7 @@ from typing import Any, Self
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
 from smc.demo.bookstore import Placement
+from smc.demo.figures import Figures
 from smc.demo.processes import Children, ProcessFailed
 from smc.demo.programs import App, Etcd, EtcdProgram, Replica, Sidecar
 from smc.errors import NotFound
@@ -57,6 +58,8 @@ class LocalMesh:
         """By `<namespace>/<workload>`."""
         self.apps: dict[str, App] = {}
         """By `<namespace>/<workload>`; only of those that serve something."""
+        self.visitors: dict[str, App] = {}
+        """By `<namespace>/<workload>`."""
         self.children = Children(directory)
         self._addresses = Addresses()
         self._stack = AsyncExitStack()
@@ -159,6 +162,19 @@ class LocalMesh:
         self.write(placement.workload, bookstore.workload(placement, address))
         await self._join(placement, address, arguments)
         return self.sidecars[placement.workload]
+
+    async def visit(self, name: str, *, rate: float = 20.0) -> App:
+        """Start `bookbuyer` or `bookthief` beside its sidecar: so many requests a second to the bookstore."""
+        sidecar = self.sidecar(name)
+        visitor = programs.visitor(self.children, name, sidecar.address, proxy=sidecar.outbound, rate=rate)
+        self.visitors[sidecar.workload] = visitor
+        await visitor.start()
+        return visitor
+
+    async def figures(self) -> Figures:
+        """All counters of this moment; the difference of two says what happened in between."""
+        admins = {workload: sidecar.admin for workload, sidecar in self.sidecars.items()}
+        return await Figures.take(self.visitors, self.apps, admins)
 
     def write(self, name: str, text: str | None) -> None:
         """Put one file into the informer's directory, by rename; None takes it away."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -279,11 +280,11 @@ class App:
     children: Children
     access_log: Path | None = None
 
-    async def counters(self) -> dict[str, object]:
+    async def counters(self) -> dict[str, Any]:
         """What it has counted since it was started; each program says in its own words."""
         async with self.children.http.get(self._control) as answer:
             answer.raise_for_status()
-            found: dict[str, object] = await answer.json()
+            found: dict[str, Any] = await answer.json()
             return found
 
     @property
