@@ -216,6 +216,29 @@ async def test_a_store_that_loses_questions_and_answers_costs_a_retry() -> None:
         await mesh.renewed(record)
 
 
+class Late(MemoryKV):
+    """Applies the first certificate only when another one has long been written in its place."""
+
+    held: tuple[Sequence[Operation], Sequence[Guard]] | None = None
+
+    async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
+        if self.held is None and any("/certificates/" in operation.key for operation in operations):
+            self.held = operations, guards
+            raise store.Ambiguous("the answer did not come")
+        return await super().transact(operations, guards)
+
+
+async def test_a_transaction_that_is_applied_late_replaces_nothing() -> None:
+    kv = Late()
+    mesh = await Mesh.make(kv)
+    mesh.want(BUYER)
+    async with mesh.leading():
+        record = await mesh.certified(BUYER)
+        assert kv.held is not None
+        await kv.transact(*kv.held)
+        assert await mesh.record(BUYER) == record
+
+
 async def test_two_hundred_identities_take_few_revisions() -> None:
     mesh = await Mesh.make()
     identities = [Identity("shop", f"a{n}") for n in range(200)]

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -193,6 +194,18 @@ async def test_a_store_that_loses_questions_and_answers_costs_nothing_but_time()
     assert mesh.kv.lost == 2
 
 
+async def test_a_deposed_leader_answers_nobody() -> None:
+    mesh = await Mesh.make()
+    key, token = new_public(), await token_of(mesh)
+    async with mesh.leading() as task:
+        await asyncio.sleep(1)
+        await mesh.elect()
+        with pytest.raises(Unavailable, match="no leader"):
+            await use(mesh, token, key, timeout=5)
+        assert (await mesh.kv.list(mesh.keys.answers)).items == ()
+        assert task.done()
+
+
 # --- requests without a token
 
 
@@ -265,8 +278,6 @@ async def test_even_a_proven_request_gets_no_other_kind_of_name(path: str) -> No
 
 async def test_a_refusal_reaches_the_one_who_asked() -> None:
     mesh = await Mesh.make()
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     weak = ec.generate_private_key(ec.SECP256K1()).public_key()
     async with mesh.leading():
         with pytest.raises(Invalid, match="secp256k1"):
