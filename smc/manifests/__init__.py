@@ -1,0 +1,70 @@
+"""Manifests as users write them: read strictly, with positions, and refused with a reason that can be acted on.
+
+`read` and `read_all` make records from a text, `noun` makes from a stored record what it says. A kind is one line of a
+table, and what it may hold is a schema: a new kind needs no new code here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from smc.manifests.expressions import RE2_MAX_LENGTH, RE2_MAX_PROGRAM_SIZE
+from smc.manifests.findings import Finding, InvalidManifest
+from smc.manifests.kinds import DEFAULT_NAMESPACE, MESH_WIDE, Kind, find, noun, read, read_all
+from smc.manifests.own import OWN_KINDS, mesh_config, service, workload
+from smc.manifests.text import MAX_DOCUMENT, MAX_TEXT, Document, documents
+from smc.model import Permission, Problem, Split
+from smc.records import ManifestRecord
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "MAX_DOCUMENT",
+    "MAX_TEXT",
+    "MESH_WIDE",
+    "OWN_KINDS",
+    "RE2_MAX_LENGTH",
+    "RE2_MAX_PROGRAM_SIZE",
+    "Document",
+    "Finding",
+    "InvalidManifest",
+    "Kind",
+    "Manifest",
+    "PolicyApi",
+    "Rules",
+    "documents",
+    "find",
+    "mesh_config",
+    "noun",
+    "read",
+    "read_all",
+    "service",
+    "workload",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A stored manifest, at the revision of its last write."""
+
+    record: ManifestRecord
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the policy manifests of one namespace compile to."""
+
+    splits: tuple[Split, ...] = ()
+    permissions: tuple[Permission, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyApi:
+    """One API that policy may be written in."""
+
+    groups: frozenset[str]
+    """The API groups whose manifests it compiles."""
+    compile: Callable[[str, Sequence[Manifest]], Rules]
+    """(namespace, its manifests in these groups, sorted by id) -> Rules. Pure; raises nothing: it reports Problems."""

@@ -1,0 +1,258 @@
+"""The kinds of SMC's own group: what the mesh is set to, and what runs in it where no platform says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from smc.manifests import schema
+from smc.manifests.findings import Unfit, shown
+from smc.manifests.kinds import Kind, Metadata, Schema, noun
+from smc.manifests.schema import Boolean, Field, Integer, ListOf, Object, OneOf, Text
+from smc.model import (
+    Egress,
+    Identity,
+    Locality,
+    MeshConfig,
+    Name,
+    Protocol,
+    Service,
+    ServicePort,
+    Workload,
+    WorkloadPort,
+)
+from smc.records import ManifestRecord
+
+T = TypeVar("T")
+
+GROUP = "smc.io"
+VERSION = "v1alpha1"
+PORT = Integer(1, 65535)
+MESH_CONFIG_NAME = "default"
+
+
+def mesh_config(record: ManifestRecord) -> MeshConfig:
+    """What a stored MeshConfig says.
+
+    Raises:
+        InvalidManifest: this version of SMC does not take it.
+    """
+    return _as(record, MeshConfig)
+
+
+def service(record: ManifestRecord) -> Service:
+    """What a stored Service says. Raises as `mesh_config`."""
+    return _as(record, Service)
+
+
+def workload(record: ManifestRecord) -> Workload:
+    """What a stored Workload says. Raises as `mesh_config`."""
+    return _as(record, Workload)
+
+
+def _as(record: ManifestRecord, wanted: type[T]) -> T:
+    found = noun(record, OWN_KINDS)
+    if not isinstance(found, wanted):
+        raise TypeError(f"{record.id} is a {type(found).__name__}, not a {wanted.__name__}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- MeshConfig
+
+
+def _only_default(text: str) -> str:
+    if text != MESH_CONFIG_NAME:
+        raise Unfit(f"{shown(text)}: there is one MeshConfig", f"call it {MESH_CONFIG_NAME}")
+    return text
+
+
+_LIFE = Text(schema.duration(timedelta(seconds=10), timedelta(hours=24 * 30)))
+_MODES = {"audit": "it is not there yet", "permissive": "it is not there yet"}
+
+
+def _given(*names: str) -> Callable[..., dict[str, Any]]:
+    """Keyword arguments from the values that are there; the noun knows the defaults of the others."""
+    return lambda *values: {n: v for n, v in zip(names, values, strict=True) if v is not None}
+
+
+_CERTIFICATES = Object(
+    (Field("workloadTTL", _LIFE), Field("credentialTTL", _LIFE)),
+    _given("workload_certificate_ttl", "credential_ttl"),
+)
+
+
+def _mesh_config(_metadata: Metadata, values: dict[str, Any]) -> MeshConfig:
+    values.pop("mode", None)
+    return MeshConfig(**values.pop("certificates", {}), **values)
+
+
+_MESH_CONFIG = Schema(
+    (
+        Field(
+            "spec",
+            Object(
+                (
+                    Field("meshDomain", Text(schema.subdomain)),
+                    Field("egress", Text(schema.choice({e.value: e for e in Egress}))),
+                    Field("accessLog", Boolean()),
+                    Field("certificates", _CERTIFICATES),
+                    Field("mode", Text(schema.choice({"enforcing": "enforcing"}, refused=_MODES))),
+                ),
+                _given("mesh_domain", "egress", "access_log", "certificates", "mode"),
+            ),
+            required=True,
+        ),
+    ),
+    _mesh_config,
+)
+
+# ------------------------------------------------------------------------------------------------------------- Service
+
+
+def _service_port(number: int, target: str | int | None, protocol: Protocol) -> ServicePort:
+    return ServicePort(number, protocol, str(number if target is None else target))
+
+
+_NO_PROTOCOL = {"tcp": "only HTTP is understood yet", "udp": "only HTTP is understood yet"}
+_SERVICE_PORT = Object(
+    (
+        Field("port", PORT, required=True),
+        Field("targetPort", OneOf({int: PORT, float: PORT, str: Text(schema.port_name)}, "port number or name")),
+        Field(
+            "protocol",
+            Text(schema.choice({p.value: p for p in Protocol}, refused=_NO_PROTOCOL)),
+            default=Protocol.HTTP,
+        ),
+    ),
+    _service_port,
+    {"number": "write port", "name": "ports of a Service have no names: targetPort may be the name of a Workload's"},
+)
+_SERVICE = Schema(
+    (
+        Field(
+            "spec",
+            Object(
+                (
+                    Field(
+                        "ports",
+                        ListOf(
+                            _SERVICE_PORT,
+                            least=1,
+                            most=100,
+                            unique=lambda port: port.number,
+                            named=lambda port: f"port {port.number}",
+                        ),
+                        required=True,
+                    ),
+                ),
+                lambda ports: ports,
+                {"selector": "Workloads name their services: spec.services of the Workload"},
+            ),
+            required=True,
+        ),
+    ),
+    lambda metadata, ports: Service(metadata.name, tuple(sorted(ports, key=lambda port: port.number))),
+)
+
+# ------------------------------------------------------------------------------------------------------------ Workload
+
+_PLACE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def _place(text: str) -> str:
+    if not _PLACE.fullmatch(text):
+        raise Unfit(f"{shown(text)} names no place: letters, digits and ._- , at most 63")
+    return text
+
+
+def _reachable(text: str) -> tuple[str, str]:
+    """`<namespace>/<name>`, or a name in the workload's own namespace, which is written as ""."""
+    namespace, slash, name = text.rpartition("/")
+    if slash:
+        schema.label(namespace)
+    return namespace, schema.label(name)
+
+
+def _ports_of_a_workload(ports: tuple[WorkloadPort, ...]) -> tuple[WorkloadPort, ...]:
+    names: set[str] = set()
+    for index, port in enumerate(ports):
+        if port.name and port.name in names:
+            raise Unfit(f"a second port is called {port.name}", "give each a name of its own", field=f"ports[{index}]")
+        names.add(port.name)
+    return tuple(sorted(ports))
+
+
+def _workload_spec(
+    address: str,
+    app_address: str,
+    service_account: str,
+    ports: tuple[WorkloadPort, ...],
+    services: tuple[str, ...],
+    locality: Locality,
+    weight: int,
+    reachable: tuple[tuple[str, str], ...] | None,
+) -> Callable[[Metadata], Workload]:
+    ports = _ports_of_a_workload(ports)
+
+    def of(metadata: Metadata) -> Workload:
+        own = metadata.name.namespace
+        return Workload(
+            name=metadata.name,
+            address=address,
+            identity=Identity(own, service_account),
+            app_address=app_address,
+            labels=metadata.labels,
+            ports=ports,
+            services=tuple(sorted(services)),
+            locality=locality,
+            weight=weight,
+            reachable=None if reachable is None else tuple(sorted({Name(ns or own, name) for ns, name in reachable})),
+        )
+
+    return of
+
+
+_WORKLOAD_PORT = Object(
+    (Field("name", Text(schema.port_name), default=""), Field("port", PORT, required=True)), WorkloadPort
+)
+_LOCALITY = Object(tuple(Field(name, Text(_place), default="") for name in ("region", "zone", "subZone")), Locality)
+_WORKLOAD = Schema(
+    (
+        Field(
+            "spec",
+            Object(
+                (
+                    Field("address", Text(schema.ip_address), required=True),
+                    Field("appAddress", Text(schema.ip_address), default="127.0.0.1"),
+                    Field("serviceAccount", Text(schema.subdomain), required=True),
+                    Field(
+                        "ports",
+                        ListOf(
+                            _WORKLOAD_PORT,
+                            most=100,
+                            unique=lambda port: port.number,
+                            named=lambda port: f"port {port.number}",
+                        ),
+                        default=(),
+                    ),
+                    Field("services", ListOf(Text(schema.label), most=100, unique=lambda name: name), default=()),
+                    Field("locality", _LOCALITY, default=Locality()),
+                    Field("weight", Integer(1, 10_000), default=1),
+                    Field("reachableServices", ListOf(Text(_reachable), unique=lambda name: name, named="/".join)),
+                ),
+                _workload_spec,
+            ),
+            required=True,
+        ),
+    ),
+    lambda metadata, spec: spec(metadata),
+)
+
+OWN_KINDS: tuple[Kind, ...] = (
+    Kind(GROUP, "MeshConfig", "meshconfigs", ("mc",), {VERSION: _MESH_CONFIG}, namespaced=False, name_is=_only_default),
+    Kind(GROUP, "Service", "services", ("svc",), {VERSION: _SERVICE}, name_is=schema.label),
+    Kind(GROUP, "Workload", "workloads", ("wl",), {VERSION: _WORKLOAD}),
+)
+"""What SMC itself understands; policy APIs add theirs."""
