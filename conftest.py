@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
+
+
+def pytest_configure() -> None:
+    # looptime asks for the current event loop before each test. Until one was set, asyncio makes one: who closes it?
+    asyncio.set_event_loop(None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
