@@ -1,0 +1,7 @@
+"""`python -m smc` is `smc`."""
+
+from __future__ import annotations
+
+from smc.cli import main
+
+main()

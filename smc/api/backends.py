@@ -1,0 +1,70 @@
+"""What the services need of a replica: everything that they do is done by one of these."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cluster.kv import KV
+from smc.certificates.credential import Credential
+from smc.certificates.sealing import Keyring
+from smc.manifests import Kind
+from smc.mesh import Mesh
+from smc.model import Name
+from smc.records import Keys, MemberRecord, Nack
+from smc.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    """One stream of this replica."""
+
+    name: Name
+    identity: str
+    """The SPIFFE ID of its workload."""
+    connected: float
+    """Seconds since 1970."""
+    revision: int
+    """The Mesh revision that it should have."""
+    acked: int
+    """The Mesh revision that it has ACKed."""
+    state: str
+    """"synced", "pending", "stalled" or "nacked"."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """By short type name, such as `Cluster`: what it has ACKed."""
+    nacks: tuple[Nack, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    name: str
+    leader: bool
+    ready: bool
+    revision: int
+    """Of its Mesh."""
+    streams: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backends:
+    kv: KV
+    keys: Keys
+    keyring: Keyring
+    registry: Registry
+    kinds: Sequence[Kind]
+    """The kinds of manifests that are taken."""
+    trust_domain: str
+    mesh: Callable[[], Mesh | None]
+    replica: Callable[[], ReplicaStatus]
+    proxies: Callable[[], Sequence[ProxyStatus]]
+    members: Callable[[], Awaitable[Sequence[MemberRecord]]]
+    """The replicas that are alive, this one among them; raises a StoreError while they are not known."""
+    credential: Callable[[], Credential]
+    """This replica's own: what the servers present, and what the other replicas are asked with. The same object until
+    it was renewed."""
+    unreachable_for: Callable[[], float]
+    """For how many seconds the store has not answered; 0 while it does."""
+    now: Callable[[], float] = time.time
+    """Seconds since 1970."""

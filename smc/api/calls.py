@@ -1,0 +1,142 @@
+"""The one way that every call goes: who is it, how often, may he, the work within its deadline, and the answer.
+
+Whatever fails on that way ends as a status with its details, is counted, and opens nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from opentelemetry import propagate
+from opentelemetry.trace import SpanKind, StatusCode
+
+from cluster import kv as store
+from smc import errors, telemetry
+from smc.api.limits import Limiter
+from smc.api.status import Failure, kind_of
+from smc.manifests import InvalidManifest
+from smc.metrics import Metrics
+from smc.v1 import smc_pb2 as pb
+
+log = structlog.get_logger(__name__)
+tracer = telemetry.tracer(__name__)
+
+Work = Callable[[Any, Any], Awaitable[Any]]
+"""(request, caller) -> response; raises SmcError and StoreError."""
+
+_SERVICES = pb.DESCRIPTOR.services_by_name
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What stands before every method of one service."""
+
+    service: str
+    identify: Callable[[grpc.aio.ServicerContext[Any, Any]], tuple[str, Any]]
+    """Whom to count the call to, and the caller as the method gets it; raises SmcError."""
+    authorise: Callable[[Any, str], None]
+    """(caller, method); raises Denied."""
+    limiter: Limiter
+    deadline: float
+    """Seconds."""
+    metrics: Metrics
+    unreachable_for: Callable[[], float]
+
+    def open(self, methods: Mapping[str, Work]) -> grpc.GenericRpcHandler:
+        """Make gRPC's part from the methods by name.
+
+        Raises:
+            ValueError: `methods` are not exactly those of the service.
+        """
+        described = {method.name: method for method in _SERVICES[self.service].methods}
+        if described.keys() != methods.keys():
+            raise ValueError(f"the methods of {self.service} are {sorted(described)}, not {sorted(methods)}")
+        return grpc.method_handlers_generic_handler(
+            _SERVICES[self.service].full_name,
+            {
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._behaviour(name, work),
+                    request_deserializer=getattr(pb, described[name].input_type.name).FromString,
+                    response_serializer=getattr(pb, described[name].output_type.name).SerializeToString,
+                )
+                for name, work in methods.items()
+            },
+        )
+
+    def _behaviour(self, method: str, work: Work) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]:
+        async def answer(request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            carrier = {k: v for k, v in call.invocation_metadata() or () if isinstance(v, str)}
+            with tracer.start_as_current_span(
+                f"smc.v1.{self.service}/{method}", context=propagate.extract(carrier), kind=SpanKind.SERVER
+            ) as span:
+                response, failure = await self._try(method, work, request, call)
+                if failure is not None:
+                    span.set_status(StatusCode.ERROR, failure.kind)
+            self.metrics.api_calls.labels(method, failure.code.name if failure else "OK").inc()
+            if failure is not None:
+                await call.abort(failure.code, failure.text(), failure.metadata())
+            return response
+
+        return answer
+
+    async def _try(
+        self, method: str, work: Work, request: Any, call: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[Any, Failure | None]:
+        try:
+            peer, caller = self.identify(call)
+            wait = self.limiter.admit(peer)
+            if wait:
+                raise errors.Exhausted(  # noqa: TRY301
+                    f"too many calls from {peer}", hint=f"try again in {max(wait, 0.1):.1f} s"
+                )
+            self.authorise(caller, method)
+            async with asyncio.timeout(self.deadline):
+                return await work(request, caller), None
+        except TimeoutError:
+            return None, Failure(
+                "Ambiguous", f"{method} had no end within {self.deadline:g} s", "look what became of it, then try again"
+            )
+        except (errors.SmcError, store.StoreError) as e:
+            return None, failure_of(e, self.unreachable_for())
+        except Exception:
+            id_ = secrets.token_hex(4)
+            log.exception("a call failed in a way that nobody foresaw", method=method, id=id_)
+            return None, Failure(
+                "Internal", f"{method} failed inside the replica", f"its log says why, under the id {id_}", id=id_
+            )
+
+
+def failure_of(error: errors.SmcError | store.StoreError, unreachable_for: float) -> Failure:
+    """How an error is told. `unreachable_for`: for how many seconds the store has not answered."""
+    lasted = f" (for {unreachable_for:.0f} s now)" if unreachable_for > 0 else ""
+    match error:
+        case InvalidManifest():
+            findings = tuple(
+                pb.Finding(line=f.line, column=f.column, field=f.field, message=f.reason, hint=f.hint)
+                for f in error.findings
+            )
+            return Failure("Invalid", error.message, error.hint, findings)
+        case errors.Unavailable() if isinstance(error.__cause__, store.StoreError):
+            return Failure("Unavailable", f"{error.message}{lasted}", error.hint)
+        case errors.SmcError():
+            return Failure(kind_of(error), error.message, error.hint)
+        case store.Ambiguous():
+            return Failure(
+                "Ambiguous",
+                "etcd's answer was lost: it may or may not have been written",
+                "look with smc get, then apply again; applying twice does no harm",
+            )
+        case store.Refused():
+            return Failure("Invalid", f"etcd refuses: {error}")
+        case _:
+            return Failure(
+                "Unavailable",
+                f"etcd cannot be reached{lasted}, so nothing was read or written: {error}",
+                "try again once it answers; proxies go on with what they have",
+            )

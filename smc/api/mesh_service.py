@@ -1,0 +1,237 @@
+"""`Mesh`: the methods for operators, viewers, proxies and replicas.
+
+Reads come from the store, linearizably: what one replica has confirmed every other one shows. What the mesh makes of a
+manifest, its problems and NACKs, comes from this replica's Mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from cluster import kv as store
+from smc import manifests, telemetry
+from smc.api import objects, peers
+from smc.api.access import Caller
+from smc.api.backends import Backends, ProxyStatus
+from smc.api.calls import Work
+from smc.api.credentials import answer
+from smc.certificates import requests, tokens, x509
+from smc.errors import Exhausted, Invalid, NotFound, Unavailable
+from smc.manifests import schema
+from smc.model import Name
+from smc.records import ManifestRecord, UnreadableRecord
+from smc.v1 import smc_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+MOST_LISTED = 32 * 1024 * 1024
+"""Bytes of one answer to List."""
+MOST_FILE = 4096
+"""Characters of the name of the file that a manifest was written in."""
+SETTLE = 0.5
+"""Seconds that Apply waits for this replica's Mesh, to tell what problems the manifest has in it."""
+_LOOK = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class MeshService:
+    backends: Backends
+
+    def methods(self) -> Mapping[str, Work]:
+        return {
+            "Apply": self.apply,
+            "Get": self.get,
+            "List": self.list_,
+            "Delete": self.delete,
+            "Proxies": self.proxies,
+            "CreateToken": self.create_token,
+            "Renew": self.renew,
+        }
+
+    # ------------------------------------------------------------------------------------------------------ manifests
+
+    async def apply(self, request: pb.ApplyRequest, caller: Caller) -> pb.ApplyResponse:
+        """Check, store, and tell what became of it. A dry run tells what would."""
+        b = self.backends
+        record = await asyncio.to_thread(self._read, request, caller)
+        written = await b.registry.put_manifest(
+            record,
+            expected=request.resource_version or None,
+            traceparent=telemetry.current_traceparent(),
+            dry_run=request.dry_run,
+        )
+        if request.dry_run:
+            shown = objects.shown(record, 0, None, {})
+        else:
+            await self._settle(record.id, written.revision)
+            mesh = b.mesh()
+            shown = objects.shown(record, written.revision, mesh, objects.quarantined(mesh))
+            log.info(
+                "manifest applied",
+                **{telemetry.MANIFEST: record.id, telemetry.REVISION: written.revision, "author": caller.uri},
+            )
+        return pb.ApplyResponse(object=shown, outcome=written.outcome.name)
+
+    def _read(self, request: pb.ApplyRequest, caller: Caller) -> ManifestRecord:
+        b = self.backends
+        file = request.file[:MOST_FILE] or "-"
+        record = manifests.read(
+            request.document, b.kinds, file=file, line=request.line or 1, author=caller.uri, now=b.now()
+        )
+        return _within(record, request.namespace)
+
+    async def _settle(self, manifest: str, mod_revision: int) -> None:
+        """Wait a moment for a Mesh that has this version of the manifest."""
+        deadline = asyncio.get_running_loop().time() + SETTLE
+        while (mesh := self.backends.mesh()) is not None and not objects.is_built(manifest, mod_revision, mesh):
+            if asyncio.get_running_loop().time() >= deadline:
+                return
+            await asyncio.sleep(_LOOK)
+
+    async def get(self, request: pb.GetRequest, caller: Caller) -> pb.Object:
+        b = self.backends
+        id_ = _id(request)
+        item = await b.kv.get(b.keys.manifest(id_))
+        if item is None:
+            raise _missing(request)
+        mesh = b.mesh()
+        return objects.stored(item, mesh, objects.quarantined(mesh))
+
+    async def list_(self, request: pb.ListRequest, caller: Caller) -> pb.ListResponse:
+        b = self.backends
+        prefix = "/".join(_part(part) for part in (request.group, request.kind, request.namespace) if part) + "/"
+        listing = await b.kv.list(b.keys.manifests + prefix)
+        response = await asyncio.to_thread(self._listed, listing)
+        if response.ByteSize() > MOST_LISTED:
+            raise Exhausted(
+                f"the {len(response.objects)} manifests take {response.ByteSize()} bytes, more than {MOST_LISTED}",
+                hint="ask for one namespace at a time",
+            )
+        return response
+
+    def _listed(self, listing: store.Listing) -> pb.ListResponse:
+        mesh = self.backends.mesh()
+        nacks = objects.quarantined(mesh)
+        response = pb.ListResponse(resource_version=listing.revision)
+        for item in listing.items:
+            try:
+                response.objects.append(objects.stored(item, mesh, nacks))
+            except UnreadableRecord as e:
+                # One bad record hurts only itself.
+                log.warning("a stored manifest cannot be shown", key=item.key, reason=str(e))
+        return response
+
+    async def delete(self, request: pb.DeleteRequest, caller: Caller) -> pb.DeleteResponse:
+        b = self.backends
+        id_ = _id(request)
+        revision = await b.registry.delete_manifest(id_, expected=request.resource_version or None)
+        log.info("manifest deleted", **{telemetry.MANIFEST: id_, telemetry.REVISION: revision, "author": caller.uri})
+        return pb.DeleteResponse(resource_version=revision)
+
+    # -------------------------------------------------------------------------------------------------------- proxies
+
+    async def proxies(self, request: pb.ProxiesRequest, caller: Caller) -> pb.ProxiesResponse:
+        b = self.backends
+        own = b.replica()
+        response = pb.ProxiesResponse(proxies=[_proxy(p, own.name) for p in b.proxies()])
+        response.replicas.add(
+            name=own.name,
+            leader=own.leader,
+            ready=own.ready,
+            revision=own.revision,
+            streams=own.streams,
+            version=own.version,
+        )
+        if request.local:
+            return response
+        try:
+            members = await b.members()
+        except (store.StoreError, Unavailable) as e:
+            log.warning("the other replicas are not known", reason=str(e))
+            response.unreachable.append("every other replica: etcd cannot be asked which there are")
+            return response
+        others, unreachable = await peers.proxies([m for m in members if m.name != own.name], b.credential())
+        for other in others:
+            response.proxies.extend(other.proxies)
+            response.replicas.extend(other.replicas)
+        response.unreachable.extend(unreachable)
+        response.proxies.sort(key=lambda p: (p.name, p.replica))
+        response.replicas.sort(key=lambda r: r.name)
+        return response
+
+    # ---------------------------------------------------------------------------------------------------- credentials
+
+    async def create_token(self, request: pb.CreateTokenRequest, caller: Caller) -> pb.CreateTokenResponse:
+        b = self.backends
+        text, expires = await tokens.create_token(
+            b.kv, b.keys, request.credential, ttl=float(request.ttl_seconds), now=b.now()
+        )
+        log.info("token created", credential=request.credential, expires=expires, author=caller.uri)
+        return pb.CreateTokenResponse(token=text, expires=expires)
+
+    async def renew(self, request: pb.RenewRequest, caller: Caller) -> pb.Credential:
+        """The caller's own name, whatever the request says; only its public key is used."""
+        b = self.backends
+        key = x509.requested_key(request.csr)
+        chain = await requests.request_credential(b.kv, b.keys, b.keyring, caller.path, key, caller.uri)
+        return await answer(b, caller.path, chain)
+
+
+def _proxy(status: ProxyStatus, replica: str) -> pb.Proxy:
+    return pb.Proxy(
+        name=str(status.name),
+        replica=replica,
+        identity=status.identity,
+        connected=status.connected,
+        revision=status.revision,
+        acked=status.acked,
+        state=status.state,
+        versions=dict(status.versions),
+        nacks=[
+            pb.Nack(proxy=str(n.proxy), type_url=n.type_url, resource=", ".join(n.resources)[:1000], text=n.text)
+            for n in status.nacks[:100]
+        ],
+    )
+
+
+def _within(record: ManifestRecord, namespace: str) -> ManifestRecord:
+    """Put a manifest that names no namespace into this one; "" leaves it where it is.
+
+    Raises:
+        Invalid: it names another.
+    """
+    if not namespace or record.name.namespace in (namespace, manifests.MESH_WIDE):
+        return record
+    metadata = record.object["metadata"]
+    if "namespace" in metadata:
+        raise Invalid(
+            f"{record.kind} {record.name} names its own namespace, and {namespace!r} was asked for",
+            hint="leave one of the two out",
+        )
+    try:
+        schema.label(namespace)
+    except ValueError as e:
+        raise Invalid(f"no namespace is called {namespace[:80]!r}: {e}") from None
+    placed = {**record.object, "metadata": {**metadata, "namespace": namespace}}
+    return replace(record, name=Name(namespace, record.name.name), object=placed)
+
+
+def _id(request: pb.GetRequest | pb.DeleteRequest) -> str:
+    parts = (request.group, request.kind, request.namespace or "-", request.name)
+    return "/".join(_part(part) for part in parts)
+
+
+def _part(text: str) -> str:
+    """One part of a key; what cannot be one names nothing."""
+    if not text or len(text) > 253 or "/" in text:
+        raise NotFound(f"{text[:80]!r} names no manifest")
+    return text
+
+
+def _missing(request: pb.GetRequest | pb.DeleteRequest) -> NotFound:
+    name = str(Name(request.namespace, request.name)) if request.namespace not in ("", "-") else request.name
+    return NotFound(f"there is no {request.kind} {name}", hint=f"smc get {request.kind.lower()} -A lists all")

@@ -1,0 +1,82 @@
+"""A stored manifest as the API shows it: with its problems, and with what proxies said to it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+
+from cluster.kv import KeyValue
+from smc.mesh import Mesh
+from smc.model import Severity
+from smc.records import ManifestRecord, QuarantineRecord, decode
+from smc.v1 import smc_pb2 as pb
+
+Quarantined = Mapping[str, list[QuarantineRecord]]
+"""By manifest."""
+
+
+def quarantined(mesh: Mesh | None) -> Quarantined:
+    found: defaultdict[str, list[QuarantineRecord]] = defaultdict(list)
+    for proxy in mesh.proxies.values() if mesh is not None else ():
+        for record in proxy.quarantined:
+            found[record.manifest].append(record)
+    return found
+
+
+def stored(item: KeyValue, mesh: Mesh | None, nacks: Quarantined) -> pb.Object:
+    """Show the manifest at `item`.
+
+    Raises:
+        UnreadableRecord: it holds none.
+    """
+    return shown(decode(ManifestRecord, item.value, key=item.key), item.mod_revision, mesh, nacks)
+
+
+def shown(record: ManifestRecord, mod_revision: int, mesh: Mesh | None, nacks: Quarantined) -> pb.Object:
+    """Show a manifest at the revision of its last write; 0 if it is not stored."""
+    object_ = pb.Object(
+        group=record.group,
+        version=record.version,
+        kind=record.kind,
+        namespace=record.name.namespace,
+        name=record.name.name,
+        json=json.dumps(record.object, sort_keys=True, ensure_ascii=False),
+        text=record.text,
+        file=record.file,
+        line=record.line,
+        created=record.created,
+        author=record.author,
+        resource_version=mod_revision,
+    )
+    if mod_revision:
+        object_.problems.extend(_problems(record.id, mod_revision, mesh))
+        object_.nacks.extend(nack(q) for q in nacks.get(record.id, ()) if q.mod_revision == mod_revision)
+    return object_
+
+
+def is_built(manifest: str, mod_revision: int, mesh: Mesh) -> bool:
+    """Whether the Mesh was made from that version of the manifest, or a later one."""
+    found = mesh.manifests.get(manifest)
+    return found is not None and found.mod_revision >= mod_revision
+
+
+def _problems(manifest: str, mod_revision: int, mesh: Mesh | None) -> list[pb.Problem]:
+    if mesh is None or not is_built(manifest, mod_revision, mesh):
+        # What the Mesh says is about another version: nothing is known of this one.
+        message = "this replica has not built the mesh with this version of it yet: ask again in a moment"
+        return [pb.Problem(reason="NotBuiltYet", message=message, severity=Severity.WARNING.value)]
+    return [
+        pb.Problem(reason=p.reason, message=p.message, field=p.field, severity=p.severity)
+        for p in mesh.problems.get(manifest, ())
+    ]
+
+
+def nack(record: QuarantineRecord) -> pb.Nack:
+    return pb.Nack(
+        proxy=str(record.proxy),
+        type_url=record.type_url,
+        resource=record.resource,
+        text=record.reason,
+        resource_version=record.mod_revision,
+    )

@@ -1,0 +1,46 @@
+"""What the other replicas say: asked all at once, with this replica's own credential, and not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from smc.certificates import x509
+from smc.certificates.credential import Credential
+from smc.records import MemberRecord
+from smc.v1 import smc_pb2 as pb
+from smc.v1.smc_pb2_grpc import MeshStub
+
+DEADLINE = 2.0
+MAX_MESSAGE = 16 * 1024 * 1024
+
+
+async def proxies(
+    members: Sequence[MemberRecord], credential: Credential
+) -> tuple[list[pb.ProxiesResponse], list[str]]:
+    """Ask each of `members` for its streams; returns the answers, and who gave none within DEADLINE seconds."""
+    answers = await asyncio.gather(*(_ask(member, credential) for member in members))
+    unreachable = [m.name for m, answer in zip(members, answers, strict=True) if answer is None]
+    return [answer for answer in answers if answer is not None], unreachable
+
+
+async def _ask(member: MemberRecord, credential: Credential) -> pb.ProxiesResponse | None:
+    tls = grpc.ssl_channel_credentials(
+        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
+    )
+    options = [
+        ("grpc.ssl_target_name_override", x509.replica_host(credential.trust_domain)),
+        ("grpc.max_receive_message_length", MAX_MESSAGE),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    try:
+        async with asyncio.timeout(DEADLINE), grpc.aio.secure_channel(member.api_address, tls, options) as channel:
+            stub = MeshStub(channel)  # type: ignore[no-untyped-call]
+            answer: pb.ProxiesResponse = await stub.Proxies(pb.ProxiesRequest(local=True), timeout=DEADLINE)
+            return answer
+    except (grpc.aio.AioRpcError, TimeoutError):
+        return None

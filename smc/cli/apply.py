@@ -1,0 +1,173 @@
+"""`smc apply` and `smc delete -f`: every document on its own, so that one bad one holds up no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smc.cli import say, tracing
+from smc.cli.documents import Document, read
+from smc.cli.kinds import identify, namespace_of, resolve, split_name
+from smc.cli.session import InvalidDocument, Session, connected
+from smc.errors import Denied, Expired, NotFound, SmcError, Unauthenticated, Unavailable
+
+if TYPE_CHECKING:
+    from smc.manifests import Kind
+
+HOPELESS = (Denied, Unauthenticated, Expired, Unavailable)
+"""What would happen to every other document as well."""
+
+_FILES = click.option(
+    "-f", "--filename", "files", multiple=True, metavar="FILE|DIR|-", help="Manifests, YAML or JSON; may be repeated."
+)
+_NAMESPACE = click.option("-n", "--namespace", default="", help="For manifests that name none.")
+
+
+@click.command()
+@_FILES
+@_NAMESPACE
+@click.option("--dry-run", is_flag=True, help="Let the control plane check everything, and write nothing.")
+@click.option(
+    "--resource-version", type=click.IntRange(min=1), default=None, help="Only over this version; one manifest."
+)
+@connected
+def apply(
+    session: Session,
+    files: tuple[str, ...],
+    namespace: str,
+    dry_run: bool,
+    resource_version: int | None,
+) -> None:
+    """Create or change manifests.
+
+    Every document is applied on its own, in the order given. All findings of all documents are printed, and the exit
+    code is 1 if any was refused. A refused one changes nothing: what was live before stays live.
+    """
+    from smc.v1 import smc_pb2 as pb
+
+    documents = _documents(files)
+    if resource_version is not None and len(documents) != 1:
+        raise click.UsageError(f"--resource-version is for one manifest, and {len(documents)} were given")
+    suffix = " (dry run)" if dry_run else ""
+    tally = _Tally()
+    with tracing.span("smc apply") as metadata:
+        for document in documents:
+            with tally.attempt(document):
+                request = pb.ApplyRequest(
+                    document=document.text,
+                    file=document.file,
+                    line=document.line,
+                    resource_version=resource_version or 0,
+                    dry_run=dry_run,
+                    namespace=namespace,
+                )
+                response = session.call("Apply", request, metadata=metadata)
+                outcome = pb.ApplyResponse.Outcome.Name(response.outcome).lower()
+                click.echo(f"{_named(response.object)} {outcome}{suffix}")
+                for problem in response.object.problems:
+                    at = f"{document.file}:{response.object.line}"
+                    say.warning(f"{at}: {problem.field + ': ' if problem.field else ''}{problem.message}")
+    tally.finish()
+
+
+@click.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@_FILES
+@_NAMESPACE
+@click.option("--resource-version", type=click.IntRange(min=1), default=None, help="Only this version.")
+@connected
+def delete(
+    session: Session,
+    kind: str | None,
+    name: str | None,
+    files: tuple[str, ...],
+    namespace: str,
+    resource_version: int | None,
+) -> None:
+    """Delete one manifest by KIND and NAME, or all that are in files."""
+    from smc.v1 import smc_pb2 as pb
+
+    if bool(kind) == bool(files):
+        raise click.UsageError("name a KIND and a NAME, or files by -f")
+
+    def remove(known: Kind, of_namespace: str, called: str) -> None:
+        request = pb.DeleteRequest(
+            group=known.group,
+            kind=known.name,
+            namespace=namespace_of(known, of_namespace),
+            name=called,
+            resource_version=resource_version or 0,
+        )
+        session.call("Delete", request)
+        click.echo(f"{known.name.lower()}/{called} deleted")
+
+    if kind:
+        kind, name = split_name(kind, name)
+        if not name:
+            raise click.UsageError("NAME is missing: everything of a kind is never deleted at once")
+        remove(resolve(kind), namespace, name)
+        return
+    tally = _Tally()
+    for document in _documents(files):
+        with tally.attempt(document):
+            found, of_namespace, called = identify(document)
+            remove(found, of_namespace or namespace, called)
+    tally.finish()
+
+
+def _documents(files: Sequence[str]) -> list[Document]:
+    if not files:
+        raise click.UsageError("-f is missing: the file, directory or - for standard input")
+    documents = list(read(files))
+    if not documents:
+        raise NotFound(f"there is no manifest in {', '.join(files)}", hint="an empty document is none")
+    return documents
+
+
+def _named(object_: Any) -> str:
+    return f"{object_.kind.lower()}/{object_.name}"
+
+
+class _Tally:
+    """Goes on after a document that fails, and fails at the end."""
+
+    def __init__(self) -> None:
+        self._failed = False
+
+    @contextmanager
+    def attempt(self, document: Document) -> Iterator[None]:
+        try:
+            yield
+        except SmcError as e:
+            self._failed = True
+            self._say(document, e)
+            if isinstance(e, HOPELESS):
+                raise say.Reported(say.exit_code(e)) from None
+
+    def finish(self) -> None:
+        if self._failed:
+            raise say.Reported
+
+    @staticmethod
+    def _say(document: Document, error: SmcError) -> None:
+        if isinstance(error, InvalidDocument):
+            for line in _findings(document, error):
+                say.stderr(line)
+        else:
+            where = f"{document.file}:{document.line}: "
+            say.error(error, where="" if error.message.startswith(f"{document.file}:") else where)
+
+
+def _findings(document: Document, error: InvalidDocument) -> Iterator[str]:
+    prefix = say.colour("error:", "red", click.get_text_stream("stderr"))
+    for f in error.findings:
+        place = ":".join(str(n) for n in (f.line or document.line, f.column) if n)
+        yield f"{prefix} {document.file}:{place}: {f.field + ': ' if f.field else ''}{f.message}"
+        if f.hint:
+            yield f"  what to do: {f.hint}"
+    if error.more:
+        yield f"{prefix} {document.file}:{document.line}: and {error.more} more"

@@ -1,0 +1,59 @@
+"""`smc describe`: one manifest, and all that the mesh has to say about it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from smc.cli.get import as_yaml
+from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
+from smc.cli.session import Session, connected
+from smc.cli.table import age
+
+
+@click.command(
+    help=f"Show a manifest with its problems, and with the words of the proxies that refuse it.\n\n{KIND_HELP}"
+)
+@click.argument("kind")
+@click.argument("name", required=False)
+@click.option("-n", "--namespace", default="default", show_default=True)
+@connected
+def describe(session: Session, kind: str, name: str | None, namespace: str) -> None:
+    from smc.v1 import smc_pb2 as pb
+
+    kind, name = split_name(kind, name)
+    if not name:
+        raise click.UsageError("NAME is missing")
+    known = resolve(kind)
+    request = pb.GetRequest(group=known.group, kind=known.name, namespace=namespace_of(known, namespace), name=name)
+    click.echo(text(session.call("Get", request)))
+
+
+def text(object_: Any, now: float | None = None) -> str:
+    o = object_
+    created = datetime.fromtimestamp(o.created, UTC)
+    data = json.loads(o.json)
+    lines = [
+        f"Name:        {o.name}",
+        *([f"Namespace:   {o.namespace}"] if o.namespace != "-" else []),
+        f"Kind:        {o.kind} ({o.group}/{o.version})",
+        f"Created:     {created:%Y-%m-%d %H:%M:%S} UTC ({age(o.created, now)} ago)",
+        f"Author:      {o.author}",
+        f"Written in:  {o.file}:{o.line}",
+        f"Version:     {o.resource_version}",
+    ]
+    body = {k: v for k, v in data.items() if k not in ("apiVersion", "kind", "metadata", "status")}
+    lines += [*as_yaml(body).rstrip("\n").splitlines()] if body else []
+    lines.append("Problems:" if o.problems else "Problems:    none")
+    for p in o.problems:
+        lines.append(f"  {p.severity}  {p.reason}{'  ' + p.field if p.field else ''}")
+        lines.append(textwrap.indent(p.message, "    "))
+    lines.append("Refused by:" if o.nacks else "Refused by:  no proxy")
+    for n in o.nacks:
+        lines.append(f"  {n.proxy}  {n.type_url.rpartition('.')[2]} {n.resource}  (version {n.resource_version})")
+        lines.append(textwrap.indent(n.text, "    "))
+    return "\n".join(lines)

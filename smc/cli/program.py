@@ -1,0 +1,87 @@
+"""The program itself: its commands, and what becomes of an error: one line on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from smc.cli import say
+from smc.errors import SmcError
+
+EXITS = """\b
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 there is no such thing; 4 not allowed, or not proved who you are;
+5 the control plane cannot be reached or cannot do it now. `smc proxy run` has codes of its own from 10 on.
+"""
+
+COMMANDS = {
+    "init": ("smc.cli.replica:init", "Make a new mesh in etcd, with its authority and a first operator."),
+    "serve": ("smc.cli.replica:serve", "Run a replica of the control plane."),
+    "apply": ("smc.cli.apply:apply", "Create or change manifests from files."),
+    "get": ("smc.cli.get:get", "List manifests, or show one."),
+    "describe": ("smc.cli.describe:describe", "Show a manifest with its problems, and which proxies refuse it."),
+    "delete": ("smc.cli.apply:delete", "Delete manifests."),
+    "token": ("smc.cli.credentials:token", "Let somebody else join: make a token."),
+    "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
+    "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
+    "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
+    "version": ("smc.cli.credentials:version", "Print the version."),
+}
+"""Name -> (module:attribute, one line of help). A command is imported when it is run or asked for its help."""
+
+
+class Program(click.Group):
+    """A group that imports its commands late, and that ends with an exit code whatever happens."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SmcError as e:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            say.error(e)
+            ctx.exit(say.exit_code(e))
+        except BrokenPipeError:
+            # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, KeyboardInterrupt):
+            raise
+        except Exception as e:  # noqa: BLE001 - the last place where it can be said in one line
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            text = " ".join(str(e).split())[:500]
+            say.stderr(f"error: smc failed in a way that nobody foresaw: {type(e).__name__}: {text}")
+            say.stderr("  what to do: run it again as `smc --debug …` and report what that prints", dim=True)
+            ctx.exit(say.FAILED)
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXITS,
+)
+@click.option("--debug", is_flag=True, envvar="SMC_DEBUG", help="Print the traceback of an error as well.")
+def program(debug: bool) -> None:
+    """SMC, the Service Mesh Controller.
+
+    Start with `smc demo`; for real, with `smc init`, `smc serve`, `smc apply` and `smc proxy run`.
+    """

@@ -1,0 +1,160 @@
+"""What runs a control plane: making a mesh once, and being one of its replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+import time
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smc.cli import say
+from smc.cli.credentials import keep
+from smc.cli.session import API_PORT, Config, with_port
+from smc.config import PREFIX, Settings
+from smc.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from cluster.kv import KV
+    from smc.certificates.credential import Credential
+
+
+@click.command()
+@click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
+@click.option("--trust-domain", required=True, metavar="NAME", help="Ends up in every identity: mesh.example.com.")
+@click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
+@click.option(
+    "--kek-file",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="SMC_KEK_FILE",
+    help="The key-encryption key: made if it is not there. Every replica needs it; whoever has it has the mesh.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: Path.home() / ".smc",
+    show_default="~/.smc",
+    help="Where the first operator's credential goes.",
+)
+@click.option("--operator", default="admin", show_default=True, help="The first operator's name.")
+@click.option(
+    "--server", multiple=True, metavar="HOST[:PORT]", help="Where the replicas' API will be, for `smc apply`."
+)
+@click.option("--etcd-ca", type=click.Path(path_type=Path), envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd.")
+@click.option("--etcd-certificate", type=click.Path(path_type=Path), envvar="SMC_ETCD_CERTIFICATE", help="PEM.")
+@click.option("--etcd-key", type=click.Path(path_type=Path), envvar="SMC_ETCD_KEY", help="PEM.")
+def init(
+    etcd: str,
+    trust_domain: str,
+    mesh: str,
+    kek_file: Path,
+    out: Path,
+    operator: str,
+    server: tuple[str, ...],
+    etcd_ca: Path | None,
+    etcd_certificate: Path | None,
+    etcd_key: Path | None,
+) -> None:
+    """Make a new mesh: its authority, sealed in etcd, and a credential for the first operator.
+
+    All of it is one transaction. A mesh that exists is left as it is.
+    """
+    # Read like a replica's settings, so that what is wrong is said in the same words.
+    settings = Settings.read(
+        {},
+        name="init",
+        address="127.0.0.1",
+        etcd=etcd,
+        mesh=mesh,
+        kek_file=str(kek_file),
+        etcd_ca=str(etcd_ca or ""),
+        etcd_certificate=str(etcd_certificate or ""),
+        etcd_key=str(etcd_key or ""),
+    )
+    if (out / "key.pem").exists():
+        raise Conflict(f"there is a credential in {out}", hint="name another directory by --out, or move it away")
+    credential = asyncio.run(_init(settings, trust_domain, operator))
+    servers = tuple(with_port(s) for s in server) or (f"127.0.0.1:{API_PORT}",)
+    keep(out, credential, Config(servers, mesh))
+    click.echo(f"mesh {mesh} made for the trust domain {trust_domain}")
+    click.echo(f"  key-encryption key   {kek_file}   copy it to every replica, and keep a copy beside your backups")
+    click.echo(f"  credential           {out}   {credential.uri}")
+    say.stderr(
+        "what to do next:\n"
+        f"  smc serve --name replica-1 --address <IP address> --etcd {etcd} --kek-file {kek_file}"
+        + (f" --mesh {mesh}" if mesh != "default" else "")
+        + f"\n  smc apply -f <file> --credential {out} --server <IP address>"
+        + f"\n  smc token create proxy/<namespace>/<workload> --credential {out} --server <IP address>"
+    )
+
+
+async def _init(settings: Settings, trust_domain: str, operator: str) -> Credential:
+    from smc.certificates.authority import load_mesh
+    from smc.certificates.initialise import initialise
+    from smc.certificates.signers.local import LocalSigner
+    from smc.records import Keys
+
+    keys = Keys(settings.mesh)
+    kv = _store(settings)
+    try:
+        try:
+            # Before a key is made that no mesh will ever need.
+            existing = await load_mesh(kv, keys)
+        except NotFound:
+            pass
+        else:
+            raise Conflict(
+                f"the mesh {settings.mesh!r} exists already, for the trust domain {existing.trust_domain!r}",
+                hint="give another name by --mesh to make a second one beside it",
+            )
+        try:
+            signer = LocalSigner.open(settings.kek_file)
+        except NotFound:
+            settings.kek_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            signer = LocalSigner.create(settings.kek_file)
+        return await initialise(kv, keys, signer, trust_domain, time.time(), operator=operator)
+    finally:
+        await kv.close()
+
+
+def _store(settings: Settings) -> KV:
+    from smc.plugins import store
+
+    kv: KV = store(settings)
+    return kv
+
+
+def _settings(f: Any) -> Any:
+    """A flag for every setting of a replica."""
+    for setting in reversed(fields(Settings)):
+        default = (
+            "" if setting.default is MISSING or setting.default is None else f" (default {_text(setting.default)})"
+        )
+        f = click.option(
+            f"--{setting.name.replace('_', '-')}",
+            setting.name,
+            metavar="TEXT",
+            help=f"{setting.metadata['help']}{default} [{PREFIX}{setting.name.upper()}]",
+        )(f)
+    return f
+
+
+def _text(value: Any) -> str:
+    from datetime import timedelta
+
+    return f"{value.total_seconds():g}s" if isinstance(value, timedelta) else str(value).lower()
+
+
+@click.command()
+@_settings
+def serve(**flags: str | None) -> None:
+    """Run one replica until SIGTERM. Every flag may also come from the environment, as SMC_<FLAG>."""
+    settings = Settings.read(os.environ, **flags)
+    # By name: nobody else pays for all that a replica imports.
+    sys.exit(importlib.import_module("smc.serve").main(settings))

@@ -1,0 +1,240 @@
+"""A call to the control plane: with the credential of a directory, to the first replica that answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from smc.cli import say
+from smc.errors import Exhausted, Expired, Invalid, NotFound, SmcError, Unavailable
+
+if TYPE_CHECKING:
+    from smc.certificates.credential import Credential
+    from smc.v1 import smc_pb2 as pb
+
+CONFIG = "config.json"
+API_PORT = 15129
+TIMEOUT = 25.0
+"""Seconds for one call: the replica itself takes at most 20."""
+CONNECT_MS = 3000
+BUSY = 10.0
+"""Seconds to go on trying while the replica says that it is too much."""
+MAX_MESSAGE = 64 * 1024 * 1024
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class InvalidDocument(Invalid):
+    """The control plane refuses a manifest."""
+
+    def __init__(self, message: str, hint: str, findings: Sequence[pb.Finding], more: int) -> None:
+        super().__init__(message, hint=hint)
+        self.findings = tuple(findings)
+        self.more = more
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`config.json` beside the credential."""
+
+    servers: tuple[str, ...] = ()
+    """host:port of the API."""
+    mesh: str = ""
+
+    @classmethod
+    def read(cls, directory: Path) -> Config:
+        """Read it; one that is not there has no servers.
+
+        Raises:
+            Invalid: it cannot be read.
+        """
+        path = directory / CONFIG
+        try:
+            document = json.loads(path.read_text())
+            return cls(tuple(str(s) for s in document["servers"]), str(document.get("mesh", "")))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise Invalid(f"{path} cannot be read: {type(e).__name__}", hint="log in again with a new token") from None
+
+    def write(self, directory: Path) -> None:
+        new = directory / f".{CONFIG}.new"
+        new.write_text(json.dumps({"servers": self.servers, "mesh": self.mesh}, indent=2) + "\n")
+        new.replace(directory / CONFIG)
+
+
+class Session:
+    """Calls the API. Servers are tried in turn; the one that answered is asked first the next time."""
+
+    def __init__(self, directory: Path, credential: Credential, servers: Sequence[str]) -> None:
+        self.directory = directory
+        self.credential = credential
+        self.servers = list(servers)
+        self._channels: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, directory: Path, servers: Sequence[str]) -> Session:
+        """Read the credential in `directory`; `servers` win over those of its configuration.
+
+        Raises:
+            NotFound: there is no credential.
+            Invalid: it cannot be used, or no server is known.
+            Expired: it is past its time.
+        """
+        from smc.certificates import credential as credentials
+
+        config = Config.read(directory)
+        try:
+            credential = credentials.read(directory)
+        except NotFound:
+            raise NotFound(
+                f"there is no credential in {directory}",
+                hint="make one with smc init or smc login, or name its directory by --credential or SMC_CREDENTIAL",
+            ) from None
+        if credential.not_after <= time.time():
+            raise Expired(
+                f"the credential of {credential.uri} in {directory} has expired",
+                hint="log in again: smc login, with a token from another operator, or on a replica with --kek-file",
+            )
+        chosen = [with_port(s) for s in (servers or config.servers)]
+        if not chosen:
+            raise Invalid("it is not known where the control plane is", hint=f"--server <host>:{API_PORT}")
+        return cls(directory, credential, chosen)
+
+    def call(self, method: str, request: Any, *, metadata: Mapping[str, str] | None = None) -> Any:
+        """Call one method of the service Mesh.
+
+        Raises:
+            SmcError: what the replica says; Unavailable if none answers, with each one's reason.
+        """
+        failures: list[Unavailable] = []
+        for server in tuple(self.servers):
+            try:
+                response = self._ask(server, method, request, metadata or {})
+            except Unavailable as e:
+                failures.append(e)
+                continue
+            self.servers.remove(server)
+            self.servers.insert(0, server)
+            return response
+        reasons = list(dict.fromkeys(e.message for e in failures))
+        raise Unavailable("; ".join(reasons), hint=failures[0].hint)
+
+    def _ask(self, server: str, method: str, request: Any, metadata: Mapping[str, str]) -> Any:
+        import grpc
+
+        from smc.api.status import from_rpc
+        from smc.v1 import smc_pb2_grpc
+
+        if server not in self._channels:
+            self._channels[server] = self._connect(server)
+        stub = smc_pb2_grpc.MeshStub(self._channels[server])  # type: ignore[no-untyped-call]
+        give_up = time.monotonic() + BUSY
+        wait = 0.1
+        while True:
+            try:
+                return getattr(stub, method)(request, timeout=TIMEOUT, metadata=tuple(metadata.items()))
+            except grpc.RpcError as e:
+                error, findings, more = from_rpc(e, server)
+                if isinstance(error, Exhausted) and time.monotonic() + wait < give_up:
+                    time.sleep(wait)
+                    wait = min(2 * wait, 2.0)
+                    continue
+                if findings:
+                    raise InvalidDocument(error.message, error.hint, findings, more) from None
+                raise error from None
+
+    def _connect(self, server: str) -> Any:
+        import grpc
+
+        from smc.certificates import x509
+
+        c = self.credential
+        tls = grpc.ssl_channel_credentials(c.roots_pem.encode(), c.key.encode(), c.chain.encode())
+        options = [
+            ("grpc.ssl_target_name_override", x509.replica_host(c.trust_domain)),
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
+            ("grpc.max_metadata_size", 64 * 1024),
+            ("grpc.absolute_max_metadata_size", 128 * 1024),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        return grpc.secure_channel(server, tls, options)
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def keep_fresh(self) -> None:
+        """Renew the credential once it is past half of its life. If that fails it is used while it lives."""
+        if time.time() < self.credential.renew_at:
+            return
+        from smc.certificates import credential as credentials
+        from smc.certificates import x509
+        from smc.certificates.credential import Credential
+        from smc.v1 import smc_pb2 as pb
+
+        try:
+            key = x509.new_key()
+            answer = self.call("Renew", pb.RenewRequest(csr=x509.request(key)))
+            roots = tuple(answer.roots)
+            x509.check_answer(answer.chain, key.public_key(), self.credential.uri, roots, time.time())
+            renewed = Credential(self.credential.uri, answer.chain, x509.private_pem(key).decode(), roots)
+            credentials.write(self.directory, renewed)
+            # Unless it is reached in another way than by its replicas' own addresses.
+            if set(Config.read(self.directory).servers) & set(answer.api_addresses):
+                Config(tuple(answer.api_addresses), answer.mesh).write(self.directory)
+        except (SmcError, OSError) as e:
+            left = max(0.0, self.credential.not_after - time.time()) / 3600
+            say.warning(
+                f"the credential in {self.directory} could not be renewed; it is good for {left:.1f} h more: {e}"
+            )
+
+
+def with_port(server: str) -> str:
+    """`host` with the API's port, unless it says one."""
+    host, colon, port = server.rpartition(":")
+    if colon and port.isdigit() and (":" not in host or host.endswith("]")):
+        return server
+    return f"[{server}]:{API_PORT}" if ":" in server and not server.startswith("[") else f"{server}:{API_PORT}"
+
+
+def default_directory() -> Path:
+    return Path(os.environ.get("SMC_CREDENTIAL") or Path.home() / ".smc")
+
+
+def credential_option(f: F) -> F:
+    return click.option(
+        "--credential",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=default_directory,
+        show_default="~/.smc",
+        help="The directory with your credential [SMC_CREDENTIAL].",
+    )(f)
+
+
+def connected(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that talks to the control plane: it gets a Session first."""
+
+    def run(credential: Path, server: tuple[str, ...], **arguments: Any) -> Any:
+        with contextlib.closing(Session.open(credential, server)) as session:
+            result = f(session, **arguments)
+            session.keep_fresh()
+            return result
+
+    wrapped = click.option(
+        "--server",
+        multiple=True,
+        metavar="HOST[:PORT]",
+        help="A replica's API; several are tried in turn. Default: those that the credential came with.",
+    )(update_wrapper(run, f))
+    return credential_option(wrapped)

@@ -1,0 +1,26 @@
+"""Where a trace begins: the span of a command, whose context goes along with its calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+@contextmanager
+def span(name: str) -> Iterator[dict[str, str]]:
+    """Run the block in a span, exported if the standard variables say where to; yields metadata for calls."""
+    if not any(os.environ.get(endpoint) for endpoint in ENDPOINTS):
+        yield {}
+        return
+    from opentelemetry import propagate
+
+    from smc import telemetry
+    from smc.serve import exporting
+
+    with exporting("smc"), telemetry.tracer(__name__).start_as_current_span(name):
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        yield carrier
