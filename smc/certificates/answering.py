@@ -48,6 +48,7 @@ class Answers:
     _leadership: Leadership
     _now: Callable[[], float]
     _ttl: Callable[[], timedelta]
+    _issued: Callable[[str], None]
 
     async def run(self) -> None:
         """Answer every request that is there or comes, until cancelled."""
@@ -108,8 +109,10 @@ class Answers:
             SmcError: it cannot be signed now.
             StoreError: as `KV.transact`.
         """
+        kind = ""
         try:
             request = self._believed(id_, item)
+            kind = request.credential.split("/")[0]
             uri = x509.credential_uri(self._authority.trust_domain, request.credential)
             key = x509.load_public(request.public_key)
         except Invalid as e:
@@ -125,6 +128,7 @@ class Answers:
         )
         # If not, it is answered already, or nobody waits any more.
         if isinstance(outcome, Committed) and answer.chain:
+            self._issued(kind)
             log.info("credential issued")
 
     def _believed(self, id_: str, item: KeyValue) -> RequestRecord:

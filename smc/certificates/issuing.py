@@ -72,15 +72,25 @@ class _Held:
 class Issuer:
     """Issues and renews a certificate for every identity, and answers requests for credentials.
 
-    `now` is the wall clock, in seconds since 1970.
+    `now` is the wall clock, in seconds since 1970. `issued` hears of each certificate that was signed and written: its
+    kind is `workload`, or what a credential's path begins with.
     """
 
-    def __init__(self, kv: KV, keys: Keys, keyring: Keyring, signer: Signer, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        kv: KV,
+        keys: Keys,
+        keyring: Keyring,
+        signer: Signer,
+        now: Callable[[], float],
+        issued: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._kv = kv
         self._keys = keys
         self._keyring = keyring
         self._signer = signer
         self._now = now
+        self._issued = issued
 
     async def run(self, leadership: Leadership, wanted: AsyncIterable[Wanted]) -> None:
         """Work until cancelled or no longer the leader. Call it again for the next term.
@@ -94,9 +104,16 @@ class Issuer:
             whatever `leadership.transact` raises when this replica is no longer the leader.
         """
         authority = await load_authority(self._kv, self._keys, self._keyring, self._signer)
-        term = _Term(self._kv, self._keys, self._keyring, authority, leadership, self._now)
+        term = _Term(self._kv, self._keys, self._keyring, authority, leadership, self._now, self._issued)
         answers = Answers(
-            self._kv, self._keys, self._keyring, authority, leadership, self._now, lambda: term.credential_ttl
+            self._kv,
+            self._keys,
+            self._keyring,
+            authority,
+            leadership,
+            self._now,
+            lambda: term.credential_ttl,
+            self._issued,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(term.follow(wanted), name="issuer: wanted")
@@ -115,6 +132,7 @@ class _Term:
         authority: Authority,
         leadership: Leadership,
         now: Callable[[], float],
+        issued: Callable[[str], None],
     ) -> None:
         self._kv = kv
         self._keys = keys
@@ -122,6 +140,7 @@ class _Term:
         self._authority = authority
         self._leadership = leadership
         self._now = now
+        self._issued = issued
         self._wanted: Wanted | None = None
         self._wake = asyncio.Event()
         self._held: dict[Identity, _Held] = {}
@@ -242,6 +261,7 @@ class _Term:
         for record in made:
             # Whatever the ttl, one identity is never signed for in a loop.
             self._held[record.identity] = _Held(outcome.revision, record, not_until=self._now() + FIRST_RETRY)
+            self._issued("workload")
             _log.info(
                 "certificate issued",
                 identity=str(record.identity),

@@ -88,7 +88,8 @@ class _Run:
             concurrency=self._settings.concurrency,
             log_level=self._settings.envoy_log_level,
         )
-        command = [executable, *flags]
+        # Hot restart leaves a segment of shared memory behind at every start, and nobody here restarts hot.
+        command = [executable, *flags, "--disable-hot-restart"]
 
         def started(process: asyncio.subprocess.Process) -> None:
             self._process = process

@@ -80,6 +80,7 @@ class Mesh:
     keyring: Keyring
     operator: Credential
     wanted: Wanted = field(default_factory=lambda: Wanted(frozenset(), DAY, DAY))
+    issued: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -112,7 +113,7 @@ class Mesh:
     async def leading(self, *, kv: KV | None = None) -> AsyncIterator[asyncio.Task[None]]:
         """A leader at work; it dies at the end of the block."""
         fenced = await self.elect()
-        issuer = Issuer(kv or self.kv, self.keys, self.keyring, self.signer, now)
+        issuer = Issuer(kv or self.kv, self.keys, self.keyring, self.signer, now, self.issued.append)
         task = asyncio.create_task(issuer.run(fenced, self.stream()))
         try:
             yield task

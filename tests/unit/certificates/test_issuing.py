@@ -257,6 +257,7 @@ async def test_the_log_says_what_was_issued_and_holds_no_key() -> None:
         async with mesh.leading():
             record = await mesh.certified(BUYER)
             await asyncio.sleep(1)
+    assert mesh.issued == ["workload"]
     (issued,) = [entry for entry in logs if entry["event"] == "certificate issued"]
     assert (issued["identity"], issued["serial"]) == (str(BUYER), record.serial)
     pem = mesh.keyring.open(mesh.keys.certificate(BUYER), record.sealed_key).decode()

@@ -214,6 +214,7 @@ async def test_a_replica_makes_its_own_key_and_gets_the_name_of_replicas() -> No
     async with mesh.leading():
         credential = await replica_credential(mesh.kv, mesh.keys, mesh.keyring, "a", now=now())
     credential.check(now())
+    assert mesh.issued == ["replica"]
     leaf = x509.load(credential.chain)[0]
     assert credential.uri == "spiffe://mesh.example/replica/a"
     assert x509.dns_names(leaf) == ("replica.mesh.example",)

@@ -114,6 +114,7 @@ async def test_from_token_to_ready_to_the_end(machine: Machine) -> None:
         await until((machine.directory / READY).exists)
     ready = json.loads((machine.directory / READY).read_text())
     assert (ready["proxy"], ready["pid"]) == ("shop/buyer", machine.pid())
+    assert "--disable-hot-restart" in (machine.folder / "events").read_text(), "else each start leaves shared memory"
     node = json.loads((machine.directory / BOOTSTRAP).read_text())["node"]
     assert node["id"] == "shop/buyer"
     assert await stopped(task) == Exit.STOPPED
