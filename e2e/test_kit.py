@@ -12,16 +12,21 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import re2
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from envoy import _envoy
 
 from e2e.kit import invariants
+from e2e.kit.chaos import Chaos
 from e2e.kit.mesh import eventually
 from e2e.kit.prober import Connections, Prober, send, statuses, z_score
+from smc import manifests
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
 from smc.demo.envoy_admin import EnvoyAdmin
@@ -29,7 +34,12 @@ from smc.demo.figures import Figures
 from smc.demo.processes import Children, Process, ProcessFailed
 from smc.demo.programs import App, Etcd, find_etcd
 from smc.demo.traffic import Caller
+from smc.manifests import Manifest
+from smc.model import Identity, Name
+from smc.smi import API
+from smc.smi import KINDS as SMI_KINDS
 
+KINDS = (*manifests.OWN_KINDS, *SMI_KINDS)
 BOOKS = "http://bookstore.bookstore/books"
 SOURCE, DESTINATION = "spiffe://t.example/ns/bookbuyer/sa/bookbuyer", "spiffe://t.example/ns/bookstore/sa/bookstore-v1"
 TYPES = "type.googleapis.com/envoy.extensions.filters."
@@ -501,6 +511,67 @@ async def test_the_embedded_etcd_stands_in_and_says_that_it_is_for_demos_only(
     assert await etcd.read() == {}
 
 
+# -------------------------------------------------------------------------------------------------------- bad networks
+
+
+@pytest.fixture
+async def echo(addresses: Addresses) -> AsyncIterator[Chaos]:
+    """A bad network before a server that says what it is told."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1000):
+            writer.write(data)
+        writer.close()
+
+    target = addresses.take()
+    server = await asyncio.start_server(serve, target, 8080)
+    async with Chaos(f"{addresses.take()}:8080", f"{target}:8080") as chaos:
+        yield chaos
+    server.close()
+    await server.wait_closed()
+
+
+async def _said(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word: bytes, timeout: float
+) -> float | None:
+    """Seconds until the word came back; None if it does not."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    writer.write(word)
+    try:
+        async with asyncio.timeout(timeout):
+            assert await reader.readexactly(len(word)) == word
+    except TimeoutError:
+        return None
+    return loop.time() - start
+
+
+async def test_a_bad_network_delays_swallows_cuts_and_heals(echo: Chaos) -> None:
+    host, _, port = echo.listen.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    assert await _said(reader, writer, b"hello", 2) is not None
+    echo.delay = 0.2
+    took = await _said(reader, writer, b"slow", 5)
+    assert took is not None
+    assert took >= 0.4
+    echo.delay = 0.0
+    echo.swallowing = True
+    assert await _said(reader, writer, b"lost", 0.3) is None
+    await echo.cut()
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await reader.readexactly(1)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+    writer.close()
+    await echo.restore()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    assert await _said(reader, writer, b"again", 2) is not None
+    writer.write_eof()
+    assert await reader.read() == b"", "the end is passed on"
+    writer.close()
+    assert echo.connections == 2
+
+
 # ------------------------------------------------------------------------------------------------------ what Envoy says
 
 
@@ -584,14 +655,39 @@ def test_a_seed_is_printed_and_can_be_given_again(
 # ------------------------------------------------------------------------------------------------------------ manifests
 
 
-def test_the_bookstore_is_placed_on_addresses_and_split_by_weights() -> None:
-    import yaml
+def _nouns(text: str) -> list[Any]:
+    return [manifests.noun(record, manifests.OWN_KINDS) for record in manifests.read_all(text, KINDS, file="f")]
 
-    placed = yaml.safe_load(bookstore.workload(bookstore.store("v1", 2), "127.9.9.9"))
-    assert placed["metadata"] == {"name": "bookstore-v1-2", "namespace": "bookstore"}
-    assert placed["spec"]["services"] == ["bookstore", "bookstore-v1"]
-    assert placed["spec"]["serviceAccount"] == "bookstore-v1"
-    backends = yaml.safe_load(bookstore.split(1000, 500))["spec"]["backends"]
-    assert [backend["weight"] for backend in backends] == [1000, 500]
-    for text in (bookstore.services(), bookstore.policy()):
-        assert all(document["kind"] for document in yaml.safe_load_all(text))
+
+def test_the_bookstore_is_placed_on_addresses() -> None:
+    (placed,) = _nouns(bookstore.workload(bookstore.store("v1", 2), "127.9.9.9"))
+    assert placed.name == Name("bookstore", "bookstore-v1-2")
+    assert placed.identity == Identity("bookstore", "bookstore-v1")
+    assert (placed.address, placed.app_address) == ("127.9.9.9", "127.9.9.9")
+    assert placed.services == ("bookstore", "bookstore-v1")
+    assert [service.name.name for service in _nouns(bookstore.services())] == [
+        "bookstore",
+        "bookstore-v1",
+        "bookstore-v2",
+    ]
+    (config,) = _nouns(bookstore.mesh_config("20s"))
+    assert config.workload_certificate_ttl == timedelta(seconds=20)
+
+
+def test_the_bookstores_policy_means_what_the_demo_says() -> None:
+    text = bookstore.policy() + "---\n" + bookstore.split(1000, 500)
+    records = manifests.read_all(text, KINDS, file="f")
+    rules = API.compile("bookstore", sorted((Manifest(r, 1) for r in records), key=lambda m: m.record.id))
+
+    assert rules.problems == ()
+    v1, v2 = rules.splits[0].backends
+    assert v1.weight == 2 * v2.weight
+    assert {permission.destination.service_account for permission in rules.permissions} == {
+        "bookstore-v1",
+        "bookstore-v2",
+    }
+    for permission in rules.permissions:
+        assert permission.sources == (Identity("bookbuyer", "bookbuyer"),)
+        assert {match.methods for match in permission.http} == {("GET",), ("POST",)}
+        assert not any(re2.fullmatch(match.path or ".*", "/admin") for match in permission.http)
+        assert [bool(match.headers) for match in permission.http if match.methods == ("POST",)] == [True]

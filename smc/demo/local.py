@@ -230,6 +230,11 @@ class LocalMesh:
         found = await asyncio.gather(*(sidecar.admin.identifier() for sidecar in self.sidecars.values()))
         return dict(zip(self.sidecars, found, strict=True))
 
+    async def replica_of(self, name: str) -> Replica | None:
+        """The replica that the sidecar of `name` last heard, as its Envoy says; None if none."""
+        identifier = await self.sidecar(name).admin.identifier()
+        return next((replica for replica in self.replicas if replica.name in identifier), None)
+
     async def proxies(self) -> list[dict[str, Any]]:
         """`smc proxy status -o json`."""
         document = json.loads(await self.smc("proxy", "status", "-o", "json"))

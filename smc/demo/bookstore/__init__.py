@@ -53,6 +53,11 @@ def split(v1: int, v2: int) -> str:
     return Template(_text("split.yaml")).substitute(v1=v1, v2=v2)
 
 
+def mesh_config(workload_ttl: str) -> str:
+    """The MeshConfig with which workload certificates live for `20s`, `24h` …"""
+    return Template(_text("mesh-config.yaml")).substitute(workload_ttl=workload_ttl)
+
+
 def workload(placement: Placement, address: str) -> str:
     """The Workload of a placement whose proxy and application have `address`."""
     return Template(_text("workload.yaml")).substitute(

@@ -1,0 +1,222 @@
+"""What the demo shows, as claims with figures. Each chapter does something to the mesh while the visitors go on.
+
+Figures come from the applications and the Envoys; of SMC only its processes and its key in etcd are looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from smc.demo import bookstore
+from smc.demo.figures import Figures
+from smc.demo.local import LocalMesh
+
+BUYER, THIEF = "bookbuyer/bookbuyer", "bookthief/bookthief"
+STORES = ("bookstore/bookstore-v1", "bookstore/bookstore-v2")
+SETTLE = 1.0
+"""Seconds after which a change of policy must be in force."""
+PATIENCE = 30.0
+"""Seconds that anything slower may take."""
+DOWN = 5.0
+"""Seconds for which there is no control plane at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something that the demo says of the mesh, and whether it was so."""
+
+    text: str
+    held: bool
+    figure: str
+
+
+class Story:
+    """Walks a mesh through its chapters. `rate` is what each visitor asks for, in requests a second."""
+
+    def __init__(self, mesh: LocalMesh, *, rate: float = 50.0, look: float = 4.0) -> None:
+        """`look`: seconds for which traffic is counted before something is said about it."""
+        self._mesh = mesh
+        self._rate = rate
+        self._look = look
+
+    @property
+    def chapters(self) -> tuple[tuple[str, Callable[[], AsyncIterator[Claim]]], ...]:
+        """Title and chapter, to be run in this order."""
+        return (
+            ("Only the bookbuyer may buy", self.policy),
+            ("Traffic moves from v1 to v2", self.shift),
+            ("The leader is killed", self.leader),
+            ("Every replica is killed, and comes back", self.everyone),
+            ("Certificates rotate", self.rotation),
+        )
+
+    async def begin(self) -> None:
+        """All traffic to v1, and the visitors come. Returns once the bookbuyer is served."""
+        await self._mesh.apply(bookstore.split(100, 0))
+        await self._mesh.visit("bookbuyer", rate=self._rate)
+        await self._mesh.visit("bookthief", rate=self._rate)
+
+        async def served() -> bool:
+            happened = await self._watch(0.5)
+            return set(happened.statuses(BUYER)) == {200}
+
+        await self._until(served)
+
+    async def policy(self) -> AsyncIterator[Claim]:
+        happened = await self._watch(self._look)
+        yield _unhurt(happened)
+        tried = happened.statuses(THIEF)
+        yield Claim("the bookthief is denied", set(tried) == {403}, f"its requests by status: {_listed(tried)}")
+        # What is under way while the counters are read may be in one of them and not yet in the other.
+        denied, spare = sum(happened.denied[store] for store in STORES), 5
+        yield Claim(
+            "it was the bookstore's Envoys that denied it",
+            denied >= tried.total() - spare > 0,
+            f"{denied} denied by their RBAC filters, {tried.total()} tried",
+        )
+        reached = happened.reached_by("/ns/bookthief/")
+        yield Claim("no request of the bookthief reached a bookstore", reached == 0, f"{reached} reached one")
+
+    async def shift(self) -> AsyncIterator[Claim]:
+        for v1, v2 in ((100, 0), (50, 50), (0, 100)):
+            before = await self._mesh.figures()
+            await self._mesh.apply(bookstore.split(v1, v2))
+            await asyncio.sleep(SETTLE)
+            found = (await self._watch(self._look)).versions(BUYER)
+            yield Claim(
+                f"traffic follows the split {v1}/{v2} within {SETTLE:g} s",
+                _as_split(found["v1"], found["v2"], v1 / (v1 + v2)),
+                f"{found['v1']} to v1, {found['v2']} to v2",
+            )
+            yield _unhurt(await self._mesh.figures() - before)
+
+    async def leader(self) -> AsyncIterator[Claim]:
+        mesh = self._mesh
+        before, key = await mesh.figures(), await mesh.leader_key()
+        killed = await mesh.leader()
+        await killed.kill()
+
+        async def elected() -> bool:
+            now = await mesh.leader_key()
+            return now is not None and now != key
+
+        took = await self._until(elected)
+        successor = await mesh.leader() if took is not None else None
+        yield Claim(
+            "another replica leads",
+            successor is not None and successor is not killed,
+            f"{killed.name} killed, {successor.name} after {took:.1f} s" if successor else f"none in {PATIENCE:g} s",
+        )
+        newcomer = bookstore.store("v2", 1)
+        await mesh.add(newcomer)
+
+        async def reached() -> int:
+            figures = await mesh.figures()
+            return sum(count for (store, _), count in figures.reached.items() if store == newcomer.workload)
+
+        async def found() -> bool:
+            return await reached() > 0
+
+        await self._until(found)
+        requests = await reached()
+        yield Claim("a new endpoint still arrives", requests > 0, f"{requests} requests reached {newcomer.workload}")
+        await killed.start()
+        await killed.until_ready()
+        yield _unhurt(await mesh.figures() - before)
+
+    async def everyone(self) -> AsyncIterator[Claim]:
+        mesh = self._mesh
+        before = await mesh.figures()
+        async with asyncio.TaskGroup() as tasks:
+            for replica in mesh.replicas:
+                tasks.create_task(replica.kill())
+        alive = sum(replica.process.alive for replica in mesh.replicas)
+        happened = await self._watch(DOWN)
+        answers = happened.statuses(BUYER)
+        yield Claim(
+            "traffic flows without any control plane",
+            alive == 0 and set(answers) == {200},
+            f"{alive} replicas alive for {DOWN:g} s, answers by status: {_listed(answers)}",
+        )
+        for replica in mesh.replicas:
+            await replica.start()
+        for replica in mesh.replicas:
+            await replica.until_ready()
+
+        async def connected() -> int:
+            states = [sidecar.admin.stat("control_plane.connected_state") for sidecar in mesh.sidecars.values()]
+            return sum(await asyncio.gather(*states))
+
+        async def all_connected() -> bool:
+            return await connected() == len(mesh.sidecars)
+
+        await self._until(all_connected)
+        count = await connected()
+        yield Claim("every Envoy found back", count == len(mesh.sidecars), f"{count} of {len(mesh.sidecars)} connected")
+        yield _unhurt(await mesh.figures() - before)
+
+    async def rotation(self) -> AsyncIterator[Claim]:
+        mesh = self._mesh
+        before = await mesh.figures()
+        # Whatever is older than half of its life is renewed.
+        await mesh.apply(bookstore.mesh_config("20s"))
+
+        def renewed(now: Figures) -> int:
+            return sum(bool(now.serials[name]) and now.serials[name] != before.serials[name] for name in mesh.sidecars)
+
+        async def all_renewed() -> bool:
+            return renewed(await mesh.figures()) == len(mesh.sidecars)
+
+        await self._until(all_renewed)
+        await mesh.apply(bookstore.mesh_config("24h"))
+        happened = await self._watch(self._look)
+        now = await mesh.figures()
+        yield Claim(
+            "every workload has another certificate",
+            renewed(now) == len(mesh.sidecars),
+            f"{renewed(now)} of {len(mesh.sidecars)} Envoys present another serial number",
+        )
+        yield _unhurt(happened)
+        yield _unhurt(now - before)
+
+    async def _watch(self, seconds: float) -> Figures:
+        """What happens in the next seconds."""
+        before = await self._mesh.figures()
+        await asyncio.sleep(seconds)
+        return await self._mesh.figures() - before
+
+    async def _until(self, check: Callable[[], Awaitable[bool]]) -> float | None:
+        """Ask until it is so; the seconds that it took, or None: not within PATIENCE. The claim says which."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    if await check():
+                        return loop.time() - start
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            return None
+
+
+def _unhurt(happened: Figures) -> Claim:
+    answers = happened.statuses(BUYER)
+    failed = happened.failed[BUYER]
+    return Claim(
+        "every request of the bookbuyer is answered",
+        set(answers) == {200} and failed == 0,
+        f"{failed} of {happened.sent[BUYER]} failed, answers by status: {_listed(answers)}",
+    )
+
+
+def _as_split(v1: int, v2: int, share: float) -> bool:
+    """Whether the counts are within four standard deviations of a fair draw; nothing at all is not."""
+    total = v1 + v2
+    return total > 0 and abs(v1 - total * share) <= 4 * math.sqrt(total * share * (1 - share))
+
+
+def _listed(counts: dict[int, int]) -> str:
+    return ", ".join(f"{status}: {count}" for status, count in sorted(counts.items())) or "none"
