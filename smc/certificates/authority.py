@@ -12,7 +12,7 @@ from cryptography import x509 as cx509
 
 from cluster import kv as store
 from cluster.kv import KV
-from smc.certificates import x509
+from smc.certificates import making, x509
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
 from smc.errors import Invalid, NotFound, Unavailable
@@ -53,11 +53,11 @@ class Authority:
             Unavailable, Invalid: the signer failed.
         """
         is_replica = uri.startswith(f"spiffe://{self.trust_domain}/replica/")
-        unsigned = x509.leaf(
+        unsigned = making.leaf(
             key,
             uri,
             self.certificate,
-            serial=x509.serial(self.epoch, os.urandom(x509.RANDOM_BYTES)),
+            serial=making.serial(self.epoch, os.urandom(making.RANDOM_BYTES)),
             now=now,
             ttl=ttl,
             dns=x509.replica_host(self.trust_domain) if is_replica else "",
@@ -67,7 +67,7 @@ class Authority:
 
 
 async def sign(
-    unsigned: x509.ToBeSigned, signer: Signer, handle: bytes, issuer: cx509.Certificate | None
+    unsigned: making.ToBeSigned, signer: Signer, handle: bytes, issuer: cx509.Certificate | None
 ) -> cx509.Certificate:
     """Let the signer sign, and check that it did; `issuer=None` for a root, which issues itself.
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from cluster import kv as store
 from cluster.kv import KV, Guard, Put, Rejected
-from smc.certificates import x509
+from smc.certificates import making, x509
 from smc.certificates.authority import Authority, load_mesh, sign, store_errors
 from smc.certificates.credential import Credential
 from smc.certificates.sealing import Keyring, new_dek
@@ -57,13 +57,15 @@ async def initialise(
     keyring = Keyring(mesh.mesh_id, {1: dek})
 
     def serial() -> int:
-        return x509.serial(epoch.number, os.urandom(x509.RANDOM_BYTES))
+        return making.serial(epoch.number, os.urandom(making.RANDOM_BYTES))
 
     root_handle, handle = await signer.new_key(), await signer.new_key()
     root_key, key = await signer.public_key(root_handle), await signer.public_key(handle)
-    root = await sign(x509.root(root_key, trust_domain, number=1, serial=serial(), now=now), signer, root_handle, None)
+    root = await sign(
+        making.root(root_key, trust_domain, number=1, serial=serial(), now=now), signer, root_handle, None
+    )
     intermediate = await sign(
-        x509.intermediate(key, root, trust_domain, number=1, serial=serial(), now=now), signer, root_handle, root
+        making.intermediate(key, root, trust_domain, number=1, serial=serial(), now=now), signer, root_handle, root
     )
     operator_key = x509.new_key()
     authority = Authority(1, epoch.number, trust_domain, intermediate, signer, handle)

@@ -1,10 +1,6 @@
-"""What a certificate of the mesh looks like, and which certificates and requests are believed.
+"""Names, keys, requests and certificates: how they are written and read, and which of them are believed.
 
-Pure: the time, the randomness and the signature come from the caller. A certificate is made in two steps, so that the
-key may live anywhere: `root`, `intermediate` and `leaf` say what is to be signed, and `ToBeSigned.signed` takes the
-signature. Every authority's key is P-256 and signs ECDSA with SHA-256.
-
-The authority writes the names itself. Of a request it believes one thing, the public key.
+Pure: the time comes from the caller. Of a request one thing is believed, the public key.
 """
 
 from __future__ import annotations
@@ -14,22 +10,19 @@ import hmac
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from smc.errors import Expired, Invalid
 
 BACKDATE = timedelta(minutes=2)
 """How far the clocks of two machines may be apart: every certificate is valid from this much before it was made."""
-ROOT_TTL = timedelta(days=3652)
-INTERMEDIATE_TTL = timedelta(days=365)
 JITTER = 0.1
 """A certificate is renewed at half its life, give or take this share of its life."""
 
@@ -37,8 +30,6 @@ MAX_REQUEST = 16 * 1024
 """Bytes of a certificate request; a 4,096-bit RSA key with its signature takes 1,200."""
 MAX_RSA_BITS = 8192
 MAX_CHAIN = 64 * 1024
-RANDOM_BYTES = 12
-"""What `serial` takes: 96 bits."""
 
 CREDENTIAL_KINDS = {"proxy": 2, "operator": 1, "viewer": 1, "replica": 1}
 """How many names follow the kind in the path of a credential's SPIFFE ID."""
@@ -186,220 +177,6 @@ def _strong(key: object) -> PublicKey:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- making
-
-
-class _Elsewhere(ec.EllipticCurvePrivateKey):
-    """Stands in for a P-256 key that is elsewhere, and returns the signature that was made there."""
-
-    def __init__(self, signature: bytes) -> None:
-        self.signature = signature
-
-    def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
-        return self.signature
-
-    @property
-    def curve(self) -> ec.EllipticCurve:
-        return ec.SECP256R1()
-
-    @property
-    def key_size(self) -> int:
-        return 256
-
-    def public_key(self) -> ec.EllipticCurvePublicKey:
-        self._absent()
-
-    def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
-        self._absent()
-
-    def private_numbers(self) -> ec.EllipticCurvePrivateNumbers:
-        self._absent()
-
-    def private_bytes(self, *args: Any, **kwargs: Any) -> bytes:
-        self._absent()
-
-    def __copy__(self) -> _Elsewhere:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> _Elsewhere:
-        return self
-
-    def _absent(self) -> NoReturn:
-        raise NotImplementedError("the private key is not here")
-
-
-@dataclass(frozen=True, slots=True)
-class ToBeSigned:
-    """A certificate that lacks its signature only."""
-
-    builder: x509.CertificateBuilder
-
-    @property
-    def data(self) -> bytes:
-        """The TBSCertificate in DER: what the issuer's key signs, as ECDSA with SHA-256."""
-        return self._finish(b"\0").tbs_certificate_bytes
-
-    def signed(self, signature: bytes) -> x509.Certificate:
-        """The certificate with its signature, an ECDSA-Sig-Value in DER over `data`. It is not verified here."""
-        return self._finish(signature)
-
-    def _finish(self, signature: bytes) -> x509.Certificate:
-        return self.builder.sign(_Elsewhere(signature), hashes.SHA256())
-
-
-def serial(epoch: int, randomness: bytes) -> int:
-    """A serial number: the epoch's 32 bits, then 96 random ones, so that a restored store cannot use one again.
-
-    Raises:
-        ValueError: `epoch` is not in 1..2**32-1, or `randomness` has not `RANDOM_BYTES` bytes.
-    """
-    if not 0 < epoch < 2**32 or len(randomness) != RANDOM_BYTES:
-        raise ValueError(f"a serial needs an epoch of 1 to {2**32 - 1} and {RANDOM_BYTES} random bytes")
-    return epoch << 96 | int.from_bytes(randomness, "big")
-
-
-def root(
-    key: ec.EllipticCurvePublicKey,
-    trust_domain: str,
-    *,
-    number: int,
-    serial: int,
-    now: float,
-    ttl: timedelta = ROOT_TTL,
-) -> ToBeSigned:
-    """A root, to be signed with its own key. `now` is in seconds since 1970."""
-    name = _authority_name("root", number, trust_domain)
-    builder = _builder(name, name, key, key, serial, *_times(now, ttl, None))
-    return ToBeSigned(_as_authority(builder, path_length=1))
-
-
-def intermediate(
-    key: ec.EllipticCurvePublicKey,
-    issuer: x509.Certificate,
-    trust_domain: str,
-    *,
-    number: int,
-    serial: int,
-    now: float,
-    ttl: timedelta = INTERMEDIATE_TTL,
-) -> ToBeSigned:
-    """An authority for leaves of this trust domain alone, to be signed with the key of the root `issuer`.
-
-    Raises:
-        Expired: `issuer` is no longer valid.
-    """
-    name = _authority_name("intermediate", number, trust_domain)
-    builder = _builder(name, issuer.subject, key, issuer.public_key(), serial, *_times(now, ttl, issuer))
-    permitted = [x509.UniformResourceIdentifier(trust_domain), x509.DNSName(replica_host(trust_domain))]
-    builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
-    return ToBeSigned(_as_authority(builder, path_length=0))
-
-
-def leaf(
-    key: PublicKey,
-    uri: str,
-    issuer: x509.Certificate,
-    *,
-    serial: int,
-    now: float,
-    ttl: timedelta,
-    dns: str = "",
-) -> ToBeSigned:
-    """A certificate for `uri`, for clients and servers, to be signed with the key of the intermediate `issuer`.
-
-    `dns` is `replica_host` for a replica, and empty for everybody else.
-
-    Raises:
-        Expired: `issuer` is no longer valid.
-    """
-    builder = _builder(x509.Name([]), issuer.subject, key, issuer.public_key(), serial, *_times(now, ttl, issuer))
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
-    if dns:
-        names.append(x509.DNSName(dns))
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    return ToBeSigned(
-        # With an empty subject the alternative name is all there is, and must be critical: RFC 5280, 4.2.1.6.
-        builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-    )
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: Any,
-    issuer_key: Any,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(serial)
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
-    )
-
-
-def _times(now: float, ttl: timedelta, issuer: x509.Certificate | None) -> tuple[datetime, datetime]:
-    made = datetime.fromtimestamp(int(now), UTC)
-    not_before, not_after = made - BACKDATE, made + ttl
-    if issuer is not None:
-        if made >= issuer.not_valid_after_utc:
-            raise Expired(
-                f"the authority {_common_name(issuer)!r} expired at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC "
-                "and can sign nothing any more",
-                hint="check the clock; the mesh needs a new authority",
-            )
-        not_before, not_after = (
-            max(not_before, issuer.not_valid_before_utc),
-            min(not_after, issuer.not_valid_after_utc),
-        )
-    return not_before, not_after
-
-
-def _as_authority(builder: x509.CertificateBuilder, *, path_length: int) -> x509.CertificateBuilder:
-    return builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True).add_extension(
-        _key_usage(authority=True), critical=True
-    )
-
-
-def _key_usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _authority_name(role: str, number: int, trust_domain: str) -> x509.Name:
-    # RFC 5280 bounds both attributes at 64 characters.
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain[:64]),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"SMC {role} {number}"),
-        ]
-    )
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else ""
-
-
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -463,7 +240,7 @@ def check_times(certificate: x509.Certificate, now: float) -> None:
         Expired: it is no longer, or not yet. The text says which, and what clock to look at.
     """
     moment = datetime.fromtimestamp(now, UTC)
-    who = _common_name(certificate) or ", ".join(_alternative_names(certificate, x509.UniformResourceIdentifier))
+    who = common_name(certificate) or ", ".join(_alternative_names(certificate, x509.UniformResourceIdentifier))
     if moment < certificate.not_valid_before_utc:
         raise Expired(
             f"the certificate of {who[:200]!r} is valid only from "
@@ -565,3 +342,9 @@ def _alternative_names(certificate: x509.Certificate, kind: Any) -> tuple[str, .
 def pin(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate's SubjectPublicKeyInfo, in hexadecimal: what a join token carries of the root."""
     return hashlib.sha256(public_der(certificate.public_key())).hexdigest()  # type: ignore[arg-type]
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The common name of a certificate's subject; "" if it has none, like every leaf."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from smc.certificates import x509
+from smc.certificates import making, x509
 from smc.certificates.authority import sign
 from smc.certificates.signers import Signer
 from smc.certificates.signers.local import LocalSigner
@@ -54,7 +54,7 @@ class SignerContract:
 
     async def test_it_signs_a_certificate(self, signer: Signer) -> None:
         handle = await signer.new_key()
-        unsigned = x509.root(await signer.public_key(handle), "mesh.example", number=1, serial=serial(), now=NOW)
+        unsigned = making.root(await signer.public_key(handle), "mesh.example", number=1, serial=serial(), now=NOW)
         root = await sign(unsigned, signer, handle, None)
         root.verify_directly_issued_by(root)
 

@@ -10,19 +10,19 @@ from cryptography import x509 as cx509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from smc.certificates import x509
+from smc.certificates import making, x509
 from smc.certificates.credential import Credential
 
 NOW = 1_900_000_000.0
 DAY = timedelta(hours=24)
 
 
-def sign(unsigned: x509.ToBeSigned, key: ec.EllipticCurvePrivateKey) -> cx509.Certificate:
+def sign(unsigned: making.ToBeSigned, key: ec.EllipticCurvePrivateKey) -> cx509.Certificate:
     return unsigned.signed(key.sign(unsigned.data, ec.ECDSA(hashes.SHA256())))
 
 
 def serial() -> int:
-    return x509.serial(1, os.urandom(x509.RANDOM_BYTES))
+    return making.serial(1, os.urandom(making.RANDOM_BYTES))
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class TestAuthority:
     @classmethod
     def make(cls, trust_domain: str = "mesh.example", now: float = NOW) -> TestAuthority:
         root_key, key = x509.new_key(), x509.new_key()
-        root = sign(x509.root(root_key.public_key(), trust_domain, number=1, serial=serial(), now=now), root_key)
+        root = sign(making.root(root_key.public_key(), trust_domain, number=1, serial=serial(), now=now), root_key)
         intermediate = sign(
-            x509.intermediate(key.public_key(), root, trust_domain, number=1, serial=serial(), now=now), root_key
+            making.intermediate(key.public_key(), root, trust_domain, number=1, serial=serial(), now=now), root_key
         )
         return cls(trust_domain, root, intermediate, key, root_key)
 
@@ -47,7 +47,7 @@ class TestAuthority:
         self, path: str, key: x509.PublicKey, *, now: float = NOW, ttl: timedelta = DAY, dns: str = ""
     ) -> cx509.Certificate:
         uri = f"spiffe://{self.trust_domain}/{path}"
-        return sign(x509.leaf(key, uri, self.intermediate, serial=serial(), now=now, ttl=ttl, dns=dns), self.key)
+        return sign(making.leaf(key, uri, self.intermediate, serial=serial(), now=now, ttl=ttl, dns=dns), self.key)
 
     def credential(self, path: str, *, now: float = NOW, ttl: timedelta = DAY) -> Credential:
         key = x509.new_key()

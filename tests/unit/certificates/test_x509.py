@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smc.certificates import x509
+from smc.certificates import making, x509
 from smc.errors import Expired, Invalid
 from tests.unit.certificates.authority import DAY, NOW, TestAuthority, serial, sign
 
@@ -40,7 +40,7 @@ def csr(key: object, *extensions: cx509.ExtensionType, name: str = "") -> bytes:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    after=st.floats(min_value=0, max_value=x509.INTERMEDIATE_TTL.total_seconds() - 1),
+    after=st.floats(min_value=0, max_value=making.INTERMEDIATE_TTL.total_seconds() - 1),
     ttl=st.timedeltas(min_value=timedelta(seconds=1), max_value=timedelta(days=4000)),
 )
 def test_a_leaf_is_valid_from_two_minutes_before_and_never_outlives_its_issuer(after: float, ttl: timedelta) -> None:
@@ -55,7 +55,7 @@ def test_a_leaf_is_valid_from_two_minutes_before_and_never_outlives_its_issuer(a
 
 def test_an_expired_authority_signs_nothing() -> None:
     with pytest.raises(Expired, match="can sign nothing any more"):
-        CA.leaf("ns/a/sa/b", KEY.public_key(), now=NOW + x509.INTERMEDIATE_TTL.total_seconds())
+        CA.leaf("ns/a/sa/b", KEY.public_key(), now=NOW + making.INTERMEDIATE_TTL.total_seconds())
 
 
 @given(
@@ -75,7 +75,7 @@ def test_certificates_made_together_are_not_renewed_together() -> None:
 
 @given(epoch=st.integers(1, 2**32 - 1), randomness=st.binary(min_size=12, max_size=12))
 def test_a_serial_is_the_epoch_and_96_random_bits(epoch: int, randomness: bytes) -> None:
-    number = x509.serial(epoch, randomness)
+    number = making.serial(epoch, randomness)
     assert number >> 96 == epoch
     assert (number & (2**96 - 1)).to_bytes(12, "big") == randomness
     assert number.bit_length() <= 128
@@ -84,7 +84,7 @@ def test_a_serial_is_the_epoch_and_96_random_bits(epoch: int, randomness: bytes)
 def test_a_serial_without_an_epoch_is_refused() -> None:
     for epoch, randomness in ((0, bytes(12)), (2**32, bytes(12)), (1, bytes(11))):
         with pytest.raises(ValueError, match="epoch"):
-            x509.serial(epoch, randomness)
+            making.serial(epoch, randomness)
 
 
 # --- what is in a certificate
@@ -113,7 +113,7 @@ def test_an_intermediate_signs_leaves_of_its_trust_domain_only() -> None:
 
 
 def test_a_key_elsewhere_signs_just_as_well() -> None:
-    unsigned = x509.leaf(
+    unsigned = making.leaf(
         KEY.public_key(), "spiffe://mesh.example/operator/a", CA.intermediate, serial=7, now=NOW, ttl=DAY
     )
     certificate = sign(unsigned, CA.key)
@@ -288,11 +288,11 @@ def test_no_other_name_is_a_trust_domain(name: str) -> None:
 
 
 def crafted(*names: cx509.GeneralName) -> cx509.Certificate:
-    unsigned = x509.leaf(KEY.public_key(), "spiffe://x/y", CA.intermediate, serial=serial(), now=NOW, ttl=DAY)
+    unsigned = making.leaf(KEY.public_key(), "spiffe://x/y", CA.intermediate, serial=serial(), now=NOW, ttl=DAY)
     kept = [e for e in unsigned.builder._extensions if not isinstance(e.value, cx509.SubjectAlternativeName)]
     unsigned.builder._extensions = kept
     builder = unsigned.builder.add_extension(cx509.SubjectAlternativeName(names), critical=True) if names else None
-    return sign(x509.ToBeSigned(builder or unsigned.builder), CA.key)
+    return sign(making.ToBeSigned(builder or unsigned.builder), CA.key)
 
 
 def test_a_certificate_must_carry_exactly_one_plain_spiffe_id() -> None:
@@ -330,14 +330,16 @@ def test_a_chain_to_another_root_or_with_a_gap_is_refused() -> None:
 def test_a_leaf_cannot_sign_nor_can_an_intermediate_make_another() -> None:
     key = x509.new_key()
     leaf = CA.leaf("proxy/n/w", key.public_key())
-    below = sign(x509.leaf(KEY.public_key(), "spiffe://mesh.example/operator/a", leaf, serial=1, now=NOW, ttl=DAY), key)
+    below = sign(
+        making.leaf(KEY.public_key(), "spiffe://mesh.example/operator/a", leaf, serial=1, now=NOW, ttl=DAY), key
+    )
     with pytest.raises(Invalid, match="no authority"):
         x509.check_chain((below, leaf, CA.intermediate), (CA.root,), NOW)
     second = sign(
-        x509.intermediate(key.public_key(), CA.intermediate, "mesh.example", number=2, serial=1, now=NOW), CA.key
+        making.intermediate(key.public_key(), CA.intermediate, "mesh.example", number=2, serial=1, now=NOW), CA.key
     )
     below = sign(
-        x509.leaf(KEY.public_key(), "spiffe://mesh.example/operator/a", second, serial=1, now=NOW, ttl=DAY), key
+        making.leaf(KEY.public_key(), "spiffe://mesh.example/operator/a", second, serial=1, now=NOW, ttl=DAY), key
     )
     with pytest.raises(Invalid, match="longer than its authority allows"):
         x509.check_chain((below, second, CA.intermediate), (CA.root,), NOW)
