@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,10 @@ class LocalMesh:
     The directory is the caller's: it holds the logs, and the private keys of a mesh that is gone.
     """
 
-    def __init__(self, directory: Path, plan: Plan | None = None) -> None:
+    def __init__(
+        self, directory: Path, plan: Plan | None = None, *, progress: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`progress` is told of each step of the start."""
         self.plan = plan or Plan()
         self.directory = directory
         self.files = directory / "files"
@@ -62,6 +65,7 @@ class LocalMesh:
         """By `<namespace>/<workload>`."""
         self.children = Children(directory)
         self._addresses = Addresses()
+        self._progress = progress
         self._stack = AsyncExitStack()
         self._applied = 0
 
@@ -104,21 +108,22 @@ class LocalMesh:
         self.write("services", bookstore.services())
         for placement, address in placed:
             self.write(placement.workload, bookstore.workload(placement, address))
+        self._progress(f"starting etcd {program.version}, {plan.etcd_members} member(s)")
         await self.etcd.start()
+        self._progress("making the mesh: smc init")
         servers = [part for replica in self.replicas for part in ("--server", replica.api)]
         await self.smc(
             *("init", "--etcd", ",".join(self.etcd.endpoints), "--trust-domain", TRUST_DOMAIN),
-            *("--kek-file", str(kek), "--out", str(self._credential), *servers),
+            *("--kek-file", str(kek), "--out", str(self.credential), *servers),
         )
-        async with asyncio.TaskGroup() as tasks:
-            for replica in self.replicas:
-                tasks.create_task(self._start_replica(replica))
-            for placement, address in placed:
-                if placement.version:
-                    tasks.create_task(self._start_app(placement, address))
-        async with asyncio.TaskGroup() as tasks:
-            for placement, address in placed:
-                tasks.create_task(self._join(placement, address))
+        self._progress(f"starting {plan.replicas} replicas: smc serve")
+        await _together(
+            *(self._start_replica(replica) for replica in self.replicas),
+            *(self._start_app(placement, address) for placement, address in placed if placement.version),
+        )
+        self._progress(f"starting {len(placed)} sidecars: smc token create, smc proxy run")
+        await _together(*(self._join(placement, address) for placement, address in placed))
+        self._progress("applying policy: smc apply")
         for manifest in plan.manifests:
             await self.apply(manifest)
 
@@ -148,7 +153,8 @@ class LocalMesh:
         await sidecar.until_ready()
 
     @property
-    def _credential(self) -> Path:
+    def credential(self) -> Path:
+        """The directory of the operator's credential."""
         return self.directory / "operator"
 
     async def add(self, placement: Placement, *arguments: str) -> Sidecar:
@@ -192,7 +198,7 @@ class LocalMesh:
         Raises:
             ProcessFailed: it ended with another code than 0; with its standard error.
         """
-        settings = {"SMC_MESH": MESH, "SMC_CREDENTIAL": str(self._credential), "NO_COLOR": "1"}
+        settings = {"SMC_MESH": MESH, "SMC_CREDENTIAL": str(self.credential), "NO_COLOR": "1"}
         name = " ".join(("smc", *arguments[:2]))
         return await self.children.run(name, programs.smc(*arguments), env=settings, timeout=CLI)
 
@@ -276,3 +282,13 @@ class LocalMesh:
             if name in (workload, workload.partition("/")[2]):
                 return app
         raise NotFound(f"no application {name!r}", hint=f"there are {', '.join(self.apps)}")
+
+
+async def _together(*work: Coroutine[Any, Any, None]) -> None:
+    """All at once. The first failure ends the others, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for one in work:
+                tasks.create_task(one)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None

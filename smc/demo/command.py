@@ -1,0 +1,26 @@
+"""The command `smc demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+from rich.console import Console
+
+from smc.demo.show import show
+
+INTERRUPTED, TERMINATED = 130, 143
+EXITS = "Exit codes: 0 every claim held; 1 one did not, and is named; 130 interrupted; 143 terminated."
+
+
+@click.command(epilog=EXITS)
+@click.option("--check", is_flag=True, help="Without a terminal: print each claim with its figure, and end.")
+def demo(check: bool) -> None:
+    """Run a whole mesh on this machine, and show what it does. No root, no Kubernetes."""
+    try:
+        sys.exit(asyncio.run(show(Console(soft_wrap=True), check=check)))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except asyncio.CancelledError:
+        sys.exit(TERMINATED)

@@ -1,0 +1,132 @@
+"""`smc demo` on a terminal and without one: starts the mesh, walks through the story, and cleans up after itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from smc.demo.figures import Figures
+from smc.demo.local import LocalMesh
+from smc.demo.processes import ProcessFailed
+from smc.demo.story import Claim, Story
+
+REFRESH = 1.0
+
+
+async def show(console: Console, *, check: bool) -> int:
+    """Run the demo; the exit code is 0 if every claim held.
+
+    With `check` it ends after the last chapter; without, it goes on until it is interrupted. Cancelling it ends every
+    process. What the processes logged is kept if a claim failed, and its place printed.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    directory = Path(tempfile.mkdtemp(prefix="smc-demo-"))
+    failed: list[Claim] = []
+    keep = False
+    try:
+        async with LocalMesh(directory, progress=lambda step: console.print(step, style="dim")) as mesh:
+            if mesh.etcd.program.warning:
+                console.print(f"warning: {mesh.etcd.program.warning}", style="yellow")
+            story = Story(mesh)
+            await story.begin()
+            async with _live(console, mesh) if not check else contextlib.nullcontext():
+                for title, chapter in story.chapters:
+                    console.print(f"\n{title}", style="bold")
+                    async for claim in chapter():
+                        console.print(_line(claim))
+                        if not claim.held:
+                            failed.append(claim)
+                if not check:
+                    console.print(_goodbye(mesh))
+                    await asyncio.Event().wait()
+    except ProcessFailed:
+        keep = True
+        raise
+    finally:
+        keep = keep or bool(failed)
+        if keep:
+            console.print(f"the logs of every process are in {directory / 'logs'}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+        loop.remove_signal_handler(signal.SIGTERM)
+    for claim in failed:
+        console.print(f"failed: {claim.text} ({claim.figure})", style="red")
+    return 1 if failed else 0
+
+
+def _line(claim: Claim) -> Text:
+    mark = ("  ok    ", "green") if claim.held else ("  FAILED ", "bold red")
+    return Text.assemble(mark, claim.text, (f"   {claim.figure}", "dim"))
+
+
+def _goodbye(mesh: LocalMesh) -> Text:
+    replica = mesh.replicas[0]
+    return Text(
+        "\nThe mesh goes on until Ctrl-C. Look around from another terminal:\n"
+        f"  export SMC_CREDENTIAL={mesh.credential}\n"
+        "  smc get trafficsplits -A\n"
+        "  smc proxy status\n"
+        f"  curl -x http://{mesh.sidecar('bookbuyer').outbound} http://bookstore.bookstore/books\n"
+        f"  curl {replica.health}/metrics\n"
+        "The applications listen on the shared loopback, so that whoever is on this machine can also reach them past "
+        "the mesh; on machines of their own nobody can."
+    )
+
+
+@contextlib.asynccontextmanager
+async def _live(console: Console, mesh: LocalMesh) -> AsyncIterator[None]:
+    """The table, below what is printed meanwhile."""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        async def refresh() -> None:
+            before = await mesh.figures()
+            while True:
+                await asyncio.sleep(REFRESH)
+                try:
+                    now = await mesh.figures()
+                    leader = await mesh.leader_key()
+                except (OSError, TimeoutError, ProcessFailed):
+                    continue  # the next look may find everybody
+                leads = next((r.name for r in mesh.replicas if leader is not None and r.name in leader[0]), "nobody")
+                live.update(picture(mesh, now - before, leads), refresh=True)
+                before = now
+
+        task = asyncio.create_task(refresh(), name="demo: table")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def picture(mesh: LocalMesh, happened: Figures, leader: str) -> RenderableType:
+    """What happened in one second, by visitor, and how each sidecar is."""
+    traffic = Table("VISITOR", "SENT/S", "V1", "V2", "DENIED", "OTHER", "FAILED", title="traffic", title_justify="left")
+    for visitor in mesh.visitors:
+        versions, statuses = happened.versions(visitor), happened.statuses(visitor)
+        other = statuses.total() - statuses[403] - versions.total()
+        cells = (happened.sent[visitor], versions["v1"], versions["v2"], statuses[403], other, happened.failed[visitor])
+        traffic.add_row(visitor, *map(str, cells))
+    replicas = Table("REPLICA", "PROCESS", "LEADS", title="control plane", title_justify="left")
+    for replica in mesh.replicas:
+        alive = f"pid {replica.process.pid}" if replica.process.alive else Text("dead", "red")
+        replicas.add_row(replica.name, alive, "yes" if replica.name == leader else "")
+    sidecars = Table("SIDECAR", "SERVED BY", "CERTIFICATE", title="sidecars", title_justify="left")
+    for workload in mesh.sidecars:
+        heard = happened.heard.get(workload, "")
+        by = next((replica.name for replica in mesh.replicas if replica.name in heard), heard or "-")
+        serials = happened.serials.get(workload, ())
+        sidecars.add_row(workload, by, ", ".join(serial[-8:] for serial in serials) or "-")
+    return Group(traffic, replicas, sidecars)

@@ -1,0 +1,172 @@
+"""The story says what it saw: each claim can fail, and does when the mesh is not what the demo says it is."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from smc.demo.bookstore import Placement
+from smc.demo.figures import Figures
+from smc.demo.local import LocalMesh
+from smc.demo.story import BUYER, STORES, THIEF, Claim, Story
+
+pytestmark = pytest.mark.looptime
+RATE = 50
+
+
+class Machine:
+    """A replica that can be killed and started."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process = SimpleNamespace(alive=True)
+
+    async def start(self) -> None:
+        self.process.alive = True
+
+    async def kill(self) -> None:
+        self.process.alive = False
+
+    async def until_ready(self) -> None:
+        await asyncio.sleep(1)
+
+
+@dataclass
+class World:
+    """A mesh of arithmetic: what it counts follows from the time and from how it is told to misbehave."""
+
+    thief_gets: int = 403
+    thief_reaches: float = 0.0
+    denies: bool = True
+    splits: bool = True
+    elects: bool = True
+    follows: bool = True
+    reconnects: bool = True
+    rotates: bool = True
+    hurt: Callable[[World], bool] = lambda _: False
+    replicas: list[Machine] = field(default_factory=lambda: [Machine(f"replica-{n}") for n in range(3)])
+
+    def __post_init__(self) -> None:
+        self.share, self.serial, self.since = 0.0, "one", 0.0
+        self.counts = Figures(Counter(), Counter(), Counter(), Counter(), Counter(), {}, {})
+        self.newcomers: list[str] = []
+        self.sidecars = {
+            workload: SimpleNamespace(admin=SimpleNamespace(stat=self._stat)) for workload in (BUYER, THIEF, *STORES)
+        }
+
+    async def _stat(self, _: str) -> int:
+        return int(self.reconnects)
+
+    async def apply(self, text: str) -> None:
+        self._count()
+        if weights := re.findall(r"weight: (\d+)", text):
+            v1, v2 = map(int, weights)
+            self.share = v2 / (v1 + v2) if self.splits else 0.0
+        if "20s" in text and self.rotates:
+            self.serial = "two"
+
+    async def visit(self, _name: str, *, rate: float) -> None:
+        assert rate == RATE
+
+    async def add(self, placement: Placement) -> None:
+        self.newcomers.append(placement.workload)
+
+    async def leader_key(self) -> tuple[str, int] | None:
+        living = [n for n, replica in enumerate(self.replicas) if replica.process.alive or not self.elects]
+        return (f"replica-{living[0]}", living[0] + 10) if living else None
+
+    async def leader(self) -> Machine:
+        key = await self.leader_key()
+        assert key is not None
+        return self.replicas[key[1] - 10]
+
+    async def figures(self) -> Figures:
+        self._count()
+        found = self.counts
+        return Figures(
+            Counter(found.sent),
+            Counter(found.answered),
+            Counter(found.failed),
+            Counter(found.reached),
+            Counter(found.denied),
+            {},
+            dict.fromkeys(self.sidecars, (self.serial,)),
+        )
+
+    def _count(self) -> None:
+        now = asyncio.get_running_loop().time()
+        requests = round((now - self.since) * RATE)
+        self.since += requests / RATE
+        counts = self.counts
+        v2 = round(requests * self.share)
+        counts.sent[BUYER] += requests
+        if self.hurt(self) and requests:
+            counts.failed[BUYER] += 1
+            requests -= 1
+        counts.answered[BUYER, 200, "v1"] += requests - v2
+        counts.answered[BUYER, 200, "v2"] += v2
+        counts.answered[THIEF, self.thief_gets, "v1" if self.thief_gets == 200 else ""] += requests
+        counts.denied[STORES[0]] += requests if self.denies else 0
+        counts.reached[STORES[0], "spiffe://t/ns/bookthief/sa/bookthief"] += round(requests * self.thief_reaches)
+        for newcomer in self.newcomers if self.follows else ():
+            counts.reached[newcomer, "spiffe://t/ns/bookbuyer/sa/bookbuyer"] += v2
+
+
+async def _told(world: World, chapter: str = "") -> list[Claim]:
+    story = Story(cast(LocalMesh, world), rate=RATE)
+    await story.begin()
+    chapters: list[tuple[str, Callable[[], AsyncIterator[Claim]]]] = list(story.chapters)
+    return [claim for title, tell in chapters if chapter in title async for claim in tell()]
+
+
+async def test_every_claim_holds_of_a_mesh_that_does_what_it_should() -> None:
+    claims = await _told(World())
+    assert [claim.text for claim in claims if not claim.held] == []
+    assert len(claims) >= 15
+    assert all(re.search(r"\d", claim.figure) for claim in claims)
+
+
+@pytest.mark.parametrize(
+    ("world", "claims"),
+    [
+        ({"thief_gets": 200}, {"the bookthief is denied"}),
+        ({"thief_reaches": 0.1}, {"no request of the bookthief reached a bookstore"}),
+        ({"denies": False}, {"it was the bookstore's Envoys that denied it"}),
+        (
+            {"splits": False},
+            {
+                "traffic follows the split 50/50 within 1 s",
+                "traffic follows the split 0/100 within 1 s",
+                "a new endpoint still arrives",
+            },
+        ),
+        ({"elects": False}, {"another replica leads"}),
+        ({"follows": False}, {"a new endpoint still arrives"}),
+        ({"reconnects": False}, {"every Envoy found back"}),
+        ({"rotates": False}, {"every workload has another certificate"}),
+    ],
+)
+async def test_a_claim_that_does_not_hold_is_named(world: dict[str, Any], claims: set[str]) -> None:
+    assert {claim.text for claim in await _told(World(**world)) if not claim.held} == claims
+
+
+@pytest.mark.parametrize(
+    ("chapter", "when"),
+    [
+        ("bookbuyer", lambda world: world.since > 1),
+        ("v1 to v2", lambda world: world.share == 0.5),
+        ("leader", lambda world: world.newcomers),
+        ("Every replica", lambda world: not any(replica.process.alive for replica in world.replicas)),
+        ("rotate", lambda world: world.serial == "two"),
+    ],
+)
+async def test_one_failed_request_is_told_in_every_chapter(chapter: str, when: Callable[[World], bool]) -> None:
+    claims = await _told(World(hurt=when), chapter)
+    assert "every request of the bookbuyer is answered" in {claim.text for claim in claims if not claim.held}
