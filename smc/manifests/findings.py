@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character)[0] in "CZ" and character != " ":
         return character.encode("unicode_escape").decode()
     return character
+
+
+def below(field: str, key: str) -> str:
+    """The path of what a map at `field` holds under `key`."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key):
+        return f"{field}[{shown(key)}]"
+    return f"{field}.{key}" if field else key
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from smc.errors import NotFound
 from smc.manifests import schema
 from smc.manifests.findings import MAX_FINDINGS, Finding, InvalidManifest, Unfit, did_you_mean, one_of, shown
 from smc.manifests.schema import BAD, Field, Findings, MapOf, Object, Text
-from smc.manifests.text import Document, Node, bare, documents, plain
+from smc.manifests.text import MAX_DOCUMENT, Document, Node, bare, parse, plain
 from smc.model import Name
 from smc.records import ManifestRecord
 
@@ -79,6 +79,9 @@ def read(
     Raises:
         InvalidManifest: it is not exactly one manifest of these kinds without a mistake; it carries every finding.
     """
+    if len(text) > MAX_DOCUMENT:
+        reason = f"the document has more than {MAX_DOCUMENT} bytes"
+        raise InvalidManifest([Finding(file, 0, 0, "", reason, "split it into several manifests")])
     first, *others = read_all(text, kinds, file=file, line=line, author=author, now=now)
     if others:
         reason = "a second document, where one is taken"
@@ -90,9 +93,8 @@ def read_all(
     text: str | bytes, kinds: Sequence[Kind], *, file: str, line: int = 1, author: str = "", now: float = 0.0
 ) -> tuple[ManifestRecord, ...]:
     """Read every manifest of a file: at least one, none twice. Arguments and errors as in `read`."""
-    findings: list[Finding] = []
     records: dict[str, ManifestRecord] = {}
-    found = documents(text, file=file, line=line)
+    found, findings = parse(text, file=file, line=line)
     for document in found:
         try:
             record = _record(document, kinds, file, author, now)
@@ -104,10 +106,10 @@ def read_all(
             hint = f"it begins on line {first.line} too"
             findings.append(Finding(file, document.root.line, document.root.column, "", reason, hint))
         records[record.id] = record
-    if not found:
+    if not found and not findings:
         findings.append(Finding(file, 0, 0, "", "there is no manifest in it", "a manifest begins with apiVersion"))
     if findings:
-        raise InvalidManifest(findings[:MAX_FINDINGS])
+        raise InvalidManifest(sorted(findings, key=lambda f: (f.line, f.column))[:MAX_FINDINGS])
     return tuple(records.values())
 
 
@@ -115,9 +117,14 @@ def noun(record: ManifestRecord, kinds: Sequence[Kind]) -> Any:
     """What a stored manifest says: the noun of its kind and version.
 
     Raises:
-        InvalidManifest: this version of SMC does not take it; the findings have fields, but no lines.
+        InvalidManifest: this version of SMC does not take it, or it is not what its key says; the findings have fields,
+            but no lines.
     """
-    return _read(bare(record.object), kinds, "")[-1]
+    kind, version, metadata, found = _read(bare(record.object), kinds, "")
+    if (kind.group, kind.name, version, metadata.name) != (record.group, record.kind, record.version, record.name):
+        reason = f"stored as {record.id}, it says that it is {kind.group}/{kind.name}/{metadata.name}"
+        raise InvalidManifest([Finding("", 0, 0, "", reason, "apply it again")])
+    return found
 
 
 def _called(name: Name) -> str:
@@ -200,7 +207,7 @@ def _kind(root: Node, kinds: Sequence[Kind], findings: Findings) -> tuple[Kind, 
             )
         else:
             hint = did_you_mean(name, {kind.name for kind in kinds})
-            findings.add(at, "kind", f"kind {shown(name)} is not known", hint)
+            findings.add(at, "kind", f"{shown(name)} is not known", hint)
         return None
     for kind in named:
         if kind.group == group and version in kind.versions:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from smc.manifests.findings import MAX_FINDINGS, Finding, Unfit, did_you_mean, nearest, shown
+from smc.manifests.findings import MAX_FINDINGS, Finding, Unfit, below, did_you_mean, nearest, shown
 from smc.manifests.text import Node
 
 
@@ -157,7 +157,7 @@ class MapOf:
             return findings.add(node, field, f"{len(node.value)} entries, at most {self.most} are taken")
         pairs = []
         for name, entry in node.value.items():
-            at = f"{field}[{shown(name)}]"
+            at = below(field, name)
             key = Text(self.key).read(entry.key, at, findings)
             value = self.value.read(entry.value, at, findings)
             pairs.append(BAD if key is BAD or value is BAD else (key, value))
@@ -206,11 +206,11 @@ class Object:
                 guess = nearest(name, known - node.value.keys())
                 guessed.add(guess)
                 hint = self.strange.get(name) or did_you_mean(name, known - node.value.keys() if guess else known)
-                findings.add(entry.key, _below(field, name), "unknown field", hint)
+                findings.add(entry.key, below(field, name), "unknown field", hint)
                 bad = True
         values = []
         for f in self.fields:
-            at = _below(field, f.name)
+            at = below(field, f.name)
             if f.name in node.value:
                 value_node = node.value[f.name].value
                 findings.place(at, value_node)
@@ -228,12 +228,6 @@ class Object:
             return self.build(*values)
         except Unfit as e:
             return findings.unfit(node, field, e)
-
-
-def _below(field: str, name: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name)
-    step = name if plain else f"[{shown(name)}]"
-    return f"{field}.{step}" if field and plain else field + step
 
 
 _ARTICLES = {"integer": "an integer"}

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from smc.manifests.findings import MAX_FINDINGS, Finding, InvalidManifest, shown
+from smc.manifests.findings import MAX_FINDINGS, Finding, InvalidManifest, below, shown
 
 MAX_TEXT = 8 * 1024 * 1024
 """Bytes of one file."""
@@ -26,6 +26,8 @@ MAX_DEPTH = 64
 """Lists and maps within each other."""
 MAX_NODES = 10_000
 """Values of one document, keys included."""
+MAX_NODES_OF_TEXT = 200_000
+"""Values of one file."""
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -69,12 +71,19 @@ def documents(text: str | bytes, *, file: str, line: int = 1) -> tuple[Document,
         InvalidManifest: it is not UTF-8, YAML or JSON, or holds what no manifest may: control characters, anchors,
             aliases, tags, directives, duplicate keys, keys that are not strings; or it exceeds a bound.
     """
-    source = _decoded(text, file, line)
-    reader = _Reader(source, file, line)
-    found = tuple(reader.documents())
-    if reader.findings:
-        raise InvalidManifest(reader.findings[:MAX_FINDINGS])
+    found, findings = parse(text, file=file, line=line)
+    if findings:
+        raise InvalidManifest(findings[:MAX_FINDINGS])
     return found
+
+
+def parse(text: str | bytes, *, file: str, line: int = 1) -> tuple[tuple[Document, ...], list[Finding]]:
+    """As `documents`, but the findings come beside the documents, so that those can be looked at further."""
+    try:
+        reader = _Reader(_decoded(text, file, line), file, line)
+    except InvalidManifest as e:
+        return (), list(e.findings)
+    return tuple(reader.documents()), reader.findings
 
 
 def plain(node: Node) -> Any:
@@ -88,12 +97,18 @@ def plain(node: Node) -> Any:
             return node.value
 
 
-def bare(value: Any) -> Node:
-    """A value that is read from JSON, as a Node without positions: the inverse of `plain`."""
+def bare(value: Any, depth: int = 0) -> Node:
+    """A value that was read from JSON, as a Node without positions: the inverse of `plain`.
+
+    Raises:
+        InvalidManifest: it is deeper than any document.
+    """
+    if depth > MAX_DEPTH:
+        raise InvalidManifest([Finding("", 0, 0, "", f"more than {MAX_DEPTH} lists and maps are within each other")])
     if isinstance(value, Mapping):
-        return Node({str(k): Entry(Node(str(k)), bare(v)) for k, v in value.items()})
+        return Node({str(k): Entry(Node(str(k)), bare(v, depth + 1)) for k, v in value.items()})
     if isinstance(value, list | tuple):
-        return Node([bare(item) for item in value])
+        return Node([bare(item, depth + 1) for item in value])
     return Node(value)
 
 
@@ -142,9 +157,12 @@ class _Reader:
         self._file = file
         self._offset = line
         self._nodes = 0
+        self._nodes_before = 0
+        self._field = ""
+        self._duplicates = 0
 
     def documents(self) -> Iterator[Document]:
-        """Every document that has a value. Once there are findings what comes is not to be used."""
+        """Every document that has a value, up to where the text cannot be read any more."""
         starts: list[tuple[int, Node]] = []
         try:
             events = self._events()
@@ -157,14 +175,20 @@ class _Reader:
                 if len(starts) == MAX_DOCUMENTS:
                     self._find(event, f"it has more than {MAX_DOCUMENTS} documents", "split it into several files")
                     break
-                self._nodes = 0
                 # What stands before the first document are comments; they belong to it.
-                starts.append((line if starts else 0, self._document(events)))
+                starts.append((line if starts else 0, self._sound(events)))
         except _Stop:
-            return
+            pass
         ends = [line for line, _ in starts[1:]] + [len(self._lines)]
-        for (start, root), end in zip(starts, ends, strict=True):
+        for (start, root), end in zip(starts, ends, strict=False):
             yield from self._cut(root, start, end)
+
+    def _sound(self, events: Iterator[Any]) -> Node:
+        """The value whose events come next; null if so much is wrong with it that more findings would only confuse."""
+        self._nodes_before = self._nodes
+        wrong = len(self.findings) - self._duplicates
+        root = self._document(events)
+        return root if len(self.findings) - self._duplicates == wrong else Node(None)
 
     def _cut(self, root: Node, start: int, end: int) -> Iterator[Document]:
         lines = self._lines[start:end]
@@ -231,9 +255,10 @@ class _Reader:
             if isinstance(event, yaml.CollectionEndEvent):
                 node = open_.pop().node
             else:
+                self._field = open_[-1].next_field if open_ else ""
                 self._count(event, len(open_))
                 if isinstance(event, yaml.CollectionStartEvent):
-                    open_.append(_Collection(self, event))
+                    open_.append(_Collection(self, event, self._field))
                     continue
                 node = self._scalar(event)
             if open_:
@@ -244,9 +269,12 @@ class _Reader:
 
     def _count(self, event: Any, depth: int) -> None:
         self._nodes += 1
-        if self._nodes > MAX_NODES:
+        if self._nodes - self._nodes_before > MAX_NODES:
             hint = "split it into several manifests"
             self._find(event, f"the document has more than {MAX_NODES} values", hint)
+            raise _Stop
+        if self._nodes > MAX_NODES_OF_TEXT:
+            self._find(event, f"it has more than {MAX_NODES_OF_TEXT} values", "split it into several files")
             raise _Stop
         if isinstance(event, yaml.CollectionStartEvent) and depth >= MAX_DEPTH:
             self._find(event, f"more than {MAX_DEPTH} lists and maps are within each other", "make it flatter")
@@ -256,7 +284,7 @@ class _Reader:
         elif event.anchor is not None:
             self._find(event, f"&{event.anchor}: anchors are not taken", "remove it, or quote the value")
         if getattr(event, "tag", None) is not None:
-            self._find(event, f"{event.tag}: tags are not taken", "remove it; quotes make a string")
+            self._find(event, f"{_tag(event.tag)}: tags are not taken", "remove it; quotes make a string")
         if len(self.findings) >= MAX_FINDINGS:
             raise _Stop
 
@@ -272,31 +300,46 @@ class _Reader:
         return self._offset + event.start_mark.line, event.start_mark.column + 1
 
     def _find(self, event: Any, reason: str, hint: str) -> None:
-        self._append(*self.position(event), reason, hint)
+        self._append(*self.position(event), reason, hint, self._field)
 
-    def duplicate(self, key: Node, first: Node) -> None:
-        self._append(key.line, key.column, f"duplicate key {shown(str(key.value))}", f"it is on line {first.line} too")
+    def duplicate(self, field: str, key: Node, first: Node) -> None:
+        self._duplicates += 1
+        self._append(key.line, key.column, "duplicate key", f"it is on line {first.line} too", field)
 
-    def not_a_key(self, key: Node) -> None:
+    def not_a_key(self, field: str, key: Node) -> None:
+        at = (key.line, key.column)
         if isinstance(key.value, Mapping | list):
-            self._append(key.line, key.column, "a list or map as a key", "a value with {{ in it needs quotes")
+            self._append(*at, "a list or map as a key", "a value with {{ in it needs quotes", field)
         elif key.raw != "*":
-            self._append(key.line, key.column, f"the key {shown(key.raw)} is not a string", f"write '{key.raw[:60]}'")
+            self._append(*at, f"the key {shown(key.raw)} is not a string", f"write '{key.raw[:60]}'", field)
 
-    def _append(self, line: int, column: int, reason: str, hint: str) -> None:
-        self.findings.append(Finding(self._file, line, column, "", reason, hint))
+    def _append(self, line: int, column: int, reason: str, hint: str, field: str = "") -> None:
+        self.findings.append(Finding(self._file, line, column, field[:200], reason, hint))
+
+
+def _tag(tag: str) -> str:
+    return shown(tag.replace("tag:yaml.org,2002:", "!!"))
 
 
 class _Collection:
     """A list or map that is being read."""
 
-    def __init__(self, reader: _Reader, start: Any) -> None:
+    def __init__(self, reader: _Reader, start: Any, field: str) -> None:
         self._reader = reader
+        self._field = field
         self._items: list[Node] = []
         self._entries: dict[str, Entry] = {}
         self._key: Node | None = None
         self._is_map = isinstance(start, yaml.MappingStartEvent)
         self.node = Node(self._entries if self._is_map else self._items, *reader.position(start))
+
+    @property
+    def next_field(self) -> str:
+        """The path of what is added next."""
+        if not self._is_map:
+            return f"{self._field}[{len(self._items)}]"
+        key = self._key.value if self._key is not None else None
+        return below(self._field, key) if isinstance(key, str) else self._field
 
     def add(self, node: Node) -> None:
         if not self._is_map:
@@ -306,9 +349,9 @@ class _Collection:
         else:
             key, self._key = self._key, None
             if not isinstance(key.value, str):
-                self._reader.not_a_key(key)
+                self._reader.not_a_key(self._field, key)
             elif first := self._entries.get(key.value):
-                self._reader.duplicate(key, first.key)
+                self._reader.duplicate(below(self._field, key.value), key, first.key)
             else:
                 self._entries[key.value] = Entry(key, node)
 

@@ -98,10 +98,11 @@ _BACKENDS = Field(
     ListOf(_BACKEND, least=1, most=100, unique=lambda b: b[0][0], named=lambda b: f"backend {b[0][0]}"),
     required=True,
 )
+_NO_MATCHES = dict.fromkeys(("TCPRoute", "UDPRoute"), "a split tells HTTP requests apart")
 _ROUTE_GROUP_REFERENCE = Object(
     (
         Field("apiGroup", Text(schema.choice({SPECS: SPECS}))),
-        Field("kind", Text(schema.choice({"HTTPRouteGroup": "HTTPRouteGroup"})), required=True),
+        Field("kind", Text(schema.choice({"HTTPRouteGroup": "HTTPRouteGroup"}, refused=_NO_MATCHES)), required=True),
         Field("name", Text(schema.subdomain), required=True),
     ),
     lambda _group, _kind, name: name,

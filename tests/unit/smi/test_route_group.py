@@ -1,0 +1,224 @@
+# ruff: noqa: N802 - the identifiers of the rules are in capitals
+"""HTTPRouteGroup v1alpha4, rule by rule; expressions are tried with RE2 on bytes, as Envoy matches them."""
+
+from __future__ import annotations
+
+import pytest
+import re2
+
+from smc.manifests import RE2_MAX_PROGRAM_SIZE
+from smc.model import HttpMatch
+from tests.unit.smi.writing import compiled, group, manifest, refused, target
+
+METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
+
+
+def match(text: str) -> HttpMatch:
+    """What the one match of a group becomes."""
+    (permission,) = compiled(manifest(target()), manifest(group(f"[{{name: m, {text}}}]"))).permissions
+    (only,) = permission.http
+    return only
+
+
+def paths(expression: str, *candidates: str) -> list[str]:
+    """Which of the paths Envoy would let through: it matches the whole path."""
+    path = match(f"pathRegex: {expression}").path
+    assert path is not None
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    compiled_ = re2.compile(path.encode(), options)
+    return [c for c in candidates if compiled_.fullmatch(c.encode())]
+
+
+def test_ROUTE_1_a_name_is_unique_within_its_group() -> None:
+    text = group("[{name: a, pathRegex: /a}, {name: a, pathRegex: /b}]")
+    assert refused(text) == "spec.matches[1]: match a is in the list twice (it is at spec.matches[0] too)"
+
+
+def test_ROUTE_1_a_match_needs_a_name() -> None:
+    assert refused(group("[{pathRegex: /a}]")) == "spec.matches[0].name: is missing (add name)"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ROUTE_1_every_method_can_be_named(method: str) -> None:
+    assert match(f"methods: [{method}]") == HttpMatch(methods=(method,))
+
+
+@pytest.mark.parametrize("methods", ["['*']", "[GET, '*']"])
+def test_ROUTE_1_a_star_is_any_method(methods: str) -> None:
+    assert match(f"methods: {methods}").methods == ()
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        ("[get]", 'spec.matches[0].methods[0]: "get" is not known (did you mean "GET"?)'),
+        ("GET", 'spec.matches[0].methods: must be a list, not the string "GET" (write [GET])'),
+        (
+            "[]",
+            "spec.matches[0].methods: the list is empty, and at least one is needed "
+            "(leave methods out, or write ['*'], to match any)",
+        ),
+        (
+            "[GET, GET]",
+            "spec.matches[0].methods[1]: GET is in the list twice (it is at spec.matches[0].methods[0] too)",
+        ),
+    ],
+)
+def test_ROUTE_1_methods_that_mean_nothing_are_refused(methods: str, reason: str) -> None:
+    assert refused(group(f"[{{name: m, methods: {methods}}}]")) == reason
+
+
+def test_ROUTE_2_an_expression_is_anchored_to_the_beginning_of_the_path() -> None:
+    assert match("pathRegex: /metrics").path == "(?:/metrics).*"
+    assert paths("/metrics", "/metrics", "/metrics/x", "/metricsx", "/", "/x/metrics") == [
+        "/metrics",
+        "/metrics/x",
+        "/metricsx",
+    ]
+
+
+def test_ROUTE_2_each_alternative_is_anchored() -> None:
+    assert paths("/a|/b", "/a", "/a/1", "/b", "/b/1", "/c", "/c/a", "/c/b") == ["/a", "/a/1", "/b", "/b/1"]
+
+
+def test_ROUTE_2_an_anchor_that_is_written_out_changes_nothing() -> None:
+    assert paths("^/a", "/a", "/a/1", "/b/a") == ["/a", "/a/1"]
+    assert paths("(^/a|^/b)", "/a", "/b/1", "/c/a") == ["/a", "/b/1"]
+
+
+def test_ROUTE_2_a_dollar_ends_the_path() -> None:
+    assert paths("/a$", "/a", "/a/1", "/ab") == ["/a"]
+
+
+def test_ROUTE_2_a_dot_matches_every_byte_of_a_path() -> None:
+    assert paths("/a", "/a/é", "/a/\x7f") == ["/a/é", "/a/\x7f"]
+
+
+def test_ROUTE_2_an_expression_cannot_break_out_of_the_anchor() -> None:
+    """`(?:a)|(b).*` would be well-formed."""
+    for expression in ("a)|(b", ")|(", "/a)(?:", "/x).*|(?:.*"):
+        assert "not an RE2 expression" in refused(group(f"[{{name: m, pathRegex: '{expression}'}}]"))
+
+
+def test_ROUTE_2_an_open_quotation_cannot_swallow_the_anchor() -> None:
+    assert "not an RE2 expression: missing )" in refused(group(r"[{name: m, pathRegex: '/a\Q'}]"))
+    assert paths(r"'/a\Q.\E'", "/a.", "/ab") == ["/a."]
+
+
+def test_ROUTE_2_a_dot_in_a_flag_group_stays_in_it() -> None:
+    assert paths("'(?i)/a'", "/A/x", "/a/X") == ["/A/x", "/a/X"]
+
+
+def test_ROUTE_3_headers_of_one_match_must_all_match() -> None:
+    assert match("headers: {b: '2', a: '1'}") == HttpMatch(headers=(("a", "1"), ("b", "2")))
+
+
+def test_ROUTE_3_several_matches_are_alternatives() -> None:
+    text = group("[{name: x, headers: {a: '1'}}, {name: y, headers: {b: '2'}}]")
+    (permission,) = compiled(manifest(target()), manifest(text)).permissions
+    assert permission.http == (HttpMatch(headers=(("a", "1"),)), HttpMatch(headers=(("b", "2"),)))
+
+
+def test_ROUTE_3_headers_alone_mean_any_path_and_any_method() -> None:
+    assert match("headers: {a: '1'}") == HttpMatch(None, (), (("a", "1"),))
+
+
+@pytest.mark.parametrize("name", ["host", "Host", "':authority'"])
+def test_ROUTE_3_the_host_header_is_the_authority(name: str) -> None:
+    assert match(f"headers: {{{name}: shop.*}}").headers == ((":authority", "shop.*"),)
+
+
+def test_ROUTE_3_names_of_headers_are_in_lower_case() -> None:
+    assert match("headers: {X-Membership: gold}").headers == (("x-membership", "gold"),)
+
+
+def test_ROUTE_3_the_value_of_a_header_must_match_as_a_whole() -> None:
+    """The narrower of the two readings: an expression is handed on as it is, and Envoy matches whole values."""
+    assert match("headers: {a: b}").headers == (("a", "b"),)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ("{':path': /x}", 'spec.matches[0].headers[":path"]: ":path" is no name of a header (write pathRegex)'),
+        ("{':method': GET}", 'spec.matches[0].headers[":method"]: ":method" is no name of a header (write methods)'),
+        ("{'a b': x}", 'spec.matches[0].headers["a b"]: "a b" is no name of a header'),
+        (
+            "{host: a, ':authority': b}",
+            "spec.matches[0].headers: header :authority is there twice (one expression for each header; a|b is either)",
+        ),
+        ("{a: '('}", "spec.matches[0].headers.a: not an RE2 expression: missing ): ( "
+         "(check the brackets; a literal one is written \\( or \\))"),
+        ("{a: ''}", "spec.matches[0].headers.a: is empty (leave it out to match anything)"),
+        ("{a: 1}", 'spec.matches[0].headers.a: must be a string, not the number 1 (put it into quotes: "1")'),
+        ("{}", "spec.matches[0].headers: no header is named (leave headers out to match any)"),
+        ("[{}]", "spec.matches[0].headers: no header is named (leave headers out to match any)"),
+        ("x", 'spec.matches[0].headers: must be a map, not the string "x"'),
+    ],
+)  # fmt: skip
+def test_ROUTE_3_headers_that_could_not_be_matched_are_refused(headers: str, reason: str) -> None:
+    assert refused(group(f"[{{name: m, headers: {headers}}}]")) == reason
+
+
+def test_ROUTE_4_headers_are_a_map_or_a_list_of_maps_with_one_key_each() -> None:
+    as_map = match("headers: {user-agent: '.*Android.*', x: '1'}")
+    as_list = match("headers: [{x: '1'}, {user-agent: '.*Android.*'}]")
+    assert as_map == as_list == HttpMatch(headers=(("user-agent", ".*Android.*"), ("x", "1")))
+
+
+def test_ROUTE_4_a_header_that_is_in_the_list_twice_is_refused() -> None:
+    assert "header a is there twice" in refused(group("[{name: m, headers: [{a: '1'}, {A: '2'}]}]"))
+
+
+def test_ROUTE_5_a_grpc_method_is_a_path() -> None:
+    assert paths("/pkg.Svc/Method", "/pkg.Svc/Method", "/other.Svc/Method") == ["/pkg.Svc/Method"]
+
+
+def test_a_match_with_nothing_but_a_name_is_any_request_and_makes_the_others_needless() -> None:
+    text = group("[{name: any}, {name: a, pathRegex: /a}]")
+    (permission,) = compiled(manifest(target()), manifest(text)).permissions
+    assert permission.http == (HttpMatch(),)
+
+
+def test_a_group_needs_a_match() -> None:
+    assert refused(group("[]")) == "spec.matches: the list is empty, and at least one is needed"
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("*", "not an RE2 expression: no argument for repetition operator: * (to match anything write .*)"),
+        ("(?!a)b", "not an RE2 expression: invalid perl operator: (?! (RE2 has no look-around)"),
+        (
+            r"(a)\1",
+            r"not an RE2 expression: invalid escape sequence: \1 "
+            r"(RE2 has no back-references; a backslash itself is written \\)",
+        ),
+        ("a{1001}", "not an RE2 expression: invalid repetition size: {1001} (repeat at most 1000 times)"),
+        ("a" * 1025, "the expression has 1025 characters, at most 1024 are taken (shorten it)"),
+        ("", "is empty (leave it out to match anything)"),
+    ],
+)
+def test_what_RE2_does_not_take_is_refused(expression: str, reason: str) -> None:
+    assert refused(group(f"[{{name: m, pathRegex: '{expression}'}}]")) == f"spec.matches[0].pathRegex: {reason}"
+
+
+def program_size(expression: str) -> int:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    return int(re2.compile(expression.encode(), options).programsize)
+
+
+def test_the_size_of_a_path_is_measured_with_what_is_added_for_the_anchor() -> None:
+    paths_by_size = {program_size(path): path for path in ("/" + "a{1000}" * 4 + "a" * n for n in range(960, 1000))}
+    fits = next(p for p in paths_by_size.values() if program_size(f"(?:{p}).*") == RE2_MAX_PROGRAM_SIZE)
+    assert match(f"pathRegex: '{fits}'").path == f"(?:{fits}).*"
+    assert program_size(fits + "a") <= RE2_MAX_PROGRAM_SIZE < program_size(f"(?:{fits}a).*")
+    assert "at most 5000 are taken" in refused(group(f"[{{name: m, pathRegex: '{fits}a'}}]"))
+
+
+def test_the_size_is_that_of_the_bytes_as_envoy_counts_it() -> None:
+    """As characters, a class of two letters beyond ASCII is another program than as bytes."""
+    as_characters = re2.compile("[é-ú]{300}").programsize
+    assert as_characters != program_size("[é-ú]{300}")

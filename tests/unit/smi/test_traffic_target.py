@@ -1,0 +1,243 @@
+# ruff: noqa: N802 - the identifiers of the rules are in capitals
+"""TrafficTarget v1alpha3, rule by rule. That a proxy enforces what is compiled here is shown end to end."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from smc import smi
+from smc.manifests import Manifest
+from smc.model import HttpMatch, Identity, Name, Permission
+from tests.unit.smi.writing import compiled, group, manifest, problem, reasons, refused, target
+
+ANY_PATH = HttpMatch("(?:/.*).*")
+STORE = Identity("shop", "store")
+BUYER = Identity("buyers", "buyer")
+
+ROUTES = """[
+  {name: read, pathRegex: /books, methods: [GET]},
+  {name: buy, pathRegex: /buy, methods: [POST]},
+  {name: admin, pathRegex: /admin, methods: [GET]}]"""
+READ = HttpMatch("(?:/books).*", ("GET",))
+BUY = HttpMatch("(?:/buy).*", ("POST",))
+ADMIN = HttpMatch("(?:/admin).*", ("GET",))
+
+
+def granted(*texts: str) -> tuple[Permission, ...]:
+    return compiled(*map(manifest, texts)).permissions
+
+
+def test_a_target_grants_its_sources_the_matches_of_its_rules() -> None:
+    access = replace(manifest(target()), mod_revision=5)
+    routes = replace(manifest(group()), mod_revision=4)
+    assert compiled(routes, access).permissions == (
+        Permission(
+            manifest="access.smi-spec.io/TrafficTarget/shop/buyers",
+            mod_revision=5,
+            destination=STORE,
+            sources=(BUYER,),
+            http=(ANY_PATH,),
+            also=(("specs.smi-spec.io/HTTPRouteGroup/shop/routes", 4),),
+        ),
+    )
+
+
+def test_ACCESS_1_without_a_target_nothing_is_allowed() -> None:
+    assert granted(group()) == ()
+
+
+def test_ACCESS_1_targets_add_up_and_none_takes_anything_away() -> None:
+    both = [target(name="a"), target(name="b", sources="[{kind: ServiceAccount, name: other}]"), group()]
+    assert granted(*both) == granted(both[0], group()) + granted(both[1], group())
+
+
+def test_ACCESS_1_overlapping_rules_grant_each_match_once() -> None:
+    rules = "[{kind: HTTPRouteGroup, name: routes}, {kind: HTTPRouteGroup, name: routes, matches: [read]}]"
+    (permission,) = granted(target(rules), group(ROUTES))
+    assert permission.http == (ADMIN, READ, BUY)
+
+
+def test_ACCESS_2_a_permission_is_the_destinations_and_names_no_client_side_rule() -> None:
+    """That the server's proxy alone decides is seen in the generated listeners and end to end."""
+    (permission,) = granted(target(), group())
+    assert permission.destination == STORE
+    assert permission.sources == (BUYER,)
+
+
+def test_ACCESS_3_identities_are_service_accounts() -> None:
+    sources = "[{kind: ServiceAccount, name: b}, {kind: ServiceAccount, name: a.b, namespace: z}]"
+    (permission,) = granted(target(sources=sources), group())
+    assert permission.sources == (Identity("shop", "b"), Identity("z", "a.b"))
+
+
+@pytest.mark.parametrize("kind", ["Group", "User", "Service", "IdentityBinding", "serviceaccount"])
+def test_ACCESS_3_nothing_else_is_an_identity(kind: str) -> None:
+    assert refused(target(sources=f"[{{kind: {kind}, name: x}}]")).startswith(f'spec.sources[0].kind: "{kind}" is not')
+    assert refused(target(destination=f"{{kind: {kind}, name: x}}")).startswith(f'spec.destination.kind: "{kind}" is')
+
+
+def test_ACCESS_4_a_rule_without_matches_grants_every_match_of_the_group() -> None:
+    (permission,) = granted(target(), group(ROUTES))
+    assert permission.http == (ADMIN, READ, BUY)
+
+
+def test_ACCESS_4_an_empty_list_of_matches_is_refused_since_it_could_mean_all_or_none() -> None:
+    assert refused(target("[{kind: HTTPRouteGroup, name: routes, matches: []}]")) == (
+        "spec.rules[0].matches: the list is empty, and at least one is needed "
+        "(leave matches out to allow every match of the group)"
+    )
+    assert refused(target("[{kind: HTTPRouteGroup, name: routes, matches: }]")).startswith(
+        "spec.rules[0].matches: must be a list, and is empty"
+    )
+
+
+def test_ACCESS_5_a_match_that_is_not_listed_is_not_granted() -> None:
+    (permission,) = granted(target("[{kind: HTTPRouteGroup, name: routes, matches: [read, buy]}]"), group(ROUTES))
+    assert permission.http == (READ, BUY)
+
+
+def test_ACCESS_5_a_source_that_is_not_listed_is_not_granted() -> None:
+    (permission,) = granted(target(), group())
+    assert permission.sources == (BUYER,)
+
+
+def test_ACCESS_6_without_routes_that_name_ports_every_port_of_the_destination_is_meant() -> None:
+    """A Permission has no ports, and the mesh applies it to every port of the workloads that have the identity."""
+    assert "port" not in " ".join(Permission.__slots__)
+    assert len(granted(target(), group())) == 1
+
+
+@pytest.mark.parametrize("kind", ["TCPRoute", "UDPRoute"])
+def test_ACCESS_7_a_route_that_would_restrict_ports_and_is_not_known_yet_makes_the_target_grant_nothing(
+    kind: str,
+) -> None:
+    """With it the HTTP rules are for its ports only; granting them without it would widen access."""
+    rules = f"[{{kind: HTTPRouteGroup, name: routes}}, {{kind: {kind}, name: ports}}]"
+    result = compiled(manifest(target(rules)), manifest(group()))
+    assert result.permissions == ()
+    assert (problem(result).reason, problem(result).field) == ("RouteKindNotSupported", "spec.rules[1].kind")
+
+
+def test_ACCESS_7_rules_are_alternatives() -> None:
+    rules = "[{kind: HTTPRouteGroup, name: routes, matches: [buy]}, {kind: HTTPRouteGroup, name: more}]"
+    (permission,) = granted(target(rules), group(ROUTES), group("[{name: x, pathRegex: /x}]", name="more"))
+    assert permission.http == (BUY, HttpMatch("(?:/x).*"))
+    assert [m for m, _ in permission.also] == [
+        "specs.smi-spec.io/HTTPRouteGroup/shop/more",
+        "specs.smi-spec.io/HTTPRouteGroup/shop/routes",
+    ]
+
+
+def test_ACCESS_9_routes_are_looked_for_in_the_namespace_of_the_target_only() -> None:
+    elsewhere = manifest(group().replace("{name: routes}", "{name: routes, namespace: buyers}"))
+    result = smi.compile("shop", [manifest(target()), elsewhere])
+    assert result.permissions == ()
+    assert ("buyers", "RouteGroupNotFound") in reasons(result)
+
+
+def test_ACCESS_9_a_rule_cannot_name_a_namespace() -> None:
+    assert refused(target("[{kind: HTTPRouteGroup, name: routes, namespace: buyers}]")) == (
+        "spec.rules[0].namespace: unknown field "
+        "(routes are looked for in the namespace of the TrafficTarget: remove it)"
+    )
+
+
+def test_ACCESS_11_a_destination_in_another_namespace_is_refused() -> None:
+    """Otherwise a client's team could grant itself access."""
+    assert refused(target(destination="{kind: ServiceAccount, name: vault, namespace: bank}")) == (
+        "spec.destination.namespace: the destination is of namespace bank, the TrafficTarget of shop "
+        "(whoever owns the destination grants the access: write it in namespace bank)"
+    )
+
+
+def test_ACCESS_11_one_that_got_into_the_store_all_the_same_grants_nothing() -> None:
+    record = manifest(target()).record
+    spec = record.object["spec"] | {"destination": {"kind": "ServiceAccount", "name": "vault", "namespace": "bank"}}
+    stored = Manifest(replace(record, object={**record.object, "spec": spec}), 1)
+    result = compiled(stored, manifest(group()))
+    assert result.permissions == ()
+    assert (problem(result).reason, problem(result).field) == ("InvalidManifest", "spec.destination.namespace")
+
+
+def test_ACCESS_11_a_manifest_that_is_stored_under_the_name_of_another_grants_nothing() -> None:
+    record = manifest(target(namespace="bank")).record
+    moved = Manifest(replace(record, name=Name("shop", "buyers")), 1)
+    result = compiled(moved, manifest(group()))
+    assert result.permissions == ()
+    assert reasons(result) == [("buyers", "InvalidManifest")]
+
+
+def test_ACCESS_11_without_a_namespace_the_destination_and_the_sources_are_of_the_targets() -> None:
+    text = target(destination="{kind: ServiceAccount, name: store}", sources="[{kind: ServiceAccount, name: a}]")
+    (permission,) = granted(text, group())
+    assert (permission.destination, permission.sources) == (STORE, (Identity("shop", "a"),))
+
+
+def test_ports_of_older_versions_are_refused_and_never_dropped() -> None:
+    """To leave them out would widen access to every port."""
+    assert refused(target(destination="{kind: ServiceAccount, name: store, port: 8080}")) == (
+        "spec.destination.port: unknown field (since v1alpha3 ports come from the routes in spec.rules: remove it)"
+    )
+
+
+def test_a_rule_whose_group_is_missing_grants_nothing_and_the_others_still_do() -> None:
+    rules = "[{kind: HTTPRouteGroup, name: gone}, {kind: HTTPRouteGroup, name: routes}]"
+    result = compiled(manifest(target(rules)), manifest(group()))
+    assert [p.http for p in result.permissions] == [(ANY_PATH,)]
+    assert (problem(result).reason, problem(result).field) == ("RouteGroupNotFound", "spec.rules[0].name")
+    assert "there is no HTTPRouteGroup shop/gone" in problem(result).message
+
+
+def test_a_match_that_the_group_does_not_have_grants_nothing_and_the_others_still_do() -> None:
+    text = target("[{kind: HTTPRouteGroup, name: routes, matches: [read, bye]}]")
+    result = compiled(manifest(text), manifest(group(ROUTES)))
+    assert [p.http for p in result.permissions] == [(READ,)]
+    assert (problem(result).reason, problem(result).field) == ("MatchNotFound", "spec.rules[0].matches[1]")
+    assert "has no match bye" in problem(result).message
+
+
+def test_a_target_that_grants_nothing_at_all_makes_no_permission_and_says_so() -> None:
+    """An empty list of matches must not reach a generator that could take it for any request."""
+    result = compiled(manifest(target("[{kind: HTTPRouteGroup, name: routes, matches: [bye]}]")), manifest(group()))
+    assert result.permissions == ()
+    assert reasons(result) == [("buyers", "GrantsNothing"), ("buyers", "MatchNotFound")]
+
+
+@pytest.mark.parametrize("missing", ["destination", "rules", "sources"])
+def test_destination_rules_and_sources_are_required(missing: str) -> None:
+    text = "\n".join(line for line in target().splitlines() if not line.startswith(f"  {missing}:"))
+    assert refused(text) == f"spec.{missing}: is missing (add {missing})"
+
+
+@pytest.mark.parametrize("empty", ["rules", "sources"])
+def test_at_least_one_rule_and_one_source_are_required(empty: str) -> None:
+    lists = {"rules": target(rules="[]"), "sources": target(sources="[]")}
+    assert refused(lists[empty]) == f"spec.{empty}: the list is empty, and at least one is needed"
+
+
+def test_what_is_compiled_does_not_depend_on_the_order_of_the_manifests() -> None:
+    sources = "[{kind: ServiceAccount, name: b}, {kind: ServiceAccount, name: a}, {kind: ServiceAccount, name: b}]"
+    manifests = [manifest(t) for t in (target(name="b"), target(name="a", sources=sources), group(ROUTES))]
+    (rules,) = {compiled(*order) for order in itertools.permutations(manifests)}
+    assert [p.manifest.rpartition("/")[2] for p in rules.permissions] == ["a", "b"]
+    assert rules.permissions[0].sources == (Identity("shop", "a"), Identity("shop", "b"))
+
+
+def test_an_invalid_manifest_hurts_only_itself() -> None:
+    good = [manifest(target(name="good")), manifest(group())]
+    broken = manifest(target(name="broken")).record
+    stored = Manifest(replace(broken, object={**broken.object, "spec": {"sources": 1}}), 1)
+    result = compiled(stored, *good)
+    assert result.permissions == compiled(*good).permissions
+    assert {m for m, _ in reasons(result)} == {"broken"}
+
+
+def test_a_version_that_is_not_read_grants_nothing_and_says_so() -> None:
+    record = manifest(target()).record
+    newer = {**record.object, "apiVersion": "access.smi-spec.io/v1alpha9"}
+    result = compiled(Manifest(replace(record, version="v1alpha9", object=newer), 1), manifest(group()))
+    assert result.permissions == ()
+    assert "v1alpha9" in problem(result).message
