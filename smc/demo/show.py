@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -97,7 +98,7 @@ async def _live(console: Console, mesh: LocalMesh) -> AsyncIterator[None]:
                 try:
                     now = await mesh.figures()
                     leader = await mesh.leader_key()
-                except (OSError, TimeoutError, ProcessFailed):
+                except (aiohttp.ClientError, TimeoutError, ProcessFailed):
                     continue  # the next look may find everybody
                 leads = next((r.name for r in mesh.replicas if leader is not None and r.name in leader[0]), "nobody")
                 live.update(picture(mesh, now - before, leads), refresh=True)

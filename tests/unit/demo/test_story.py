@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from smc.demo.bookstore import Placement
 from smc.demo.figures import Figures
 from smc.demo.local import LocalMesh
+from smc.demo.show import picture
 from smc.demo.story import BUYER, STORES, THIEF, Claim, Story
 
 pytestmark = pytest.mark.looptime
@@ -26,7 +29,7 @@ class Machine:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.process = SimpleNamespace(alive=True)
+        self.process = SimpleNamespace(alive=True, pid=4711)
 
     async def start(self) -> None:
         self.process.alive = True
@@ -170,3 +173,23 @@ async def test_a_claim_that_does_not_hold_is_named(world: dict[str, Any], claims
 async def test_one_failed_request_is_told_in_every_chapter(chapter: str, when: Callable[[World], bool]) -> None:
     claims = await _told(World(hurt=when), chapter)
     assert "every request of the bookbuyer is answered" in {claim.text for claim in claims if not claim.held}
+
+
+async def test_the_table_shows_verdicts_the_leader_the_dead_and_who_serves_whom() -> None:
+    world = World()
+    world.share = 0.5
+    before = await world.figures()
+    await asyncio.sleep(1)
+    happened = replace(await world.figures() - before, heard={BUYER: "cluster/1/replica-2"})
+    await world.replicas[1].kill()
+    mesh = SimpleNamespace(replicas=world.replicas, sidecars=world.sidecars, visitors=[BUYER, THIEF])
+    console = Console(width=120, file=io.StringIO())
+
+    console.print(picture(cast(LocalMesh, mesh), happened, "replica-2"))
+
+    rows = [re.findall(r"[\w/.-]+", line) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert ["replica-1", "dead"] in rows
+    assert ["replica-2", "pid", "4711", "yes"] in rows
+    assert [BUYER, "50", "25", "25", "0", "0", "0"] in rows
+    assert [THIEF, "0", "0", "0", "50", "0", "0"] in rows
+    assert [BUYER, "replica-2", "one"] in rows
