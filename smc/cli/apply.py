@@ -66,7 +66,7 @@ def apply(
                 )
                 response = session.call("Apply", request, metadata=metadata)
                 outcome = pb.ApplyResponse.Outcome.Name(response.outcome).lower()
-                click.echo(f"{_named(response.object)} {outcome}{suffix}")
+                say.out(f"{_named(response.object)} {outcome}{suffix}")
                 for problem in response.object.problems:
                     at = f"{document.file}:{response.object.line}"
                     say.warning(f"{at}: {problem.field + ': ' if problem.field else ''}{problem.message}")
@@ -103,7 +103,7 @@ def delete(
             resource_version=resource_version or 0,
         )
         session.call("Delete", request)
-        click.echo(f"{known.name.lower()}/{called} deleted")
+        say.out(f"{known.name.lower()}/{called} deleted")
 
     if kind:
         kind, name = split_name(kind, name)
@@ -155,19 +155,15 @@ class _Tally:
     @staticmethod
     def _say(document: Document, error: SmcError) -> None:
         if isinstance(error, InvalidDocument):
-            for line in _findings(document, error):
-                say.stderr(line)
+            _say_findings(document, error)
         else:
             where = f"{document.file}:{document.line}: "
             say.error(error, where="" if error.message.startswith(f"{document.file}:") else where)
 
 
-def _findings(document: Document, error: InvalidDocument) -> Iterator[str]:
-    prefix = say.colour("error:", "red", click.get_text_stream("stderr"))
+def _say_findings(document: Document, error: InvalidDocument) -> None:
     for f in error.findings:
         place = ":".join(str(n) for n in (f.line or document.line, f.column) if n)
-        yield f"{prefix} {document.file}:{place}: {f.field + ': ' if f.field else ''}{f.message}"
-        if f.hint:
-            yield f"  what to do: {f.hint}"
+        say.finding(f"{document.file}:{place}: {f.field + ': ' if f.field else ''}{f.message}", f.hint)
     if error.more:
-        yield f"{prefix} {document.file}:{document.line}: and {error.more} more"
+        say.finding(f"{document.file}:{document.line}: and {error.more} more")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smc.cli import say
+from smc.cli import logs, say
 from smc.cli.session import Config, Session, connected, credential_option, with_port
-from smc.errors import Denied, Invalid, NotFound, Unavailable
+from smc.errors import Denied, Invalid, Unavailable
 
 if TYPE_CHECKING:
     from smc.certificates.credential import Credential
@@ -52,12 +52,12 @@ def create(session: Session, credential_path: str, ttl: int, output: str) -> Non
         raise click.BadParameter("a token lives for at least one second", param_hint="--ttl")
     made = session.call("CreateToken", pb.CreateTokenRequest(credential=credential_path, ttl_seconds=ttl))
     if output == "json":
-        click.echo(json.dumps({"token": made.token, "expires": made.expires, "credential": credential_path}))
+        say.out(json.dumps({"token": made.token, "expires": made.expires, "credential": credential_path}))
         return
-    click.echo(made.token)
+    say.out(made.token)
     joins = "smc proxy run" if credential_path.startswith("proxy/") else "smc login"
     left = max(0, round(made.expires - time.time()))
-    say.stderr(f"good for {left} s; use it with: SMC_TOKEN=<token> {joins} --join <host>:{JOIN_PORT}", dim=True)
+    say.note(f"good for {left} s; use it with: SMC_TOKEN=<token> {joins} --join <host>:{JOIN_PORT}")
 
 
 @click.command()
@@ -74,10 +74,11 @@ def login(addresses: tuple[str, ...], text: str, credential: Path) -> None:
         text = sys.stdin.readline()
     if not text.strip():
         raise click.UsageError("--token is missing (or SMC_TOKEN): another operator makes one with smc token create")
+    logs.to_stderr()
     made, config = asyncio.run(_join(text, tuple(join_port(a) for a in addresses)))
     keep(credential, made, config)
-    click.echo(f"{made.uri}")
-    say.stderr(f"the credential is in {credential} and renews itself while you use it", dim=True)
+    say.out(f"{made.uri}")
+    say.note(f"the credential is in {credential} and renews itself while you use it")
 
 
 def keep(directory: Path, credential: Credential, config: Config) -> None:
@@ -143,5 +144,5 @@ def version(output: str) -> None:
     try:
         number = installed("smc")
     except PackageNotFoundError:
-        raise NotFound("smc is not installed as a package", hint="make setup") from None
-    click.echo(json.dumps({"version": number}) if output == "json" else f"smc {number}")
+        number = "0+source"
+    say.out(json.dumps({"version": number}) if output == "json" else f"smc {number}")

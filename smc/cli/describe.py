@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from smc.cli import say
 from smc.cli.get import as_yaml
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
 from smc.cli.session import Session, connected
@@ -30,7 +31,7 @@ def describe(session: Session, kind: str, name: str | None, namespace: str) -> N
         raise click.UsageError("NAME is missing")
     known = resolve(kind)
     request = pb.GetRequest(group=known.group, kind=known.name, namespace=namespace_of(known, namespace), name=name)
-    click.echo(text(session.call("Get", request)))
+    say.out(text(session.call("Get", request)))
 
 
 def text(object_: Any, now: float | None = None) -> str:

@@ -84,7 +84,7 @@ def get(
             "Get",
             pb.GetRequest(group=known.group, kind=known.name, namespace=namespace_of(known, namespace), name=name),
         )
-        click.echo(render([found], known, output, single=True))
+        say.out(render([found], known, output, single=True))
         return
     everywhere = all_namespaces or not known.namespaced
     listed = session.call(
@@ -92,9 +92,9 @@ def get(
     )
     if not listed.objects and output in ("table", "wide", "name"):
         where = "" if everywhere else f" in namespace {namespace}"
-        say.stderr(f"no {known.plural} found{where}")
+        say.note(f"no {known.plural} found{where}")
         return
-    click.echo(render(listed.objects, known, output, with_namespace=all_namespaces and known.namespaced))
+    say.out(render(listed.objects, known, output, with_namespace=all_namespaces and known.namespaced))
 
 
 def render(

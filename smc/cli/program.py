@@ -69,8 +69,10 @@ class Program(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             text = " ".join(str(e).split())[:500]
-            say.stderr(f"error: smc failed in a way that nobody foresaw: {type(e).__name__}: {text}")
-            say.stderr("  what to do: run it again as `smc --debug …` and report what that prints", dim=True)
+            say.finding(
+                f"smc failed in a way that nobody foresaw: {type(e).__name__}: {text}",
+                "run it again as `smc --debug …` and report what that prints",
+            )
             ctx.exit(say.FAILED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from smc.cli import say
+from smc.cli import logs, say
 from smc.cli.credentials import JOIN_PORT, join_port
 from smc.cli.session import Session, connected
 from smc.cli.table import age, table
@@ -63,6 +64,7 @@ def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None
     from smc.proxy.run import run_proxy
     from smc.proxy.settings import ProxySettings
 
+    logs.to_stderr(logging.INFO)
     if re2_max_program_size is not None:
         settings["re2_max_program_size"] = re2_max_program_size
     chosen = ProxySettings(
@@ -94,9 +96,9 @@ def status(session: Session, name: str | None, output: str) -> None:
             f"proxy {name} is connected to no replica", hint="does smc proxy run there, and what does it say?"
         )
     if not proxies and output in ("table", "wide", "name"):
-        say.stderr("no proxies are connected")
+        say.note("no proxies are connected")
         return
-    click.echo(render(proxies, answer.replicas, output))
+    say.out(render(proxies, answer.replicas, output))
 
 
 def render(proxies: Sequence[Any], replicas: Sequence[Any], output: str, now: float | None = None) -> str:

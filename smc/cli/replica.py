@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli import say
+from smc.cli import logs, say
 from smc.cli.credentials import keep
 from smc.cli.session import API_PORT, Config, with_port
 from smc.config import PREFIX, Settings
@@ -79,13 +79,14 @@ def init(
     )
     if (out / "key.pem").exists():
         raise Conflict(f"there is a credential in {out}", hint="name another directory by --out, or move it away")
+    logs.to_stderr()
     credential = asyncio.run(_init(settings, trust_domain, operator))
     servers = tuple(with_port(s) for s in server) or (f"127.0.0.1:{API_PORT}",)
     keep(out, credential, Config(servers, mesh))
-    click.echo(f"mesh {mesh} made for the trust domain {trust_domain}")
-    click.echo(f"  key-encryption key   {kek_file}   copy it to every replica, and keep a copy beside your backups")
-    click.echo(f"  credential           {out}   {credential.uri}")
-    say.stderr(
+    say.out(f"mesh {mesh} made for the trust domain {trust_domain}")
+    say.out(f"  key-encryption key   {kek_file}   copy it to every replica, and keep a copy beside your backups")
+    say.out(f"  credential           {out}   {credential.uri}")
+    say.note(
         "what to do next:\n"
         f"  smc serve --name replica-1 --address <IP address> --etcd {etcd} --kek-file {kek_file}"
         + (f" --mesh {mesh}" if mesh != "default" else "")

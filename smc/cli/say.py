@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 
 import click
 
@@ -34,26 +35,46 @@ def exit_code(error: SmcError) -> int:
             return FAILED
 
 
+def out(text: str) -> None:
+    """Data, on standard output."""
+    click.echo(clean(text))
+
+
 def error(failed: SmcError, *, where: str = "") -> None:
     """Say what, where and why; and in a line of its own what to do."""
     if isinstance(failed, Reported):
         return
-    stderr(f"{colour('error:', 'red', sys.stderr)} {where}{failed.message}")
-    if failed.hint:
-        stderr(f"  what to do: {failed.hint}", dim=True)
+    _stderr("error:", "red", f"{where}{failed.message}")
+    advice(failed.hint)
+
+
+def finding(text: str, hint: str = "") -> None:
+    """One of several errors."""
+    _stderr("error:", "red", text)
+    advice(hint)
+
+
+def advice(text: str) -> None:
+    if text:
+        note(f"  what to do: {text}")
 
 
 def warning(text: str) -> None:
-    stderr(f"{colour('warning:', 'yellow', sys.stderr)} {text}")
+    _stderr("warning:", "yellow", text)
 
 
-def stderr(text: str, *, dim: bool = False) -> None:
-    click.echo(colour(clean(text), "bright_black", sys.stderr) if dim else clean(text), err=True, color=True)
+def note(text: str) -> None:
+    """What is good to know, on standard error."""
+    click.echo(colour(clean(text), "bright_black", sys.stderr), err=True, color=True)
+
+
+def _stderr(label: str, name: str, text: str) -> None:
+    click.echo(f"{colour(label, name, sys.stderr)} {clean(text)}", err=True, color=True)
 
 
 def clean(text: str) -> str:
-    """Without the control characters that a foreign text might steer a terminal with; our own colours stay."""
-    return "".join(c if c >= " " or c in "\n\t\x1b" else "�" for c in text)
+    """Without the control characters that a foreign text, a proxy's for one, might steer the terminal with."""
+    return "".join(c if c in "\n\t" or not unicodedata.category(c).startswith("C") else "�" for c in text)
 
 
 def colour(text: str, name: str, stream: object = None) -> str:

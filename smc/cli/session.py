@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,42 +73,43 @@ class Config:
 
 
 class Session:
-    """Calls the API. Servers are tried in turn; the one that answered is asked first the next time."""
+    """Calls the API. Servers are tried in turn; the one that answered is asked first the next time.
 
-    def __init__(self, directory: Path, credential: Credential, servers: Sequence[str]) -> None:
-        self.directory = directory
-        self.credential = credential
-        self.servers = list(servers)
+    The credential in `directory` is read at the first call. `servers` win over those of its configuration.
+    """
+
+    def __init__(self, directory: Path, servers: Sequence[str]) -> None:
+        self._directory = directory
+        self._servers = [with_port(s) for s in servers]
         self._channels: dict[str, Any] = {}
 
-    @classmethod
-    def open(cls, directory: Path, servers: Sequence[str]) -> Session:
-        """Read the credential in `directory`; `servers` win over those of its configuration.
+    @cached_property
+    def credential(self) -> Credential:
+        """Read it.
 
         Raises:
-            NotFound: there is no credential.
+            NotFound: there is none.
             Invalid: it cannot be used, or no server is known.
             Expired: it is past its time.
         """
         from smc.certificates import credential as credentials
 
-        config = Config.read(directory)
         try:
-            credential = credentials.read(directory)
+            credential = credentials.read(self._directory)
         except NotFound:
             raise NotFound(
-                f"there is no credential in {directory}",
+                f"there is no credential in {self._directory}",
                 hint="make one with smc init or smc login, or name its directory by --credential or SMC_CREDENTIAL",
             ) from None
         if credential.not_after <= time.time():
             raise Expired(
-                f"the credential of {credential.uri} in {directory} has expired",
-                hint="log in again: smc login, with a token from another operator, or on a replica with --kek-file",
+                f"the credential of {credential.uri} in {self._directory} has expired",
+                hint="log in again: smc login, with a token from another operator",
             )
-        chosen = [with_port(s) for s in (servers or config.servers)]
-        if not chosen:
+        self._servers = self._servers or [with_port(s) for s in Config.read(self._directory).servers]
+        if not self._servers:
             raise Invalid("it is not known where the control plane is", hint=f"--server <host>:{API_PORT}")
-        return cls(directory, credential, chosen)
+        return credential
 
     def call(self, method: str, request: Any, *, metadata: Mapping[str, str] | None = None) -> Any:
         """Call one method of the service Mesh.
@@ -116,27 +117,28 @@ class Session:
         Raises:
             SmcError: what the replica says; Unavailable if none answers, with each one's reason.
         """
+        credential = self.credential
         failures: list[Unavailable] = []
-        for server in tuple(self.servers):
+        for server in tuple(self._servers):
             try:
-                response = self._ask(server, method, request, metadata or {})
+                response = self._ask(server, credential, method, request, metadata or {})
             except Unavailable as e:
                 failures.append(e)
                 continue
-            self.servers.remove(server)
-            self.servers.insert(0, server)
+            self._servers.remove(server)
+            self._servers.insert(0, server)
             return response
         reasons = list(dict.fromkeys(e.message for e in failures))
         raise Unavailable("; ".join(reasons), hint=failures[0].hint)
 
-    def _ask(self, server: str, method: str, request: Any, metadata: Mapping[str, str]) -> Any:
+    def _ask(self, server: str, credential: Credential, method: str, request: Any, metadata: Mapping[str, str]) -> Any:
         import grpc
 
         from smc.api.status import from_rpc
         from smc.v1 import smc_pb2_grpc
 
         if server not in self._channels:
-            self._channels[server] = self._connect(server)
+            self._channels[server] = _connect(server, credential)
         stub = smc_pb2_grpc.MeshStub(self._channels[server])  # type: ignore[no-untyped-call]
         give_up = time.monotonic() + BUSY
         wait = 0.1
@@ -153,30 +155,13 @@ class Session:
                     raise InvalidDocument(error.message, error.hint, findings, more) from None
                 raise error from None
 
-    def _connect(self, server: str) -> Any:
-        import grpc
-
-        from smc.certificates import x509
-
-        c = self.credential
-        tls = grpc.ssl_channel_credentials(c.roots_pem.encode(), c.key.encode(), c.chain.encode())
-        options = [
-            ("grpc.ssl_target_name_override", x509.replica_host(c.trust_domain)),
-            ("grpc.max_receive_message_length", MAX_MESSAGE),
-            ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
-            ("grpc.max_metadata_size", 64 * 1024),
-            ("grpc.absolute_max_metadata_size", 128 * 1024),
-            ("grpc.enable_http_proxy", 0),
-        ]
-        return grpc.secure_channel(server, tls, options)
-
     def close(self) -> None:
         for channel in self._channels.values():
             channel.close()
 
     def keep_fresh(self) -> None:
         """Renew the credential once it is past half of its life. If that fails it is used while it lives."""
-        if time.time() < self.credential.renew_at:
+        if "credential" not in self.__dict__ or time.time() < self.credential.renew_at:
             return
         from smc.certificates import credential as credentials
         from smc.certificates import x509
@@ -189,15 +174,32 @@ class Session:
             roots = tuple(answer.roots)
             x509.check_answer(answer.chain, key.public_key(), self.credential.uri, roots, time.time())
             renewed = Credential(self.credential.uri, answer.chain, x509.private_pem(key).decode(), roots)
-            credentials.write(self.directory, renewed)
+            credentials.write(self._directory, renewed)
             # Unless it is reached in another way than by its replicas' own addresses.
-            if set(Config.read(self.directory).servers) & set(answer.api_addresses):
-                Config(tuple(answer.api_addresses), answer.mesh).write(self.directory)
+            if set(Config.read(self._directory).servers) & set(answer.api_addresses):
+                Config(tuple(answer.api_addresses), answer.mesh).write(self._directory)
         except (SmcError, OSError) as e:
             left = max(0.0, self.credential.not_after - time.time()) / 3600
             say.warning(
-                f"the credential in {self.directory} could not be renewed; it is good for {left:.1f} h more: {e}"
+                f"the credential in {self._directory} could not be renewed; it is good for {left:.1f} h more: {e}"
             )
+
+
+def _connect(server: str, c: Credential) -> Any:
+    import grpc
+
+    from smc.certificates import x509
+
+    tls = grpc.ssl_channel_credentials(c.roots_pem.encode(), c.key.encode(), c.chain.encode())
+    options = [
+        ("grpc.ssl_target_name_override", x509.replica_host(c.trust_domain)),
+        ("grpc.max_receive_message_length", MAX_MESSAGE),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
+        ("grpc.max_metadata_size", 64 * 1024),
+        ("grpc.absolute_max_metadata_size", 128 * 1024),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    return grpc.secure_channel(server, tls, options)
 
 
 def with_port(server: str) -> str:
@@ -226,7 +228,7 @@ def connected(f: Callable[..., Any]) -> Callable[..., Any]:
     """A command that talks to the control plane: it gets a Session first."""
 
     def run(credential: Path, server: tuple[str, ...], **arguments: Any) -> Any:
-        with contextlib.closing(Session.open(credential, server)) as session:
+        with contextlib.closing(Session(credential, server)) as session:
             result = f(session, **arguments)
             session.keep_fresh()
             return result

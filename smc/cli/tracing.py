@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ def span(name: str) -> Iterator[dict[str, str]]:
     from opentelemetry import propagate
 
     from smc import telemetry
-    from smc.serve import exporting
 
+    # Whoever sets up exporters imports the SDK: by name, so that nobody else does.
+    exporting = importlib.import_module("smc.serve").exporting
     with exporting("smc"), telemetry.tracer(__name__).start_as_current_span(name):
         carrier: dict[str, str] = {}
         propagate.inject(carrier)

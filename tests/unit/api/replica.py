@@ -135,7 +135,9 @@ async def running(
     else:
         kv, operator, keyring, authority = of.kv, of.operator, of.backends.keyring, of.signer_authority
     async with asyncio.TaskGroup() as tasks:
-        answers = tasks.create_task(Answers(kv, keys, keyring, authority, Leads(kv), time.time, lambda: DAY).run())
+        answers = tasks.create_task(
+            Answers(kv, keys, keyring, authority, Leads(kv), time.time, lambda: DAY, lambda _kind: None).run()
+        )
         credential = await replica_credential(kv, keys, keyring, name, now=time.time())
         replica: Replica
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 import grpc.aio
@@ -234,9 +235,9 @@ async def test_problems_and_nacks_are_shown_of_the_version_that_the_mesh_was_bui
 
 async def test_apply_waits_for_the_mesh_and_tells_the_problems(replica: Replica) -> None:
     replica.mesh = mesh(MeshConfig(), {})
-    applying = asyncio.create_task(apply(replica))
-    while (item := await replica.kv.get(replica.keys.manifest(ID))) is None:
-        await asyncio.sleep(0)  # noqa: ASYNC110 - the store has nothing to wait for
+    async with aclosing(replica.kv.watch(replica.keys.manifests, await replica.kv.status())) as batches:
+        applying = asyncio.create_task(apply(replica))
+        (item,) = (await anext(batches)).puts
     problem = Problem(ID, "NoEndpoints", "nobody backs it")
     manifests = {ID: Manifest(decode(ManifestRecord, item.value), item.mod_revision)}
     replica.mesh = mesh(MeshConfig(), {}, manifests=manifests, problems={ID: (problem,)})
