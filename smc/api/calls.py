@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from opentelemetry import propagate
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -61,21 +62,23 @@ class Gate:
             _SERVICES[self.service].full_name,
             {
                 name: grpc.unary_unary_rpc_method_handler(
-                    self._behaviour(name, work),
-                    request_deserializer=getattr(pb, described[name].input_type.name).FromString,
+                    # The request comes as bytes: it is not even parsed before it is known who sent it.
+                    self._behaviour(name, getattr(pb, described[name].input_type.name).FromString, work),
                     response_serializer=getattr(pb, described[name].output_type.name).SerializeToString,
                 )
                 for name, work in methods.items()
             },
         )
 
-    def _behaviour(self, method: str, work: Work) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]:
-        async def answer(request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _behaviour(
+        self, method: str, parse: Callable[[bytes], Any], work: Work
+    ) -> Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Any]:
+        async def answer(request: bytes, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
             carrier = {k: v for k, v in call.invocation_metadata() or () if isinstance(v, str)}
             with tracer.start_as_current_span(
                 f"smc.v1.{self.service}/{method}", context=propagate.extract(carrier), kind=SpanKind.SERVER
             ) as span:
-                response, failure = await self._try(method, work, request, call)
+                response, failure = await self._try(method, parse, work, request, call)
                 if failure is not None:
                     span.set_status(StatusCode.ERROR, failure.kind)
             self.metrics.api_calls.labels(method, failure.code.name if failure else "OK").inc()
@@ -86,7 +89,12 @@ class Gate:
         return answer
 
     async def _try(
-        self, method: str, work: Work, request: Any, call: grpc.aio.ServicerContext[Any, Any]
+        self,
+        method: str,
+        parse: Callable[[bytes], Any],
+        work: Work,
+        request: bytes,
+        call: grpc.aio.ServicerContext[Any, Any],
     ) -> tuple[Any, Failure | None]:
         try:
             peer, caller = self.identify(call)
@@ -97,7 +105,11 @@ class Gate:
                 )
             self.authorise(caller, method)
             async with asyncio.timeout(self.deadline):
-                return await work(request, caller), None
+                return await work(parse(request), caller), None
+        except DecodeError:
+            return None, Failure(
+                "Invalid", f"the request is no message of {method}", "use the .proto files of this version"
+            )
         except TimeoutError:
             return None, Failure(
                 "Ambiguous", f"{method} had no end within {self.deadline:g} s", "look what became of it, then try again"

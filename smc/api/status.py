@@ -107,6 +107,8 @@ def from_rpc(error: Any, server: str) -> tuple[errors.SmcError, Sequence[pb.Find
         return _KINDS.get(told.kind, Remote)(message, hint=told.hint), tuple(told.findings), told.more
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _unreachable(server, code, text), (), 0
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
+        return errors.Invalid(f"{server} takes no message of that size", hint="a manifest has at most 1 MiB"), (), 0
     kind = next((k for k, c in CODES.items() if c == code), "")
     return _KINDS.get(kind, Remote)(f"{server} answers {code.name}: {text[:500]}"), (), 0
 

@@ -149,6 +149,14 @@ async def test_a_message_above_the_limit_is_refused_before_it_is_read(replica: R
     assert e.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_what_is_no_message_is_refused(replica: Replica) -> None:
+    async with calling(replica.api, replica.operator) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as e:
+            await channel.unary_unary("/smc.v1.Mesh/Apply")(b"\xff\xff\xff", timeout=5)
+    assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message of Apply" in details(e.value).message
+
+
 async def test_the_record_carries_the_trace_of_its_writer(replica: Replica) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     request = pb.ApplyRequest(document=SERVICE)

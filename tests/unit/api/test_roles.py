@@ -31,6 +31,7 @@ REQUESTS: dict[str, Any] = {
 @pytest.fixture
 async def replica() -> AsyncIterator[Replica]:
     async with running() as replica:
+        replica.mesh = None
         yield replica
 
 

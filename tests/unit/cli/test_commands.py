@@ -101,6 +101,12 @@ async def test_a_dry_run_changes_nothing(desk: Desk) -> None:
     assert (await desk.smc("get", "service", "bookstore", "-n", "shop")).exit_code == 3
 
 
+async def test_a_manifest_that_is_too_large_is_refused_at_once(desk: Desk) -> None:
+    result = await desk.smc("apply", "-f", desk.write("shop.yaml", SERVICE + b"#" * (5 * 1024 * 1024)))
+    assert result.exit_code == 1
+    assert "what to do: a manifest has at most 1 MiB" in result.stderr
+
+
 async def test_apply_over_another_version_fails(desk: Desk) -> None:
     file = desk.write("shop.yaml", SERVICE)
     await desk.smc("apply", "-f", file)
