@@ -203,9 +203,11 @@ class Object:
         bad = False
         for name, entry in node.value.items():
             if name not in known:
-                guess = nearest(name, known - node.value.keys())
+                guess = nearest(name, known)
                 guessed.add(guess)
-                hint = self.strange.get(name) or did_you_mean(name, known - node.value.keys() if guess else known)
+                hint = self.strange.get(name) or did_you_mean(name, known)
+                if guess in node.value and name not in self.strange:
+                    hint += " It is there already"
                 findings.add(entry.key, below(field, name), "unknown field", hint)
                 bad = True
         values = []

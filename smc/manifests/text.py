@@ -175,8 +175,8 @@ class _Reader:
                 if len(starts) == MAX_DOCUMENTS:
                     self._find(event, f"it has more than {MAX_DOCUMENTS} documents", "split it into several files")
                     break
-                # What stands before the first document are comments; they belong to it.
-                starts.append((line if starts else 0, self._sound(events)))
+                # Comments before a first document without `---` belong to it.
+                starts.append((line if starts or event.explicit else 0, self._sound(events)))
         except _Stop:
             pass
         ends = [line for line, _ in starts[1:]] + [len(self._lines)]
