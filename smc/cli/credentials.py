@@ -105,7 +105,7 @@ async def _join(text: str, addresses: tuple[str, ...]) -> tuple[Credential, Conf
     from smc.certificates import x509
     from smc.certificates.credential import Credential
     from smc.certificates.tokens import Token
-    from smc.proxy.join import _ask, _Unreachable
+    from smc.proxy.join import Unreachable, ask
     from smc.proxy.settings import Exit, ProxyFailed
 
     parsed = Token.parse(text)
@@ -113,8 +113,8 @@ async def _join(text: str, addresses: tuple[str, ...]) -> tuple[Credential, Conf
     reasons: list[str] = []
     for address in addresses:
         try:
-            answer = await _ask(address, parsed, key, time.time)
-        except _Unreachable as e:
+            answer = await ask(address, parsed, key, time.time)
+        except Unreachable as e:
             reasons.append(f"{address}: {e.reason}")
             continue
         except ProxyFailed as e:

@@ -26,13 +26,22 @@ TYPES = (
     ("RouteConfiguration", "RDS"),
 )
 
+RUN_HELP = """Join the mesh as a proxy, run Envoy, and keep its credential fresh, until SIGTERM.
+
+\b
+Exit codes: 0 asked to stop; 1 failed; 2 neither credential nor token;
+10 no control plane answered; 11 it is not the token's mesh; 12 no such token;
+13 the token was used by another key; 14 the token has expired;
+15 the clocks differ; 16 the credential has expired; 17 refused; 18 no Envoy.
+"""
+
 
 @click.group()
 def proxy() -> None:
     """Proxies: run one here, or see what all of them have."""
 
 
-@proxy.command()
+@proxy.command(help=RUN_HELP)
 @click.option(
     "--dir",
     "directory",
@@ -54,13 +63,6 @@ def proxy() -> None:
 @click.option("--re2-max-program-size", type=click.IntRange(1), default=None, hidden=True)
 @click.option("--stop-timeout", type=float, default=10.0, show_default=True, help="Seconds that Envoy has to end.")
 def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None, **settings: Any) -> None:
-    r"""Join the mesh as a proxy, run Envoy, and keep its credential fresh, until SIGTERM.
-
-    \b
-    Exit codes: 0 asked to stop; 10 no control plane answered; 11 it is not the token's mesh; 12 no such token;
-    13 the token was used by another; 14 the token has expired; 15 the clocks differ; 16 the credential has expired;
-    17 refused; 18 no Envoy.
-    """
     from smc.proxy.run import run_proxy
     from smc.proxy.settings import ProxySettings
 
@@ -82,7 +84,7 @@ def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None
 def status(session: Session, name: str | None, output: str) -> None:
     """Which proxies are connected to which replica, and whether they have what they should have.
 
-    Several states: synced, it has ACKed all; pending, it was sent something; stalled, it does not answer; nacked, it
+    States: synced, it has ACKed all; pending, it was sent something; stalled, it does not answer; nacked, it
     refused something.
     """
     from smc.v1 import smc_pb2 as pb

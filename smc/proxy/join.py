@@ -47,7 +47,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Unreachable(Exception):
+class Unreachable(Exception):
     reason: str
 
 
@@ -75,9 +75,9 @@ async def join(
             while True:
                 for address in addresses:
                     try:
-                        answer = await _ask(address, token, key, now)
+                        answer = await ask(address, token, key, now)
                         return _keep(directory, answer, key, now())
-                    except _Unreachable as e:
+                    except Unreachable as e:
                         reason = f"{address}: {e.reason}"
                         _log.warning("cannot join yet", address=address, error=e.reason)
                 await asyncio.sleep(wait)
@@ -90,7 +90,13 @@ async def join(
         ) from None
 
 
-async def _ask(address: str, token: Token, key: ec.EllipticCurvePrivateKey, now: Callable[[], float]) -> pb.Credential:
+async def ask(address: str, token: Token, key: ec.EllipticCurvePrivateKey, now: Callable[[], float]) -> pb.Credential:
+    """Send token and key to one join port, once it proved to be of the token's mesh; the answer is not checked yet.
+
+    Raises:
+        Unreachable: nothing answers there, or it cannot now.
+        ProxyFailed: it refuses, or is not of that mesh.
+    """
     root, host = await _pinned_root(address, token, now())
     tls = grpc.ssl_channel_credentials(root_certificates=x509.pem(root).encode())
     async with grpc.aio.secure_channel(address, tls, options=channel_options(host)) as channel:
@@ -150,7 +156,7 @@ async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
     """The certificates that a TLS server presents, unverified, the leaf first.
 
     Raises:
-        _Unreachable: nothing answers there, or not with TLS.
+        Unreachable: nothing answers there, or not with TLS.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Nothing is sent and nothing believed on this connection: the chain is only looked at.
@@ -163,9 +169,9 @@ async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
     except TimeoutError:
-        raise _Unreachable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
+        raise Unreachable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except (OSError, ValueError) as e:
-        raise _Unreachable(str(e) or type(e).__name__) from None
+        raise Unreachable(str(e) or type(e).__name__) from None
     try:
         session = writer.get_extra_info("ssl_object")
         if hasattr(session, "get_unverified_chain"):  # public since Python 3.13
@@ -175,7 +181,7 @@ async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
             encoded = [c.public_bytes(ssl._ssl.ENCODING_DER) for c in certificates]  # type: ignore[attr-defined] # noqa: SLF001
         return tuple(cx509.load_der_x509_certificate(der) for der in encoded[:8])
     except (ValueError, cx509.InvalidVersion):
-        raise _Unreachable("it presents a certificate that cannot be read") from None
+        raise Unreachable("it presents a certificate that cannot be read") from None
     finally:
         writer.transport.abort()
 
@@ -201,7 +207,7 @@ def _failure(address: str, error: grpc.aio.AioRpcError, token: Token) -> Excepti
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.ABORTED,
     ):
-        return _Unreachable(f"{code.name}: {details}")
+        return Unreachable(f"{code.name}: {details}")
     return ProxyFailed(Exit.REFUSED, f"{address} refuses: {code.name}: {details}")
 
 
