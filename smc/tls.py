@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from smc.certificates import x509
-from smc.errors import Invalid, Unauthenticated
+from smc.errors import Denied, Invalid, Unauthenticated
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, no
 
     Raises:
         Unauthenticated: no certificate, expired, not exactly one SPIFFE ID, or one of another trust domain.
-        Invalid: the SPIFFE ID is of no kind of credential (a workload's certificate, for one).
+        Denied: the SPIFFE ID is of no kind of credential (a workload's certificate, for one).
     """
     certificates = list(auth_context.get("x509_pem_cert", ()))
     if not certificates:
@@ -76,4 +76,10 @@ def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, no
         raise Unauthenticated(f"{uri[:300]} is not of the trust domain {trust_domain!r}")
     if leaf.not_valid_after_utc.timestamp() <= now:
         raise Unauthenticated(f"the credential of {uri} has expired", hint="renew it, or join again with a new token")
-    return x509.check_credential(uri.removeprefix(prefix))
+    try:
+        return x509.check_credential(uri.removeprefix(prefix))
+    except Invalid:
+        raise Denied(
+            f"{uri} is no credential: nothing here is for it",
+            hint="a workload's certificate is for the traffic of the mesh; use a credential",
+        ) from None

@@ -103,6 +103,8 @@ class MeshService:
 
     async def list_(self, request: pb.ListRequest, caller: Caller) -> pb.ListResponse:
         b = self.backends
+        if not request.group or not request.kind:
+            raise Invalid("a list is of one kind, and group or kind is missing")
         prefix = "/".join(_part(part) for part in (request.group, request.kind, request.namespace) if part) + "/"
         listing = await b.kv.list(b.keys.manifests + prefix)
         response = await asyncio.to_thread(self._listed, listing)

@@ -209,6 +209,7 @@ async def test_a_list_has_one_namespace_or_all(replica: Replica) -> None:
     assert await names("") == ["books/bookstore", "shop-2/bookstore", "shop/bookstore"]
     assert await names("shop") == ["shop/bookstore"]
     assert await names("nowhere") == []
+    assert (await failing(replica, "List", pb.ListRequest(kind="Service")))[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_one_unreadable_record_does_not_hide_the_others(replica: Replica) -> None:

@@ -8,7 +8,7 @@ from cryptography import x509 as cx509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from smc.certificates import x509
-from smc.errors import Invalid, Unauthenticated
+from smc.errors import Denied, Unauthenticated
 from smc.tls import peer_path
 from tests.unit.certificates.authority import NOW, TestAuthority
 
@@ -62,7 +62,7 @@ def test_whoever_is_not_one_spiffe_id_of_this_trust_domain_is_nobody(names: tupl
 
 @pytest.mark.parametrize("path", ["ns/shop/sa/buyer", "operator/a/b", "proxy/shop", "root/ann", "operator/.."])
 def test_a_spiffe_id_that_is_no_credential_is_refused(path: str) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(Denied):
         path_of(leaf(uri(f"spiffe://mesh.example/{path}")))
 
 
