@@ -306,6 +306,22 @@ async def test_an_unforeseen_failure_of_a_replica_is_one_line_with_its_id(desk: 
     assert "inside\n" not in result.stderr.replace("inside the replica", "")
 
 
+async def test_an_unforeseen_failure_of_the_command_is_one_line_unless_debugged(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("smc.cli.session.Session.call", fail)
+    result = await desk.smc("get", "services")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: smc failed in a way that nobody foresaw: ZeroDivisionError: division by zero\n"
+        "  what to do: run it again as `smc --debug …` and report what that prints\n"
+    )
+    assert "Traceback" in (await desk.smc("--debug", "get", "services")).stderr
+
+
 async def test_proxy_status_warns_of_replicas_that_do_not_answer(desk: Desk) -> None:
     desk.replica.kv.error = UNREACHABLE  # type: ignore[attr-defined]
     result = await desk.smc("proxy", "status", "-o", "json")
