@@ -43,12 +43,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Manifest:
     """A stored manifest, at the revision of its last write."""
 
     record: ManifestRecord
     mod_revision: int
+
+    def __hash__(self) -> int:
+        return hash((self.record.id, self.mod_revision))
 
 
 @dataclass(frozen=True, slots=True)

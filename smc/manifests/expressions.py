@@ -77,6 +77,8 @@ def _hint(why: str) -> str:
         return "RE2 has no back-references; a backslash itself is written \\\\"
     if "invalid repetition size" in why:
         return "repeat at most 1000 times"
+    if "too large" in why:
+        return "repeat less, or use smaller character classes"
     if "missing )" in why or "unexpected )" in why:
         return "check the brackets; a literal one is written \\( or \\)"
     return ""

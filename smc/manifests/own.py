@@ -94,7 +94,7 @@ _MESH_CONFIG = Schema(
             "spec",
             Object(
                 (
-                    Field("meshDomain", Text(schema.subdomain)),
+                    Field("meshDomain", Text(schema.domain)),
                     Field("egress", Text(schema.choice({e.value: e for e in Egress}))),
                     Field("accessLog", Boolean()),
                     Field("certificates", _CERTIFICATES),

@@ -165,6 +165,33 @@ class MapOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """A shape that is read only if all strings in the value are short together: what it costs has an end."""
+
+    shape: Shape
+    characters: int
+
+    def read(self, node: Node, field: str, findings: Findings) -> Any:
+        found = _characters(node)
+        if found > self.characters:
+            reason = f"{found} characters, at most {self.characters} are taken"
+            return findings.add(node, field, reason, "split it into several manifests")
+        return self.shape.read(node, field, findings)
+
+
+def _characters(node: Node) -> int:
+    match node.value:
+        case str():
+            return len(node.value)
+        case Mapping():
+            return sum(len(name) + _characters(entry.value) for name, entry in node.value.items())
+        case list():
+            return sum(map(_characters, node.value))
+        case _:
+            return 0
+
+
+@dataclass(frozen=True, slots=True)
 class OneOf:
     """Different shapes for different types."""
 
@@ -281,6 +308,14 @@ def label(text: str) -> str:
     if not _LABEL.fullmatch(text):
         reason = f"{shown(text)} is no DNS label: lower-case letters, digits and hyphens, at most 63"
         raise Unfit(reason, _suggested(text, _LABEL))
+    return text
+
+
+def domain(text: str) -> str:
+    """A DNS name to which others are prepended, such as `mesh.internal`."""
+    if len(text) > 100 or not all(_LABEL.fullmatch(part) for part in text.split(".")):
+        reason = f"{shown(text)} is no domain: DNS labels with dots between them, at most 100 characters"
+        raise Unfit(reason, _suggested(text, _SUBDOMAIN))
     return text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from smc.manifests import InvalidManifest, Manifest, Rules, noun
 from smc.model import HttpMatch, Permission, Problem, Split
@@ -47,21 +48,21 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
     )
 
 
+_read: WeakKeyDictionary[Manifest, object] = WeakKeyDictionary()
+"""What was read once: a change of one manifest costs nothing for the others of its namespace."""
+
+
 def _noun(manifest: Manifest, problems: list[Problem]) -> object:
     """What the manifest says; None, with Problems, if this version of SMC does not take it."""
     try:
-        return noun(manifest.record, KINDS)
+        if manifest not in _read:
+            _read[manifest] = noun(manifest.record, KINDS)
+        return _read[manifest]
     except InvalidManifest as e:
         for finding in e.findings[:10]:
             hint = f": {finding.hint}" if finding.hint else ""
-            problems.append(
-                Problem(
-                    manifest.record.id,
-                    "InvalidManifest",
-                    f"{finding.reason}{hint}; the manifest has no effect",
-                    finding.field,
-                )
-            )
+            message = f"{finding.reason}{hint}; the manifest has no effect"
+            problems.append(Problem(manifest.record.id, "InvalidManifest", message, finding.field))
         return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from smc.manifests import Kind, expressions, schema
 from smc.manifests.findings import Unfit, shown
 from smc.manifests.kinds import Metadata, Schema
-from smc.manifests.schema import Field, Integer, ListOf, MapOf, Object, OneOf, Text
+from smc.manifests.schema import Field, Integer, ListOf, MapOf, Object, OneOf, Text, Within
 from smc.model import Backend, HttpMatch, Identity, Name
 
 SPLIT = "split.smi-spec.io"
@@ -300,12 +300,10 @@ _MATCH = Object(
     _match,
     {"path": "write pathRegex", "method": "write methods: [GET]"},
 )
+_MATCHES = ListOf(_MATCH, least=1, unique=lambda match: match[0], named=lambda match: f"match {match[0]}")
 _GROUP = _spec(
-    Field(
-        "matches",
-        ListOf(_MATCH, least=1, unique=lambda match: match[0], named=lambda match: f"match {match[0]}"),
-        required=True,
-    ),
+    # Every replica and every proxy of the destination compiles all of its expressions.
+    Field("matches", Within(_MATCHES, characters=64 * 1024), required=True),
     build=lambda matches: lambda _metadata: RouteGroup(matches),
 )
 

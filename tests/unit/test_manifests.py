@@ -465,7 +465,8 @@ def test_what_a_mesh_config_does_not_say_is_the_default() -> None:
             "{certificates: {credentialTTL: 24}}",
             'spec.certificates.credentialTTL: must be a string, not the number 24 (put it into quotes: "24")',
         ),
-        ("{meshDomain: mesh_internal}", 'spec.meshDomain: "mesh_internal" is no DNS name: lower-case letters, digits, hyphens and dots, at most 253 (write "mesh-internal")'),
+        ("{meshDomain: mesh_internal}", 'spec.meshDomain: "mesh_internal" is no domain: DNS labels with dots between them, at most 100 characters (write "mesh-internal")'),
+        ("{meshDomain: a..b}", 'spec.meshDomain: "a..b" is no domain: DNS labels with dots between them, at most 100 characters'),
     ],
 )  # fmt: skip
 def test_a_mesh_config_that_could_not_be_obeyed_is_refused(spec: str, told: str) -> None:

