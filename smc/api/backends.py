@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
 
 from cluster.kv import KV
 from smc.certificates.credential import Credential
@@ -12,8 +14,7 @@ from smc.certificates.sealing import Keyring
 from smc.manifests import Kind
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import Keys, MemberRecord, Nack
-from smc.registry import Registry
+from smc.records import Keys, ManifestRecord, MemberRecord, Nack
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,37 @@ class ReplicaStatus:
     """Of its Mesh."""
     streams: int
     version: str
+
+
+class Written(Protocol):
+    """What a write came to."""
+
+    @property
+    def outcome(self) -> Enum:
+        """Its name is one of ApplyResponse.Outcome: CREATED, CONFIGURED or UNCHANGED."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """The mod_revision of the stored manifest; of a dry run, anything."""
+        ...
+
+
+class Registry(Protocol):
+    """The guarded writes of manifests.
+
+    Raises (each call): Conflict, NotFound, and what the store raises.
+    """
+
+    async def put_manifest(
+        self, record: ManifestRecord, *, expected: int | None, traceparent: str, dry_run: bool
+    ) -> Written:
+        """Create or replace; `expected` is the mod_revision that it must have, None for whatever is there."""
+        ...
+
+    async def delete_manifest(self, manifest: str, *, expected: int | None) -> int:
+        """Delete `<group>/<kind>/<namespace>/<name>`; returns the revision of the deletion."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,9 +125,8 @@ async def _init(settings: Settings, trust_domain: str, operator: str) -> Credent
 
 
 def _store(settings: Settings) -> KV:
-    from smc.plugins import store
-
-    kv: KV = store(settings)
+    # By name, as every plugin.
+    kv: KV = importlib.import_module("smc.plugins").store(settings)
     return kv
 
 
