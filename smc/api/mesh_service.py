@@ -130,7 +130,10 @@ class MeshService:
     async def delete(self, request: pb.DeleteRequest, caller: Caller) -> pb.DeleteResponse:
         b = self.backends
         id_ = _id(request)
-        revision = await b.registry.delete_manifest(id_, expected=request.resource_version or None)
+        try:
+            revision = await b.registry.delete_manifest(id_, expected=request.resource_version or None)
+        except NotFound:
+            raise _missing(request) from None
         log.info("manifest deleted", **{telemetry.MANIFEST: id_, telemetry.REVISION: revision, "author": caller.uri})
         return pb.DeleteResponse(resource_version=revision)
 

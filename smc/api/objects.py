@@ -16,6 +16,10 @@ Quarantined = Mapping[str, list[QuarantineRecord]]
 """By manifest."""
 
 
+NOT_BUILT_YET = "NotBuiltYet"
+"""The reason of the one Problem that says nothing about the manifest."""
+
+
 def quarantined(mesh: Mesh | None) -> Quarantined:
     found: defaultdict[str, list[QuarantineRecord]] = defaultdict(list)
     for proxy in mesh.proxies.values() if mesh is not None else ():
@@ -65,7 +69,7 @@ def _problems(manifest: str, mod_revision: int, mesh: Mesh | None) -> list[pb.Pr
     if mesh is None or not is_built(manifest, mod_revision, mesh):
         # What the Mesh says is about another version: nothing is known of this one.
         message = "this replica has not built the mesh with this version of it yet: ask again in a moment"
-        return [pb.Problem(reason="NotBuiltYet", message=message, severity=Severity.WARNING.value)]
+        return [pb.Problem(reason=NOT_BUILT_YET, message=message, severity=Severity.WARNING.value)]
     return [
         pb.Problem(reason=p.reason, message=p.message, field=p.field, severity=p.severity)
         for p in mesh.problems.get(manifest, ())

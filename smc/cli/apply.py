@@ -68,6 +68,8 @@ def apply(
                 outcome = pb.ApplyResponse.Outcome.Name(response.outcome).lower()
                 say.out(f"{_named(response.object)} {outcome}{suffix}")
                 for problem in response.object.problems:
+                    if problem.reason == "NotBuiltYet":
+                        continue  # Nothing is known yet: that is no news.
                     at = f"{document.file}:{response.object.line}"
                     say.warning(f"{at}: {problem.field + ': ' if problem.field else ''}{problem.message}")
     tally.finish()

@@ -343,13 +343,23 @@ async def test_a_renewed_certificate_is_presented_without_a_restart(replica: Rep
     assert before != after == x509.load(replica.credential.chain)[0].serial_number
 
 
-async def test_calls_that_time_out_say_that_nothing_is_known(replica: Replica) -> None:
+async def test_a_write_whose_fate_is_unknown_says_so(replica: Replica) -> None:
     replica.kv.error = Ambiguous("answer lost")  # type: ignore[attr-defined]
     code, told = await failing_to_apply(replica)
-    assert (code, told.kind) in (
-        (grpc.StatusCode.UNKNOWN, "Ambiguous"),
-        (grpc.StatusCode.UNAVAILABLE, "Unavailable"),
-    )
+    assert (code, told.kind) == (grpc.StatusCode.UNKNOWN, "Ambiguous")
+    assert "may or may not have been written" in told.message
+
+
+async def test_a_call_has_an_end(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_key: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("smc.api.server.DEADLINE", 0.05)
+    async with running(of=replica, name="replica-2") as slow:
+        monkeypatch.setattr(replica.kv, "get", hang, raising=False)
+        code, told = await failing(slow, "Get", GET)
+    assert (code, told.kind) == (grpc.StatusCode.UNKNOWN, "Ambiguous")
+    assert "no end within 0.05 s" in told.message
 
 
 async def test_an_open_connection_goes_on_after_the_replica_renewed(replica: Replica) -> None:

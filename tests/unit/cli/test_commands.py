@@ -66,7 +66,11 @@ async def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 async def test_apply_tells_of_each_manifest_what_became_of_it(desk: Desk) -> None:
     file = desk.write("shop.yaml", SERVICE + b"---\n" + SERVICE.replace(b"bookstore", b"bookstore-2"))
     first = await desk.smc("apply", "-f", file)
-    assert (first.exit_code, first.stdout) == (0, "service/bookstore created\nservice/bookstore-2 created\n")
+    assert (first.exit_code, first.stderr, first.stdout) == (
+        0,
+        "",
+        "service/bookstore created\nservice/bookstore-2 created\n",
+    )
     again = desk.write(
         "shop.yaml", SERVICE + b"---\n" + SERVICE.replace(b"bookstore", b"bookstore-2").replace(b"80", b"81")
     )
@@ -188,7 +192,7 @@ async def test_delete_by_name_and_by_file(desk: Desk) -> None:
     assert (one.exit_code, one.stdout) == (0, "service/bookstore deleted\n")
     rest = await desk.smc("delete", "-f", file)
     assert (rest.exit_code, rest.stdout) == (1, "service/bookstore-2 deleted\n")
-    assert "there is no Service shop/bookstore" in rest.stderr or "smc.io/Service/shop/bookstore" in rest.stderr
+    assert f"error: {file}:1: there is no Service shop/bookstore\n" in rest.stderr
 
 
 # --------------------------------------------------------------------------------------------------------- credentials
