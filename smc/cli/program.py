@@ -27,6 +27,7 @@ COMMANDS = {
     "delete": ("smc.cli.apply:delete", "Delete manifests."),
     "token": ("smc.cli.credentials:token", "Let somebody else join: make a token."),
     "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
+    "recover": ("smc.cli.replica:recover_command", "Become an operator again, with the key-encryption key."),
     "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
     "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
     "version": ("smc.cli.credentials:version", "Print the version."),

@@ -15,7 +15,7 @@ import click
 
 from smc.cli import logs, say
 from smc.cli.credentials import keep
-from smc.cli.session import API_PORT, Config, with_port
+from smc.cli.session import API_PORT, Config, credential_option, with_port
 from smc.config import PREFIX, Settings
 from smc.errors import Conflict, NotFound
 
@@ -122,6 +122,60 @@ async def _init(settings: Settings, trust_domain: str, operator: str) -> Credent
         return await initialise(kv, keys, signer, trust_domain, time.time(), operator=operator)
     finally:
         await kv.close()
+
+
+async def recover(kv: KV, mesh: str, kek_file: Path, operator: str) -> Credential:
+    """A new credential for an operator, by the key-encryption key alone: a replica's way. The mesh needs a leader.
+
+    Raises:
+        SmcError: it cannot be had; the text says why.
+    """
+    from smc.certificates import x509
+    from smc.certificates.authority import load_keyring, load_mesh, load_roots
+    from smc.certificates.credential import Credential
+    from smc.certificates.requests import request_credential
+    from smc.certificates.signers.local import LocalSigner
+    from smc.records import Keys
+
+    keys = Keys(mesh)
+    uri = x509.credential_uri((await load_mesh(kv, keys)).trust_domain, f"operator/{operator}")
+    keyring = await load_keyring(kv, keys, LocalSigner.open(kek_file))
+    key = x509.new_key()
+    chain = await request_credential(kv, keys, keyring, f"operator/{operator}", key.public_key(), "key-encryption key")
+    roots = await load_roots(kv, keys)
+    x509.check_answer(chain, key.public_key(), uri, roots, time.time())
+    return Credential(uri, chain, x509.private_pem(key).decode(), roots)
+
+
+@click.command("recover")
+@click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
+@click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
+@click.option(
+    "--kek-file", required=True, type=click.Path(path_type=Path, dir_okay=False), envvar="SMC_KEK_FILE", help="Its key."
+)
+@click.option("--operator", default="admin", show_default=True, help="The operator's name.")
+@click.option("--server", multiple=True, metavar="HOST[:PORT]", help="Where the replicas' API is.")
+@click.option("--etcd-ca", default="", envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd.")
+@click.option("--etcd-certificate", default="", envvar="SMC_ETCD_CERTIFICATE", help="PEM.")
+@click.option("--etcd-key", default="", envvar="SMC_ETCD_KEY", help="PEM.")
+@credential_option
+def recover_command(operator: str, server: tuple[str, ...], credential: Path, **given: Any) -> None:
+    """Become an operator again when no operator's credential is left: with etcd and the key-encryption key."""
+    logs.to_stderr()
+    flags = {name: str(value) for name, value in given.items()}
+    settings = Settings.read({}, name="recover", address="127.0.0.1", **flags)
+
+    async def run() -> Credential:
+        kv = _store(settings)
+        try:
+            return await recover(kv, settings.mesh, settings.kek_file, operator)
+        finally:
+            await kv.close()
+
+    made = asyncio.run(run())
+    servers = tuple(with_port(s) for s in server) or Config.read(credential).servers or (f"127.0.0.1:{API_PORT}",)
+    keep(credential, made, Config(servers, settings.mesh))
+    say.out(made.uri)
 
 
 def _store(settings: Settings) -> KV:

@@ -104,7 +104,7 @@ class Session:
         if credential.not_after <= time.time():
             raise Expired(
                 f"the credential of {credential.uri} in {self._directory} has expired",
-                hint="log in again: smc login, with a token from another operator",
+                hint="smc login, with a token from another operator; if there is none, smc recover",
             )
         self._servers = self._servers or [with_port(s) for s in Config.read(self._directory).servers]
         if not self._servers:

@@ -122,11 +122,12 @@ async def running(
     join_limits: Limits = JOIN_LIMITS,
     name: str = "replica-1",
     of: Replica | None = None,
+    kek: Path | None = None,
 ) -> AsyncIterator[Replica]:
     """A replica of a new mesh, or another one of the mesh `of`; a leader answers requests for credentials."""
     keys = Keys("default")
     with tempfile.TemporaryDirectory() as directory:
-        signer = LocalSigner.create(Path(directory) / "kek")
+        signer = LocalSigner.create(kek or Path(directory) / "kek")
     if of is None:
         kv: Any = BreakableKV(MemoryKV())
         operator = await initialise(kv, keys, signer, TRUST_DOMAIN, time.time())
