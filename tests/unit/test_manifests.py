@@ -150,6 +150,16 @@ def test_lines_count_from_where_the_text_begins_in_its_file() -> None:
     assert refusal(SERVICE.replace("80", "0"), line=40) == "x.yaml:43:23: spec.ports[0].port: 0 is not from 1 to 65535"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_way_to_end_a_line_counts_as_one_line(end: str) -> None:
+    text = f"# one\n{SERVICE}---\n{SPLIT}".replace("\n", end)
+    assert [(r.line, r.text) for r in read_all(text, KINDS, file="x")] == [
+        (1, f"# one\n{SERVICE}".replace("\n", end)),
+        (7, SPLIT.replace("\n", end)),
+    ]
+    assert refusal(text.replace("port: 80", "port: 0")).startswith("x.yaml:5:23: ")
+
+
 def test_documents_can_be_told_apart_without_knowing_their_kinds() -> None:
     found = documents("a: 1\n---\nb: [2]\n", file="x")
     assert [(d.line, d.text) for d in found] == [(1, "a: 1\n"), (3, "b: [2]\n")]

