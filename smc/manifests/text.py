@@ -164,11 +164,13 @@ class _Reader:
     def documents(self) -> Iterator[Document]:
         """Every document that has a value, up to where the text cannot be read any more."""
         starts: list[tuple[int, Node]] = []
+        line, end = 0, len(self._lines)
         try:
             events = self._events()
             for event in events:
                 if not isinstance(event, yaml.DocumentStartEvent):
                     continue
+                self._field = ""
                 line = self.position(event)[0] - self._offset
                 if event.version or event.tags:
                     self._find(event, "YAML directives are not taken", "remove the line that begins with %")
@@ -178,10 +180,10 @@ class _Reader:
                 # Comments before a first document without `---` belong to it.
                 starts.append((line if starts or event.explicit else 0, self._sound(events)))
         except _Stop:
-            pass
-        ends = [line for line, _ in starts[1:]] + [len(self._lines)]
-        for (start, root), end in zip(starts, ends, strict=False):
-            yield from self._cut(root, start, end)
+            end = line
+        ends = [start for start, _ in starts[1:]] + [end]
+        for (start, root), until in zip(starts, ends, strict=False):
+            yield from self._cut(root, start, until)
 
     def _sound(self, events: Iterator[Any]) -> Node:
         """The value whose events come next; null if so much is wrong with it that more findings would only confuse."""

@@ -408,6 +408,14 @@ def test_a_document_may_have_1_MiB_and_no_more() -> None:  # noqa: N802
             read_all(f"{too_large}\n---\n{SPLIT}", KINDS, file="x")
 
 
+def test_one_document_that_is_too_large_is_told_once_and_says_nothing_of_the_others() -> None:
+    bomb = f"a: [{'1,' * 600_000}]"
+    assert refusal(f"{SERVICE.replace('80', '0')}---\n{bomb}\n---\n{SPLIT}") == (
+        "x.yaml:4:23: spec.ports[0].port: 0 is not from 1 to 65535\n"
+        "x.yaml:6:19999: a[9997]: the document has more than 10000 values (split it into several manifests)"
+    )
+
+
 def test_a_file_is_bounded_in_bytes_documents_and_values() -> None:
     with pytest.raises(InvalidManifest, match="8388609 bytes, at most 8388608 are read"):
         read_all(b"#" * (MAX_TEXT + 1), KINDS, file="x")
