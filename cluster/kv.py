@@ -1,8 +1,8 @@
 """What a replicated store must promise: the values, the errors and the one protocol that the rest is written against.
 
 `memory.py` and `etcd.py` implement `KV`; one contract test class runs on both. The words are etcd's: a *revision* is a
-number that every successful transaction raises by one for the whole store, `create_revision` and `mod_revision` are the
-revisions at which a key was made and last written.
+number that every transaction which changes something raises by one for the whole store, `create_revision` and
+`mod_revision` are the revisions at which a key was made and last written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
+
+MOST_OPERATIONS = 128
+"""In one transaction; so many guards as well."""
+
+MOST_BYTES = 1_572_864
+"""Of one transaction, keys and values together."""
 
 
 class StoreError(Exception):
@@ -103,6 +109,18 @@ class Guard:
     mod_revision: int | None = None
     value: bytes | None = None
 
+    def __post_init__(self) -> None:
+        if self.create_revision is None and self.mod_revision is None and self.value is None:
+            raise ValueError(f"the guard of {self.key} asks for nothing: give it a revision or a value")
+
+    def holds(self, item: KeyValue | None) -> bool:
+        """What etcd would decide, if `item` is what it has under the key."""
+        if self.create_revision is not None and self.create_revision != (item.create_revision if item else 0):
+            return False
+        if self.mod_revision is not None and self.mod_revision != (item.mod_revision if item else 0):
+            return False
+        return self.value is None or (item is not None and item.value == self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Committed:
@@ -137,6 +155,23 @@ class Listing:
     cluster_id: int
     revision: int
     items: tuple[KeyValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How many keys are below a prefix and when the newest of them was written, all at one revision.
+
+    It tells whether a copy is equal without reading it: a copy that has every change up to its own revision c, c not
+    greater than `revision`, equals the store at `revision` if and only if it has `count` keys and `mod_revision` <= c.
+    (A key put after c and still there has a mod_revision above c. If there is none, what is left after c was never
+    touched, so keys can only be missing, and then the counts differ.)
+    """
+
+    cluster_id: int
+    revision: int
+    count: int
+    mod_revision: int
+    """The greatest below the prefix; 0 when it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +218,12 @@ class KV(Protocol):
 
         Raises:
             Compacted: `revision` is no longer kept.
+            RevisionRegressed: `revision` is still to come.
         """
+        ...
+
+    async def survey(self, prefix: str) -> Survey:
+        """Read linearizably what `Survey` says; the answer is small, whatever is below `prefix`."""
         ...
 
     async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
@@ -232,3 +272,21 @@ class KV(Protocol):
     async def close(self) -> None:
         """Free the connections. Idempotent."""
         ...
+
+
+def check_transaction(operations: Sequence[Operation], guards: Sequence[Guard]) -> None:
+    """Refuse what every store refuses, before anything is sent.
+
+    Raises:
+        Refused: too many operations, guards or bytes, or a key twice.
+    """
+    for what, number in (("operations", len(operations)), ("guards", len(guards))):
+        if number > MOST_OPERATIONS:
+            raise Refused(f"a transaction of {number} {what} is too large: at most {MOST_OPERATIONS}, split it")
+    keys = [operation.key for operation in operations]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Refused(f"a transaction names the key {twice} twice: at one revision a key can change once")
+    size = sum(len(o.key.encode()) + (len(o.value) if isinstance(o, Put) else 0) for o in operations)
+    if size > MOST_BYTES:
+        raise Refused(f"a transaction of {size} bytes is too large: at most {MOST_BYTES}, split it")
