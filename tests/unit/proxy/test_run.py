@@ -306,6 +306,7 @@ async def test_it_is_renewed_at_half_life_while_envoy_runs_on(machine: Machine) 
         plane.api = address
         old = machine.enrol(api=address, ttl=timedelta(seconds=2))
         task = asyncio.create_task(run_proxy(machine.settings()))
+        await until(lambda: "start" in machine.events())
         await until(lambda: credentials.read(machine.directory / CREDENTIAL) != old)
         assert time.time() >= old.renew_at
         assert await stopped(task) == Exit.STOPPED
