@@ -8,7 +8,7 @@ stays.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -54,8 +54,6 @@ class Pipeline:
         metrics: Metrics,
     ) -> None:
         self.mesh: Mesh | None = None
-        self.build_context: SpanContext | None = None
-        """The span of the build that made `mesh`: what the pushes belong to."""
         self._mirror = mirror
         self._policies = policies
         self._generate = generate
@@ -68,6 +66,7 @@ class Pipeline:
         self._generation = 0
         self._view_revision = 0
         self._slots: dict[Name, Slot] = {}
+        self._build_context: SpanContext | None = None
         self._publishing = asyncio.Lock()
 
     # ------------------------------------------------------------------------------------------------------- the loop
@@ -119,7 +118,7 @@ class Pipeline:
             names = [name for name in self._slots if everyone or name in mesh.affected]
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
             self.mesh = mesh
-            self.build_context = context
+            self._build_context = context
             self._generation = view.generation
             for name in names:
                 slot = self._slots.get(name)
@@ -128,7 +127,7 @@ class Pipeline:
                 if name not in mesh.proxies:
                     slot.end(f"workload {name} was removed from the mesh")
                 elif name in snapshots:
-                    slot.put(snapshots[name], mesh.revision)
+                    slot.put(snapshots[name], mesh.revision, context)
             self._metrics.snapshot_time.observe(loop.time() - started)
         self._metrics.revision.set(mesh.revision)
         self._metrics.problems.set(sum(len(problems) for problems in mesh.problems.values()))
@@ -162,6 +161,18 @@ class Pipeline:
             return "the mesh has not been read from etcd yet"
         missing = ", ".join(sorted(self._sources - self.mesh.synced))
         return f"these sources have not been observed yet: {missing}" if missing else ""
+
+    async def meshes(self) -> AsyncGenerator[Mesh, None]:
+        """Yield the newest Mesh once this replica is ready, then each newer one; who is slow is spared some."""
+        last: Mesh | None = None
+
+        def newer() -> Mesh | None:
+            return self.mesh if self.ready and self.mesh is not last else None
+
+        while True:
+            async with self._built:
+                last = await self._built.wait_for(newer)
+            yield last
 
     async def admit(self, *, resumed: bool) -> None:
         """Return once a stream that opened now may be answered: with nothing older than what was committed before.
@@ -217,7 +228,9 @@ class Pipeline:
             snapshots = await asyncio.to_thread(self._snapshots, mesh, [proxy])
             slot = Slot()
             if proxy in snapshots:
-                slot.put(snapshots[proxy], mesh.revision)
+                slot.put(snapshots[proxy], mesh.revision, self._build_context)
+            if older := self._slots.get(proxy):
+                older.end(f"a newer stream of {proxy} took its place")
             self._slots[proxy] = slot
             return slot
 

@@ -6,16 +6,20 @@ left out is a denial. A quarantine holds for one version of a manifest, so writi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 
 import structlog
 
-from cluster.election import Leadership
-from cluster.kv import KV, Compacted, Delete, HistoryChanged, KeyValue, Operation, Put, Status
+from cluster.election import Deposed, Leadership
+from cluster.kv import KV, Delete, KeyValue, Operation, Put, Status, StoreError
 from smc import telemetry
 from smc.model import Name
 from smc.records import AckRecord, Keys, Nack, QuarantineRecord, UnreadableRecord, decode, encode
+
+RETRY = 1.0
+"""Seconds until the store is asked again."""
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +55,11 @@ async def run(leadership: Leadership, kv: KV, keys: Keys) -> None:
             async with aclosing(kv.watch(keys.acks, Status(listing.cluster_id, listing.revision))) as batches:
                 async for batch in batches:
                     await _judge(leadership, kv, keys, batch.puts)
-        except (Compacted, HistoryChanged) as e:
-            log.info("listing the replicas' reports again", reason=str(e))
+        except Deposed:
+            raise
+        except StoreError as e:
+            log.info("the replicas' reports are listed again", reason=str(e))
+            await asyncio.sleep(RETRY)
 
 
 async def _judge(leadership: Leadership, kv: KV, keys: Keys, reports: tuple[KeyValue, ...]) -> None:

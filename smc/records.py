@@ -90,8 +90,12 @@ class Keys:
     def synced(self, source: str) -> str:
         return f"{self.source(source)}synced"
 
+    @property
+    def readiness(self) -> str:
+        return self.root + "ready/"
+
     def ready(self, workload: Name) -> str:
-        return f"{self.root}ready/{workload}"
+        return f"{self.readiness}{workload}"
 
     @property
     def certificates(self) -> str:
@@ -140,7 +144,7 @@ class Keys:
             self.mesh,
             self.manifests,
             self.registry,
-            self.root + "ready/",
+            self.readiness,
             self.certificates,
             self.bundle,
             self.quarantines,

@@ -84,9 +84,9 @@ async def serving(
     join_server = _server(JOIN_MESSAGE, JOIN_CALLS)
     join_server.add_generic_rpc_handlers((join_gate.open({"Join": JoinService(backends).join}),))
 
-    mutual = server_credentials(_presented(backends.credential, lambda c: c.chain), require_client=True)
+    mutual = server_credentials(presented(backends.credential, lambda c: c.chain), require_client=True)
     # With the root: who joins knows only a pin of its key, and has to find it.
-    server_only = server_credentials(_presented(backends.credential, Credential.chain_with_root), require_client=False)
+    server_only = server_credentials(presented(backends.credential, Credential.chain_with_root), require_client=False)
     try:
         ports = Ports(_bind(mesh_server, api, mutual), _bind(join_server, join, server_only))
         await mesh_server.start()
@@ -97,7 +97,7 @@ async def serving(
         await mesh_server.stop(GRACE)
 
 
-def _presented(credential: Callable[[], Credential], chain: Callable[[Credential], str]) -> Callable[[], ServerTLS]:
+def presented(credential: Callable[[], Credential], chain: Callable[[Credential], str]) -> Callable[[], ServerTLS]:
     """What a server presents; the same object for the same credential."""
     last: tuple[Credential, ServerTLS] | None = None
 

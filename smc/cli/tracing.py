@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+from smc.config import TRACE_ENDPOINTS
 
 
 @contextmanager
 def span(name: str) -> Iterator[dict[str, str]]:
     """Run the block in a span, exported if the standard variables say where to; yields metadata for calls."""
-    if not any(os.environ.get(endpoint) for endpoint in ENDPOINTS):
+    if not any(os.environ.get(endpoint) for endpoint in TRACE_ENDPOINTS):
         yield {}
         return
     from opentelemetry import propagate

@@ -1,0 +1,85 @@
+"""What the leader does, and nobody else: observe, issue, judge NACKs, and keep the store small.
+
+All of it ends with the leadership, and every write carries its fence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from cluster.election import Leadership
+from cluster.kv import KV, StoreError
+from smc import informers, quarantine, readiness
+from smc.certificates.issuing import Issuer, Wanted
+from smc.mesh import Mesh
+from smc.records import Keys
+from smc.registry import Registry
+
+COMPACT_EVERY = 300.0
+KEEP_HISTORY = 600.0
+"""Seconds: a replica that was away for less catches up without listing everything again."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duties:
+    kv: KV
+    keys: Keys
+    registry: Registry
+    informers: Sequence[informers.Informer]
+    issuer: Issuer
+    meshes: Callable[[], AsyncGenerator[Mesh, None]]
+    """Each newer Mesh, from when every source has been observed: before that nobody knows what is not there."""
+    compacts: bool
+    """Whether this mesh has its etcd for itself."""
+
+    async def run(self, leadership: Leadership) -> None:
+        """Lead until cancelled or deposed."""
+        async with (
+            aclosing(self.meshes()) as for_issuer,
+            aclosing(self.meshes()) as for_readiness,
+            aclosing(_wanted(for_issuer)) as wanted,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for informer in self.informers:
+                tasks.create_task(informers.run(leadership, self.registry, informer), name=f"informer {informer.name}")
+            tasks.create_task(self.issuer.run(leadership, wanted), name="issuer")
+            tasks.create_task(quarantine.run(leadership, self.kv, self.keys), name="quarantine")
+            tasks.create_task(readiness.forget(leadership, self.kv, self.keys, for_readiness), name="readiness")
+            if self.compacts:
+                tasks.create_task(compact(self.kv), name="compaction")
+
+
+async def _wanted(meshes: AsyncGenerator[Mesh, None]) -> AsyncGenerator[Wanted, None]:
+    last: Wanted | None = None
+    async for mesh in meshes:
+        config = mesh.config
+        wanted = Wanted(mesh.identities, config.workload_certificate_ttl, config.credential_ttl)
+        if wanted != last:
+            last = wanted
+            yield wanted
+
+
+async def compact(kv: KV) -> None:
+    """Have the store forget what is older than KEEP_HISTORY, every COMPACT_EVERY seconds, until cancelled."""
+    loop = asyncio.get_running_loop()
+    seen: deque[tuple[float, int]] = deque()
+    while True:
+        try:
+            seen.append((loop.time(), (await kv.status()).revision))
+            old = None
+            while seen and seen[0][0] <= loop.time() - KEEP_HISTORY:
+                old = seen.popleft()[1]
+            if old is not None:
+                await kv.compact(old)
+                log.info("the store forgot its history", before=old)
+        except StoreError as e:
+            log.warning("the store could not be compacted", error=str(e))
+        await asyncio.sleep(COMPACT_EVERY)

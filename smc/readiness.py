@@ -1,0 +1,99 @@
+"""Which proxies have been ready once: written when a proxy has its listeners, forgotten with its workload.
+
+A lost stream takes nothing back: the control plane being hurt removes no endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable
+
+import structlog
+
+from cluster.election import Deposed, Leadership
+from cluster.kv import KV, Delete, Guard, Put, StoreError
+from smc import telemetry
+from smc.mesh import Mesh
+from smc.model import Name
+from smc.records import Keys, ReadyRecord, encode
+
+RETRY = 1.0
+AT_ONCE = 64
+"""Records in one transaction."""
+
+log = structlog.get_logger(__name__)
+
+
+class Readiness:
+    """Writes `ready/<namespace>/<workload>` for the proxies of this replica. Belongs to one event loop."""
+
+    def __init__(self, kv: KV, keys: Keys, is_known: Callable[[Name], bool]) -> None:
+        """`is_known` says whether the record is there already, as far as this replica knows."""
+        self._kv = kv
+        self._keys = keys
+        self._is_known = is_known
+        self._seen: dict[Name, None] = {}
+        self._arrived = asyncio.Event()
+
+    def listening(self, proxy: Name) -> None:
+        """A proxy has ACKed its listeners."""
+        if not self._is_known(proxy):
+            self._seen[proxy] = None
+            self._arrived.set()
+
+    async def run(self) -> None:
+        """Write what was seen, however long the store cannot be reached, until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._seen:
+                proxies = list(self._seen)[:AT_ONCE]
+                try:
+                    await asyncio.gather(*(self._write(proxy) for proxy in proxies))
+                except StoreError as e:
+                    log.warning("that proxies are ready cannot be written yet", proxies=len(self._seen), error=str(e))
+                    await asyncio.sleep(RETRY)
+                else:
+                    for proxy in proxies:
+                        self._seen.pop(proxy, None)
+
+    async def _write(self, proxy: Name) -> None:
+        key = self._keys.ready(proxy)
+        await self._kv.transact([Put(key, encode(ReadyRecord(proxy)))], [Guard(key, create_revision=0)])
+        log.info("a proxy is ready", **{telemetry.PROXY: str(proxy)})
+
+
+async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterable[Mesh]) -> None:
+    """Take back the readiness of workloads that are gone: one of that name that comes later has to prove its own.
+
+    Raises:
+        Deposed: another replica leads.
+    """
+    before: frozenset[Name] | None = None
+    async for mesh in meshes:
+        there = frozenset(mesh.proxies)
+        if before is not None and before <= there:
+            before = there
+            continue
+        try:
+            await _forget(leadership, kv, keys, there)
+        except Deposed:
+            raise
+        except StoreError as e:
+            log.warning("the readiness of workloads that are gone cannot be taken back yet", error=str(e))
+        else:
+            before = there
+
+
+async def _forget(leadership: Leadership, kv: KV, keys: Keys, there: frozenset[Name]) -> None:
+    gone = [
+        item
+        for item in (await kv.list(keys.readiness)).items
+        if Name.parse(item.key.removeprefix(keys.readiness)) not in there
+    ]
+    for start in range(0, len(gone), AT_ONCE):
+        chunk = gone[start : start + AT_ONCE]
+        # One that was written anew meanwhile is of a workload that came back.
+        await leadership.transact(
+            [Delete(item.key) for item in chunk], [Guard(item.key, mod_revision=item.mod_revision) for item in chunk]
+        )

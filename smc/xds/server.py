@@ -1,0 +1,310 @@
+"""The xDS server of a replica: who may open a stream, when it is answered, and when it must move on.
+
+The order is fixed, so that a stranger or a storm costs as little as possible: is this replica ready, has it room, who
+asks, may he, and only then the work. What fails ends as a status; it opens nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
+
+from smc import telemetry
+from smc.certificates import x509
+from smc.envoy import names
+from smc.errors import Denied, NotFound, Unauthenticated, Unavailable
+from smc.metrics import Metrics
+from smc.model import Name
+from smc.pipeline import Pipeline
+from smc.records import AckRecord
+from smc.tls import ServerTLS, peer_path, server_credentials
+from smc.xds import balance, delta
+from smc.xds.session import Ended, Session
+from smc.xds.slot import NotAdmitted
+from smc.xds.snapshot import Type
+from smc.xds.stream import ProtocolError, Request, Response
+
+FIRST_REQUEST = 10.0
+"""Seconds that a new stream has to say what it wants."""
+MOST_REPORTED = 100
+"""Laggards and NACKs in one report."""
+BALANCE_EVERY = 1.0
+"""Seconds between two looks at how many streams every replica has."""
+SETTLED = 2.0
+"""Seconds for which a new stream is left where it is."""
+OWN_SECRETS = (names.IDENTITY, names.BUNDLE)
+GRACE = 1.0
+_MESSAGE = 4 * 1024 * 1024
+
+_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+_Call = grpc.aio.ServicerContext[Any, Any]
+
+log = structlog.get_logger(__name__)
+
+
+class Refused(Exception):
+    """A stream is not served, or no longer. `reason` is one word, for the metric."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+
+
+class Streams:
+    """Every open stream of this replica. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        *,
+        replica: str,
+        identifier: str,
+        trust_domain: str,
+        max_streams: int,
+        listening: Callable[[Name], None],
+    ) -> None:
+        """
+        Args:
+            identifier: what proxies see as `control_plane.identifier`: which replica of which store has answered.
+            listening: is told of each proxy that has ACKed its listeners, once a stream.
+        """
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._replica = replica
+        self._encoder = delta.Encoder(identifier)
+        self._trust_domain = trust_domain
+        self._max_streams = max_streams
+        self._listening = listening
+        self._sessions: dict[Session, None] = {}
+        self._opening = 0
+        self._draining = False
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """In the order in which they were opened."""
+        return self._sessions.keys()
+
+    def report(self) -> AckRecord:
+        """What this replica's proxies have made of what they were sent."""
+        mesh = self._pipeline.mesh
+        newest = mesh.revision if mesh is not None else 0
+        laggards = [found for session in self._sessions if (found := session.laggard())]
+        nacks = [nack for session in self._sessions for nack in session.nacks]
+        return AckRecord(
+            self._replica,
+            min((session.revision(newest) for session in self._sessions), default=newest),
+            len(self._sessions),
+            tuple(sorted(laggards, key=lambda found: found.proxy))[:MOST_REPORTED],
+            tuple(sorted(nacks, key=lambda nack: (nack.proxy, nack.type_url, nack.resources)))[:MOST_REPORTED],
+        )
+
+    # -------------------------------------------------------------------------------------------------- the way in
+
+    async def serve(self, call: _Call) -> None:
+        """One stream, from its first request to its end."""
+        try:
+            await self._serve(call)
+        except Refused as refused:
+            self._metrics.refused.labels(refused.reason).inc()
+            log.info("stream refused", peer=call.peer(), reason=refused.reason, error=str(refused))
+            await call.abort(refused.code, str(refused))
+        except Ended as ended:
+            await call.abort(grpc.StatusCode.UNAVAILABLE, str(ended))
+        except ProtocolError as broken:
+            log.warning("stream ended", peer=call.peer(), error=str(broken))
+            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
+
+    async def _serve(self, call: _Call) -> None:
+        self._check_room()
+        proxy, expires = self._authenticate(call)
+        self._opening += 1
+        try:
+            first = await self._first_request(call, proxy)
+            try:
+                await self._pipeline.admit(resumed=bool(first.initial))
+                slot = await self._pipeline.subscribe(proxy)
+            except NotAdmitted as e:
+                raise Refused(grpc.StatusCode.UNAVAILABLE, "not_admitted", str(e)) from None
+            except NotFound as e:
+                raise Refused(grpc.StatusCode.NOT_FOUND, "unknown_workload", str(e)) from None
+        finally:
+            self._opening -= 1
+
+        async def receive() -> Request | None:
+            return self._request(await call.read(), proxy)
+
+        async def send(response: Response) -> int:
+            encoded = self._encoder.encode(response)
+            await call.write(encoded)
+            return len(encoded)
+
+        session = Session(proxy, slot, self._metrics, receive=receive, send=send, listening=self._listening)
+        ending = asyncio.get_running_loop().call_later(
+            max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
+        )
+        self._sessions[session] = None
+        self._metrics.streams.set(len(self._sessions))
+        log.info("stream opened", **{telemetry.PROXY: str(proxy)}, resumed=bool(first.initial))
+        try:
+            if self._draining:
+                slot.end("this replica shuts down")
+            await session.run(first)
+        except Ended as ended:
+            log.info("stream ended", **{telemetry.PROXY: str(proxy)}, reason=str(ended))
+            raise
+        finally:
+            ending.cancel()
+            del self._sessions[session]
+            self._metrics.streams.set(len(self._sessions))
+            self._pipeline.unsubscribe(proxy, slot)
+
+    def _check_room(self) -> None:
+        if self._draining:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "draining", "this replica shuts down")
+        if not self._pipeline.ready:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "not_ready", self._pipeline.unready_reason)
+        if len(self._sessions) + self._opening >= self._max_streams:
+            text = f"this replica serves at most {self._max_streams} streams: try another one, or raise --max-streams"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", text)
+
+    def _authenticate(self, call: _Call) -> tuple[Name, float]:
+        """Whose proxy calls, and when its credential expires, in seconds since 1970."""
+        try:
+            path = peer_path(call.auth_context(), self._trust_domain, time.time())
+        except Unauthenticated as e:
+            raise Refused(grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", str(e)) from None
+        except Denied as e:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "denied", str(e)) from None
+        kind, _, name = path.partition("/")
+        if kind != "proxy":
+            text = f"{path} is no proxy's credential: only a proxy's may open a stream"
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "denied", text)
+        (leaf,) = x509.load(next(iter(call.auth_context()["x509_pem_cert"])).decode("ascii"))
+        return Name.parse(name), leaf.not_valid_after_utc.timestamp()
+
+    async def _first_request(self, call: _Call, proxy: Name) -> Request:
+        try:
+            async with asyncio.timeout(FIRST_REQUEST):
+                request = self._request(await call.read(), proxy, first=True)
+        except TimeoutError:
+            text = f"the stream said nothing for {FIRST_REQUEST:.0f} s"
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "silent", text) from None
+        if request is None:
+            raise Refused(grpc.StatusCode.CANCELLED, "closed", "the stream was closed before it said anything")
+        return request
+
+    def _request(self, data: Any, proxy: Name, *, first: bool = False) -> Request | None:
+        """Read one message; None at the end of the stream."""
+        if data is grpc.aio.EOF:
+            return None
+        try:
+            message = discovery_pb2.DeltaDiscoveryRequest.FromString(data)
+        except DecodeError:
+            raise ProtocolError("a message that is no DeltaDiscoveryRequest") from None
+        if (first or message.HasField("node")) and message.node.id != str(proxy):
+            text = f"node.id is {message.node.id[:300]!r}, and the credential is of {proxy}: they must be equal"
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "impostor", text)
+        request = delta.request(message)
+        if request.type is Type.SECRET:
+            foreign = [name for name in (*request.subscribe, *request.initial) if name not in OWN_SECRETS]
+            if foreign:
+                text = f"{proxy} asks for the secret {foreign[0][:300]!r}: a proxy has {' and '.join(OWN_SECRETS)}"
+                log.warning(
+                    "a proxy asks for a secret that is not its own", **{telemetry.PROXY: str(proxy)}, error=text
+                )
+                raise Refused(grpc.StatusCode.PERMISSION_DENIED, "foreign_secret", text)
+        return request
+
+    # ------------------------------------------------------------------------------------------------- the way out
+
+    async def balance(self, others: Callable[[], Sequence[int]]) -> None:
+        """Send streams elsewhere, a few at a time, whenever this replica has too many; for ever.
+
+        `others` are the numbers of streams of the other replicas that are ready.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(BALANCE_EVERY)
+            excess = balance.surplus(len(self._sessions), others())
+            # What the others say is up to a second old: a third of it, and then look again.
+            most = -(-excess // 3)
+            settled = [session for session in self._sessions if session.opened + SETTLED <= loop.time()]
+            for session in settled[-most:] if most else ():
+                session.slot.end("another replica has fewer streams")
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new stream, and end those that are open, spread over so many seconds."""
+        self._draining = True
+        left = list(self._sessions)
+        for session in left:
+            session.slot.end("this replica shuts down")
+            await asyncio.sleep(seconds / len(left))
+
+
+@asynccontextmanager
+async def serving(
+    streams: Streams, tls: Callable[[], ServerTLS], *, address: str, max_connection_age: float
+) -> AsyncIterator[int]:
+    """Serve at `address` (host:port, port 0 for any) for as long as the block runs; yields the port.
+
+    Raises:
+        Unavailable: the address cannot be bound.
+    """
+    server = grpc.aio.server(options=_options(max_connection_age))
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                _SERVICE,
+                # Bytes both ways: a request is not parsed before it is known who sent it, a response is joined
+                # from what was serialised once.
+                {"DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(streams.serve)},
+            ),
+        )
+    )
+    try:
+        port = server.add_secure_port(address, server_credentials(tls, require_client=True))
+    except RuntimeError as e:
+        raise Unavailable(
+            f"{address} cannot be bound: {e}", hint="is another process there, or is it no address of this machine?"
+        ) from None
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(GRACE)
+
+
+def _options(max_connection_age: float) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", _MESSAGE),
+        ("grpc.max_send_message_length", -1),
+        # A port that another process has must be an error, not a share of its streams.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", 10),
+        # A storm of reconnects waits in line; by default gRPC turns hundreds of them away.
+        ("grpc.server.max_pending_requests", 20_000),
+        ("grpc.server.max_pending_requests_hard_limit", 40_000),
+        # gRPC adds a jitter of a tenth. A new connection shows the credential of then, and is where chance put it.
+        ("grpc.max_connection_age_ms", int(max_connection_age * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(GRACE * 1000)),
+        # Envoy asks whether the connection is alive: by default gRPC ends it for asking.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 0),
+        # And so do we. The first two alone find nothing for a minute.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]

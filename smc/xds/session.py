@@ -1,0 +1,221 @@
+"""One proxy's stream while it is open: requests and offers go into the state machine, and its responses out.
+
+The transport is two functions, so a test needs no network. Nothing here decides what is sent: `stream.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
+
+from smc import telemetry
+from smc.metrics import Metrics
+from smc.model import Name
+from smc.records import Laggard, Nack
+from smc.xds.slot import Offer, Slot
+from smc.xds.snapshot import Type
+from smc.xds.stream import Refusal, Request, Response, Stream
+
+WRITE_DEADLINE = 15.0
+"""Seconds that a proxy may take to make room for a response; longer, and the stream ends."""
+
+log = structlog.get_logger(__name__)
+tracer = telemetry.tracer(__name__)
+
+
+class Ended(Exception):
+    """The stream must end; the text says why. The proxy may come again at once."""
+
+
+@dataclass(slots=True)
+class _Awaited:
+    """An offer that is not ACKed yet."""
+
+    offer: Offer
+    span: Span | None
+
+
+class Session:
+    """Belongs to one event loop. `run` is its lifetime."""
+
+    def __init__(
+        self,
+        proxy: Name,
+        slot: Slot,
+        metrics: Metrics,
+        *,
+        receive: Callable[[], Awaitable[Request | None]],
+        send: Callable[[Response], Awaitable[int]],
+        listening: Callable[[Name], None],
+    ) -> None:
+        """
+        Args:
+            receive: the next request; None once the proxy has closed its side.
+            send: writes a response and returns its size in bytes; waits while the proxy does not read.
+            listening: is told once, as soon as the proxy has ACKed all its listeners.
+        """
+        self.proxy = proxy
+        self.slot = slot
+        self.stream = Stream()
+        self.connected = time.time()
+        self.opened = asyncio.get_running_loop().time()
+        self._metrics = metrics
+        self._receive = receive
+        self._send = send
+        self._listening: Callable[[Name], None] | None = listening
+        self._awaited: deque[_Awaited] = deque()
+        self._stalled = False
+
+    # ---------------------------------------------------------------------------------------------- what others see
+
+    @property
+    def state(self) -> str:
+        """One of "synced", "pending", "stalled" and "nacked"."""
+        if self.stream.refusals:
+            return "nacked"
+        if self.stream.stalled:
+            return "stalled"
+        return "synced" if not self._awaited else "pending"
+
+    def revision(self, newest: int) -> int:
+        """Up to which Mesh revision it has ACKed everything, when the Mesh is at `newest`.
+
+        What does not concern a proxy is not offered to it: once it has ACKed all that was, it has all there is.
+        """
+        return self.stream.acked if self._awaited else max(newest, self.stream.acked)
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What it has ACKed of each type, by `short` name."""
+        return {short(type_): version for type_, version in self.stream.versions.items()}
+
+    @property
+    def nacks(self) -> tuple[Nack, ...]:
+        return tuple(self._nack(refusal) for refusal in self.stream.refusals)
+
+    def laggard(self) -> Laggard | None:
+        """Why it has not ACKed all it should have; None if it has."""
+        if self.stream.refusals:
+            first = self.stream.refusals[0]
+            return Laggard(self.proxy, f"NACKed {short(first.type)} {', '.join(first.names)}", self.stream.acked)
+        if not self._awaited:
+            return None
+        return Laggard(self.proxy, "stalled" if self.stream.stalled else "pending", self.stream.acked)
+
+    def _nack(self, refusal: Refusal) -> Nack:
+        suspects = tuple((source.manifest, source.mod_revision) for source in refusal.suspects)
+        return Nack(self.proxy, refusal.type.value, refusal.names, refusal.text, suspects, refusal.revision)
+
+    # ------------------------------------------------------------------------------------------------------- the life
+
+    async def run(self, first: Request) -> None:
+        """Serve the proxy until it closes the stream; `first` is the request that was read before it was admitted.
+
+        Raises:
+            Ended: this replica wants it to end.
+            ProtocolError: the proxy said what no correct client says.
+        """
+        self._take(first)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read())
+                writing = tasks.create_task(self._write())
+                reading.add_done_callback(lambda _: writing.cancel())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            for awaited in self._awaited:
+                if awaited.span is not None:
+                    awaited.span.end()
+
+    async def _read(self) -> None:
+        while (request := await self._receive()) is not None:
+            self._take(request)
+
+    def _take(self, request: Request) -> None:
+        if request.error is not None:
+            self._metrics.nacks.labels(short(request.type)).inc()
+            log.warning(
+                "a proxy refuses what it was sent",
+                **{telemetry.PROXY: str(self.proxy), telemetry.TYPE: short(request.type), "reason": request.error},
+            )
+        self.stream.receive(request, asyncio.get_running_loop().time())
+        self.slot.wake()
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self.slot.ended:
+                raise Ended(self.slot.ended)
+            if offer := self.slot.take():
+                self._offer(offer)
+            for response in self.stream.to_send(loop.time()):
+                await self._push(response)
+            self._settle(loop.time())
+            await self.slot.changed(self.stream.deadline)
+
+    def _offer(self, offer: Offer) -> None:
+        self.stream.offer(offer.snapshot, offer.revision)
+        # The span ends with the ACK. What nobody records costs nothing.
+        span = None
+        if offer.build is not None and offer.build.trace_flags.sampled:
+            span = tracer.start_span("smc.ack", context=_child_of(offer.build), attributes=self._attributes(offer))
+        self._awaited.append(_Awaited(offer, span))
+
+    def _attributes(self, offer: Offer) -> dict[str, str | int]:
+        return {telemetry.PROXY: str(self.proxy), telemetry.REVISION: offer.revision}
+
+    async def _push(self, response: Response) -> None:
+        build = self._awaited[-1].offer.build if self._awaited else None
+        span = None
+        if build is not None and build.trace_flags.sampled:
+            span = tracer.start_span("smc.push", context=_child_of(build))
+            span.set_attribute(telemetry.PROXY, str(self.proxy))
+            span.set_attribute(telemetry.TYPE, short(response.type))
+            span.set_attribute(telemetry.RESOURCES, len(response.resources))
+        try:
+            async with asyncio.timeout(WRITE_DEADLINE):
+                size = await self._send(response)
+        except TimeoutError:
+            raise Ended(f"the proxy did not read for {WRITE_DEADLINE:.0f} s") from None
+        finally:
+            if span is not None:
+                span.end()
+        type_ = short(response.type)
+        self._metrics.pushes.labels(type_).inc()
+        self._metrics.bytes_sent.labels(type_).inc(size)
+        if response.resources:
+            self._metrics.resources_sent.labels(type_).inc(len(response.resources))
+
+    def _settle(self, now: float) -> None:
+        """Tell what the last requests and the passing time have changed."""
+        acked = self.stream.acked
+        while self._awaited and self._awaited[0].offer.revision <= acked:
+            awaited = self._awaited.popleft()
+            self._metrics.convergence_time.observe(now - awaited.offer.at)
+            if awaited.span is not None:
+                awaited.span.end()
+        if self.stream.stalled and not self._stalled:
+            self._metrics.stalled.inc()
+            log.warning("a proxy does not acknowledge what it was sent", **{telemetry.PROXY: str(self.proxy)})
+        self._stalled = self.stream.stalled
+        if self._listening is not None and self.stream.listening:
+            self._listening(self.proxy)
+            self._listening = None
+
+
+def short(type_: Type) -> str:
+    """How people call a type: `Cluster`, `ClusterLoadAssignment`."""
+    return type_.value.rpartition(".")[2]
+
+
+def _child_of(context: SpanContext) -> Context:
+    return trace.set_span_in_context(NonRecordingSpan(context))
