@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
+from weakref import WeakKeyDictionary
 
 _PREFIX = "type.googleapis.com/"
 
@@ -86,6 +87,19 @@ class ResourceSet:
         for name, resource in self.resources.items():
             digest.update(f"{name}\0{resource.version}\0".encode())
         return digest.hexdigest()
+
+    def changed_since(self, before: ResourceSet) -> tuple[str, ...]:
+        """The names that were added, changed or removed, sorted. Compared once for all who hold these two sets."""
+        known = self._changes.get(before)
+        if known is None:
+            added_or_changed = self.resources.items() - before.resources.items()
+            removed = before.resources.keys() - self.resources.keys()
+            known = self._changes[before] = tuple(sorted({name for name, _ in added_or_changed} | removed))
+        return known
+
+    @cached_property
+    def _changes(self) -> WeakKeyDictionary[ResourceSet, tuple[str, ...]]:
+        return WeakKeyDictionary()
 
 
 EMPTY = ResourceSet(MappingProxyType({}))

@@ -1,0 +1,74 @@
+"""The incremental variant of the protocol: its messages, as what a Stream takes and gives."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from envoy.config.core.v3 import base_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from smc.xds.snapshot import Resource, Type
+from smc.xds.stream import ProtocolError, Request, Response
+
+_TYPES = {type_.value: type_ for type_ in Type}
+
+
+def request(message: Any) -> Request:
+    """Of an envoy.service.discovery.v3.DeltaDiscoveryRequest. Its node is not looked at.
+
+    Raises:
+        ProtocolError: a type that is not served, or names that are not plain ones.
+    """
+    type_ = _TYPES.get(message.type_url)
+    if type_ is None:
+        raise ProtocolError(
+            f"resource type {message.type_url[:200]!r} is not served here", hint=f"served are {', '.join(_TYPES)}"
+        )
+    if message.resource_locators_subscribe or message.resource_locators_unsubscribe:
+        raise ProtocolError("resource locators are not served", hint="ask for resources by name")
+    error = None
+    if message.HasField("error_detail"):
+        error = message.error_detail.message or f"no reason given, code {message.error_detail.code}"
+    return Request(
+        type_,
+        tuple(message.resource_names_subscribe),
+        tuple(message.resource_names_unsubscribe),
+        dict(message.initial_resource_versions),
+        message.response_nonce,
+        error,
+    )
+
+
+class Encoder:
+    """Writes DeltaDiscoveryResponses. A Resource is encoded once, for all streams that share the encoder."""
+
+    def __init__(self, identifier: str) -> None:
+        """
+        Args:
+            identifier: `control_plane.identifier` of every response.
+        """
+        self._control_plane = base_pb2.ControlPlane(identifier=identifier)
+        self._encoded: WeakKeyDictionary[Resource, bytes] = WeakKeyDictionary()
+
+    def encode(self, response: Response) -> bytes:
+        """The serialised message."""
+        message = discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=response.version,
+            type_url=response.type.value,
+            removed_resources=response.removed,
+            nonce=response.nonce,
+            control_plane=self._control_plane,
+        )
+        # Concatenated messages are one, with the elements of their repeated fields in a row.
+        return b"".join((message.SerializeToString(), *map(self._resource, response.resources)))
+
+    def _resource(self, resource: Resource) -> bytes:
+        encoded = self._encoded.get(resource)
+        if encoded is None:
+            body = AnyMessage(type_url=resource.type.value, value=resource.body)
+            element = discovery_pb2.Resource(name=resource.name, version=resource.version, resource=body)
+            encoded = discovery_pb2.DeltaDiscoveryResponse(resources=[element]).SerializeToString()
+            self._encoded[resource] = encoded
+        return encoded

@@ -1,0 +1,359 @@
+"""One xDS stream as a state machine: no transport, no clock, no messages.
+
+A stream works on one target, the Snapshot that its proxy should have, until the client has ACKed all of it, and only
+then on the newest one that was offered meanwhile. What moves traffic follows what it moves traffic to, and what nothing
+points to any more goes last; each step waits for the ACKs of the ones before it (make before break):
+
+1. Clusters, followed at once by load assignments and secrets, because a Cluster's ACK may wait for them;
+2. listeners and routes;
+3. removals: of listeners and routes, then of Clusters, then of what these no longer ask for.
+
+A name that the client asks for is answered at once, in any step, from the target. The rules are those of
+https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, and what Envoy was seen to need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from smc.errors import Invalid
+from smc.xds.snapshot import EMPTY, Resource, Snapshot, Source, Type
+from smc.xds.subscription import Flight, Nack, Subscription, Told
+
+WILDCARD = "*"
+
+IDENTITY = "identity"
+"""The secret without which a proxy accepts no traffic."""
+
+STALLED_AFTER = 20.0
+"""Seconds without an answer after which a client counts as stalled."""
+
+PATIENCE = 3.0
+"""Seconds, from the ACK of a Cluster or listener, in which the client should have asked for what that one warms on."""
+
+MOST_NAMES = 50_000
+"""The most names of one type that a client may ask for or say that it has."""
+
+LONGEST_NAME = 2_048
+
+LONGEST_TEXT = 4_096
+"""What is kept of a refusal's text, in characters."""
+
+_WARMING = frozenset({Type.CLUSTER, Type.LISTENER})
+"""What makes Envoy ask for more; also the types of which it means all when it names none."""
+_MADE = (Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
+_SWITCHED = (Type.LISTENER, Type.ROUTE)
+_REMOVED = (_SWITCHED, (Type.CLUSTER,), (Type.ENDPOINT, Type.SECRET))
+
+
+class ProtocolError(Invalid):
+    """The client said what no correct client says: end the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client said, whatever the variant of the protocol."""
+
+    type: Type
+    subscribe: tuple[str, ...] = ()
+    """As the client wrote it: "*", and in the first request of Clusters or listeners also nothing, asks for all."""
+    unsubscribe: tuple[str, ...] = ()
+    initial: Mapping[str, str] = field(default_factory=dict)
+    """Name -> version of what it has from before; counts in the first request of its type only."""
+    nonce: str = ""
+    error: str | None = None
+    """Why it refuses the response `nonce` (a NACK)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    type: Type
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...]
+    version: str
+    """Of the whole set of the type in the target."""
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client refuses now."""
+
+    type: Type
+    names: tuple[str, ...]
+    text: str
+    """The client's own, at most LONGEST_TEXT of it."""
+    suspects: tuple[Source, ...]
+    """The sources that changed since the client's last ACK of these names, newest first."""
+    revision: int
+    """The Mesh revision of what it refused."""
+
+
+class Stream:
+    """Call `to_send` after each `offer` and `receive`, and at `deadline`.
+
+    Times are seconds on any clock that only grows.
+    """
+
+    def __init__(self) -> None:
+        self._subscriptions = {type_: Subscription(type_) for type_ in Type}
+        self._target: Snapshot | None = None
+        self._revision = 0
+        self._pending: tuple[Snapshot, int] | None = None
+        self._acked = 0
+        self._versions: dict[Type, str] = {}
+        self._awaited: dict[tuple[Type, str], set[tuple[Type, str]]] = {}
+        """What the client should ask for next, and the Clusters and listeners that it needs it for."""
+        self._patience: float | None = None
+        """When the sequence goes on without it; None while its ACK has not come."""
+        self._resumed = False
+        self._listening = False
+        self._now = float("-inf")
+
+    # ------------------------------------------------------------------------------------------------------ in and out
+
+    def offer(self, snapshot: Snapshot, revision: int) -> None:
+        """Let the client have `snapshot` of Mesh `revision` once it has what it is being sent now. The newest wins."""
+        self._pending = snapshot, revision
+
+    def receive(self, request: Request, now: float) -> None:
+        """Take in what the client said.
+
+        An answer with another nonce than that of the response in flight is late: it says nothing of what was sent
+        since, but what it asks for counts.
+
+        Raises:
+            ProtocolError: nothing was taken in.
+        """
+        subscription = self._subscriptions[request.type]
+        _check(request, subscription)
+        self._now = now
+        first, subscription.heard = not subscription.heard, True
+        flight = subscription.flight
+        if flight is not None and flight.nonce == request.nonce:
+            self._answered(subscription, flight, request.error)
+        for name in request.unsubscribe:
+            if name == WILDCARD:
+                subscription.end_wildcard()
+            else:
+                subscription.unsubscribe(name)
+        self._subscribe(subscription, request, first=first)
+        self._proceed()
+
+    def to_send(self, now: float) -> tuple[Response, ...]:
+        """What goes out now, in this order. Each response is returned once, and is in flight from then on."""
+        self._now = now
+        self._proceed()
+        sent = []
+        if self._target is not None:
+            for type_ in Type:
+                target = self._target.sets.get(type_, EMPTY)
+                flight = self._subscriptions[type_].send(target.resources, now)
+                if flight is not None:
+                    self._expect(type_, flight)
+                    resources = tuple(flight.resources.values())
+                    sent.append(Response(type_, resources, flight.removed, target.version, flight.nonce))
+        return tuple(sent)
+
+    # -------------------------------------------------------------------------------------------------- what is known
+
+    @property
+    def deadline(self) -> float | None:
+        """When `to_send` and `stalled` must be looked at again although nothing happened; None: never."""
+        times = [flight.sent_at + STALLED_AFTER for flight in self._flights()]
+        if self._awaited and self._patience is not None:
+            times.append(self._patience)
+        return min((time for time in times if time > self._now), default=None)
+
+    @property
+    def started(self) -> bool:
+        """Something was offered; nothing is sent before."""
+        return self._target is not None or self._pending is not None
+
+    @property
+    def target(self) -> int:
+        """The newest Mesh revision that was offered."""
+        return self._pending[1] if self._pending is not None else self._revision
+
+    @property
+    def acked(self) -> int:
+        """The newest Mesh revision of which the client has ACKed all that it asked for, but for `refusals`.
+
+        It has nothing older; what it has not asked for yet it will get from this revision or a newer one.
+        """
+        return self._acked
+
+    @property
+    def stalled(self) -> bool:
+        """A response is unanswered for STALLED_AFTER. What depends on its ACK is withheld until that comes."""
+        return any(flight.sent_at + STALLED_AFTER <= self._now for flight in self._flights())
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """One for each NACK of which a name is still refused: not ACKed since, still wanted, and not changed back."""
+        found = []
+        for subscription in self._subscriptions.values():
+            names: dict[Nack, list[str]] = {}
+            for name, refused in subscription.refused.items():
+                names.setdefault(refused.nack, []).append(name)
+            for nack, refused_names in names.items():
+                suspects = sorted(_suspects(subscription, refused_names), key=lambda s: (-s.mod_revision, s.manifest))
+                text = nack.text[:LONGEST_TEXT]
+                found.append(
+                    Refusal(subscription.type, tuple(sorted(refused_names)), text, tuple(suspects), nack.revision)
+                )
+        return tuple(found)
+
+    @property
+    def listening(self) -> bool:
+        """The client had all the listeners of a target once, with what they warm on, and its identity."""
+        return self._listening
+
+    @property
+    def resumed(self) -> bool:
+        """The client has resources from before this stream."""
+        return self._resumed
+
+    @property
+    def versions(self) -> Mapping[Type, str]:
+        """The version of the whole set that the client has ACKed last, by type."""
+        return MappingProxyType(self._versions)
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    def _subscribe(self, subscription: Subscription, request: Request, *, first: bool) -> None:
+        names = dict.fromkeys(name for name in request.subscribe if name != WILDCARD)
+        legacy = first and not request.subscribe and request.type in _WARMING
+        wildcard = (legacy or WILDCARD in request.subscribe) and not subscription.wildcard
+        initial = request.initial if first else {}
+        if initial:
+            self._resumed = True
+            told = {name: Told(version) for name, version in initial.items() if wildcard or name in names}
+            subscription.has.update(told)
+        for name in names:
+            if name in initial:
+                subscription.names.add(name)
+            else:
+                subscription.subscribe(name)
+            self._awaited.pop((request.type, name), None)
+        if wildcard:
+            subscription.wildcard = True
+            self._awaited = {key: by for key, by in self._awaited.items() if key[0] is not request.type}
+        if first:
+            subscription.pay()
+        if self._target is not None and (wildcard or initial):
+            subscription.survey(self._target.of_type(request.type))
+
+    def _answered(self, subscription: Subscription, flight: Flight, error: str | None) -> None:
+        subscription.flight = None
+        if subscription.type in _WARMING:
+            self._patience = self._now + PATIENCE
+        if error is None:
+            subscription.accept(flight, flight.names)
+            return
+        for name in subscription.refuse(flight, Nack(error, self._revision)):
+            self._expect_no_more(subscription.type, name)
+
+    # ------------------------------------------------------------------------------------------------------- sequence
+
+    def _proceed(self) -> None:
+        """Go as far as the ACKs allow; at the end of the sequence begin the next one."""
+        while self._target is None or self._is_done():
+            if self._target is not None:
+                self._settle(self._target)
+            if self._pending is None:
+                return
+            (snapshot, self._revision), self._pending = self._pending, None
+            self._begin(snapshot)
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        before, self._target = self._target, snapshot
+        for type_, subscription in self._subscriptions.items():
+            target = snapshot.sets.get(type_, EMPTY)
+            if before is None:
+                subscription.survey(target.resources)
+            elif (had := before.sets.get(type_, EMPTY)) is not target:
+                for name in target.changed_since(had):
+                    if subscription.wants(name):
+                        subscription.plan(name, target.resources)
+
+    def _is_done(self) -> bool:
+        """Release what may go next. True: there is nothing more, and all of it was answered."""
+        if not self._quiet(_MADE):
+            return False
+        for type_ in _SWITCHED:
+            self._subscriptions[type_].switch()
+        for types in _REMOVED:
+            if not self._quiet(Type):
+                return False
+            for type_ in types:
+                self._subscriptions[type_].remove()
+        return self._quiet(Type)
+
+    def _quiet(self, types: Iterable[Type]) -> bool:
+        return all(self._subscriptions[type_].quiet for type_ in types) and not self._is_waiting()
+
+    def _is_waiting(self) -> bool:
+        """The client has yet to ask for what something that it was sent warms on."""
+        if self._awaited and self._patience is not None and self._patience <= self._now:
+            self._awaited.clear()
+        return bool(self._awaited)
+
+    def _expect(self, type_: Type, flight: Flight) -> None:
+        """Envoy does not ask again for the load assignment of a changed Cluster, and warms 15 s without it: send it."""
+        for name, resource in flight.resources.items():
+            for warm_type, warm_name in resource.warms:
+                subscription = self._subscriptions[warm_type]
+                if warm_type is Type.ENDPOINT:
+                    subscription.refresh(warm_name)
+                if not subscription.wants(warm_name):
+                    self._awaited.setdefault((warm_type, warm_name), set()).add((type_, name))
+                    self._patience = None
+
+    def _expect_no_more(self, type_: Type, name: str) -> None:
+        for key, needed_for in list(self._awaited.items()):
+            needed_for.discard((type_, name))
+            if not needed_for:
+                del self._awaited[key]
+
+    def _settle(self, target: Snapshot) -> None:
+        self._acked = self._revision
+        for type_, subscription in self._subscriptions.items():
+            if subscription.heard and not subscription.refused:
+                self._versions[type_] = target.sets.get(type_, EMPTY).version
+        self._listening = self._listening or self._is_listening(target)
+
+    def _is_listening(self, target: Snapshot) -> bool:
+        has = {type_: subscription.has for type_, subscription in self._subscriptions.items()}
+        listeners = target.of_type(Type.LISTENER)
+        return (
+            bool(listeners)
+            and IDENTITY in has[Type.SECRET]
+            and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
+            and all(name in has[type_] for listener in listeners.values() for type_, name in listener.warms)
+        )
+
+    def _flights(self) -> Iterator[Flight]:
+        return (s.flight for s in self._subscriptions.values() if s.flight is not None)
+
+
+def _suspects(subscription: Subscription, names: Iterable[str]) -> set[Source]:
+    suspects: set[Source] = set()
+    for name in names:
+        resource, held = subscription.refused[name].resource, subscription.has.get(name)
+        if resource is not None:
+            suspects.update(set(resource.sources).difference(held.sources if held is not None else ()))
+    return suspects
+
+
+def _check(request: Request, subscription: Subscription) -> None:
+    asked = len(subscription.names) + len(request.subscribe)
+    if max(asked, len(request.initial)) > MOST_NAMES:
+        raise ProtocolError(
+            f"more than {MOST_NAMES} {request.type.name} names on one stream",
+            hint="ask for fewer names, or for all with the wildcard",
+        )
+    if not all(0 < len(name) <= LONGEST_NAME for names in (request.subscribe, request.initial) for name in names):
+        raise ProtocolError(f"a {request.type.name} name is empty or longer than {LONGEST_NAME} characters")

@@ -1,0 +1,284 @@
+"""What a client wants, has and is being sent of one resource type, whatever the variant of the protocol.
+
+One response of a type is in flight at a time: what comes due meanwhile goes in the next one, so a client that is slow
+to answer costs no memory, and a refusal is of known names. Envoy withholds answers of Clusters while they warm, never
+those of the types that they warm on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from smc.xds.snapshot import Resource, Source, Type
+
+_PARTIAL = frozenset({Type.CLUSTER, Type.LISTENER})
+"""Of these Envoy applies what is good in a response that it refuses; of the others it may have dropped the rest."""
+
+_SWITCHED = frozenset({Type.LISTENER, Type.ROUTE})
+"""What moves traffic, and so is sent only after what it moves traffic to."""
+
+_SEARCHED = 16 * 1024
+"""How much of a refusal's text is searched for names, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the client has from before this stream, as it says."""
+
+    version: str
+    sources: tuple[Source, ...] = ()
+    """Unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A response that the client has not answered yet."""
+
+    nonce: str
+    resources: Mapping[str, Resource]
+    removed: tuple[str, ...]
+    sent_at: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.resources, *self.removed)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nack:
+    """One refusal, shared by all the names in it."""
+
+    text: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    nack: Nack
+    resource: Resource | None
+    """None: it is the removal that was refused."""
+
+
+class Subscription:
+    """The state of one type on one stream. `target` is always what the proxy should have of the type, by name."""
+
+    def __init__(self, type_: Type) -> None:
+        self.type = type_
+        self.heard = False
+        """The client has asked for this type."""
+        self.wildcard = False
+        self.names: set[str] = set()
+        """Asked for by name, whether they exist or not."""
+        self.has: dict[str, Resource | Told] = {}
+        """What it ACKed last, or said that it had when it came."""
+        self.refused: dict[str, Refused] = {}
+        self.flight: Flight | None = None
+        self.due: dict[str, None] = {}
+        """To be answered from the target in the next response; ordered."""
+        self.to_switch: dict[str, None] = {}
+        """To be changed once what it points to is there."""
+        self.to_remove: dict[str, None] = {}
+        """To be removed once nothing points to it."""
+        self._apart: list[tuple[str, ...]] = []
+        """Parts of refused responses, each to be sent by itself to find out which name is refused."""
+        self._owed: set[str] = set()
+        """To be sent if the client's first request names them, even if it has them."""
+        self._greeted = False
+        self._nonces = 0
+
+    # ---------------------------------------------------------------------------------------------------- what it wants
+
+    def wants(self, name: str) -> bool:
+        return self.wildcard or name in self.names
+
+    def subscribe(self, name: str) -> None:
+        """Answer a name that the client asks for, unless the answer waits for its turn already."""
+        self.names.add(name)
+        if name not in self.to_switch and name not in self.to_remove:
+            self.due[name] = None
+
+    def pay(self) -> None:
+        """Answer what was owed before the client first asked for anything."""
+        self.due.update(dict.fromkeys(filter(self.wants, self._owed)))
+        self._owed.clear()
+
+    def unsubscribe(self, name: str) -> None:
+        """A name that the wildcard still covers is answered: only so does the client learn whether it does."""
+        if name not in self.names:
+            return
+        self.names.discard(name)
+        if self.wildcard:
+            self.due[name] = None
+        else:
+            self._forget(name)
+
+    def end_wildcard(self) -> None:
+        self.wildcard = False
+        for name in {*self.has, *self.due, *self.to_switch, *self.to_remove, *self.refused} - self.names:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for names in (self.has, self.due, self.to_switch, self.to_remove, self.refused):
+            names.pop(name, None)
+
+    def wanted(self, name: str, target: Mapping[str, Resource]) -> Resource | None:
+        """What the client should have under `name`; None: it should have nothing.
+
+        A RouteConfiguration that somebody asks for always exists, if need be without a virtual host: Envoy ignores
+        its removal, and a listener that waits for it would wait for ever.
+        """
+        resource = target.get(name)
+        if resource is None and self.type is Type.ROUTE and name in self.names:
+            return empty_route(name)
+        return resource
+
+    # ----------------------------------------------------------------------------------------------- what is sent when
+
+    def survey(self, target: Mapping[str, Resource]) -> None:
+        """Plan for everything that the client wants or has."""
+        for name in {**target, **self.has} if self.wildcard else tuple(self.has):
+            self.plan(name, target)
+
+    def plan(self, name: str, target: Mapping[str, Resource]) -> None:
+        """Decide when the client is told how `name` differs from what it has, if it does."""
+        self.to_switch.pop(name, None)
+        self.to_remove.pop(name, None)
+        wanted, held, refused = self.wanted(name, target), self.has.get(name), self.refused.get(name)
+        if wanted is None:
+            self.refused.pop(name, None)
+            if held is not None:
+                self.to_remove[name] = None
+        elif held is not None and held.version == wanted.version:
+            self.has[name] = wanted
+            self.refused.pop(name, None)
+        elif refused is not None and _refuses(refused, wanted):
+            self.refused[name] = Refused(refused.nack, wanted)  # the same bytes, perhaps from other manifests
+        elif name in self.due:
+            pass
+        elif name not in target:
+            self.to_remove[name] = None
+        elif self.type in _SWITCHED:
+            self.to_switch[name] = None
+        else:
+            self.due[name] = None
+
+    def switch(self) -> None:
+        self.due.update(self.to_switch)
+        self.to_switch.clear()
+
+    def remove(self) -> None:
+        self.due.update(self.to_remove)
+        self.to_remove.clear()
+
+    def refresh(self, name: str) -> None:
+        """Send `name` again if it is wanted, and if the client is yet to ask for the type, then when it does."""
+        if self.wants(name):
+            self.to_remove.pop(name, None)
+            self.due[name] = None
+        elif not self.heard:
+            self._owed.add(name)
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is on its way, and nothing is about to be."""
+        return not (self.due or self._apart or self.flight)
+
+    def send(self, target: Mapping[str, Resource], now: float) -> Flight | None:
+        """What goes out next, which is in flight from now on; None while there is nothing, or one is in flight."""
+        if self.flight is not None:
+            return None
+        for names in self._batches():
+            resources, removed = self._compose(names, target)
+            if resources or removed:
+                return self._launch(resources, removed, now)
+        if self.wildcard and self.type in _PARTIAL and not (self._greeted or self.to_switch or self.to_remove):
+            return self._launch({}, (), now)
+        return None
+
+    def _batches(self) -> Iterator[Iterable[str]]:
+        while self._apart:
+            yield filter(self.wants, self._apart.pop())
+        if self.due:
+            due, self.due = self.due, {}
+            yield due
+
+    def _compose(self, names: Iterable[str], target: Mapping[str, Resource]) -> tuple[dict[str, Resource], list[str]]:
+        resources: dict[str, Resource] = {}
+        removed: list[str] = []
+        for name in names:
+            wanted = self.wanted(name, target)
+            if wanted is None:
+                removed.append(name)
+            elif not _refuses(self.refused.get(name), wanted):
+                resources[name] = wanted
+            elif isinstance(held := self.has.get(name), Resource):
+                resources[name] = held
+        return resources, removed
+
+    def _launch(self, resources: Mapping[str, Resource], removed: Sequence[str], now: float) -> Flight:
+        self._greeted = True
+        self._nonces += 1
+        self.flight = Flight(str(self._nonces), resources, tuple(removed), now)
+        return self.flight
+
+    # --------------------------------------------------------------------------------------------------- what came back
+
+    def accept(self, flight: Flight, names: Iterable[str]) -> None:
+        """The client has what `flight` says of `names` now."""
+        for name in names:
+            resource = flight.resources.get(name)
+            if resource is None:
+                self.has.pop(name, None)
+                self.refused.pop(name, None)
+            elif self.wants(name):
+                if self.has.get(name) is not resource:  # else it is the last good one, sent once more
+                    self.refused.pop(name, None)
+                self.has[name] = resource
+
+    def refuse(self, flight: Flight, nack: Nack) -> tuple[str, ...]:
+        """The names that the client refuses. Those of which that is not certain are tried again by themselves."""
+        names = flight.names
+        blamed = accused(nack.text, names) if len(names) > 1 else names
+        if not blamed:
+            half = len(names) // 2
+            self._apart += [names[half:], names[:half]]
+            return ()
+        rest = tuple(name for name in names if name not in blamed)
+        if self.type in _PARTIAL:
+            self.accept(flight, rest)
+        elif rest:
+            self._apart.append(rest)
+        for name in filter(self.wants, blamed):
+            self.refused[name] = Refused(nack, flight.resources.get(name))
+        return tuple(blamed)
+
+
+def _refuses(refused: Refused | None, resource: Resource) -> bool:
+    return refused is not None and refused.resource is not None and refused.resource.version == resource.version
+
+
+def accused(text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `names` that a refusal's text blames: followed by a colon, as Envoy lists them, or else mentioned."""
+    text = text[:_SEARCHED]
+    mentioned, listed = [], []
+    for name in names:
+        if name in text:
+            found = list(re.finditer(rf"(?<![\w|/.\-]){re.escape(name)}(?![\w|/\-]|\.\w)", text))
+            if found:
+                mentioned.append(name)
+            if any(text.startswith(":", match.end()) for match in found):
+                listed.append(name)
+    return tuple(listed or mentioned)
+
+
+def empty_route(name: str) -> Resource:
+    """A RouteConfiguration that routes nothing: a message with field 1, its name, alone."""
+    encoded = name.encode()
+    length, size = len(encoded), bytearray()
+    while length > 0x7F:
+        size.append(length & 0x7F | 0x80)
+        length >>= 7
+    size.append(length)
+    return Resource(Type.ROUTE, name, b"\x0a" + bytes(size) + encoded)
