@@ -1,0 +1,357 @@
+"""The Service Registry: the one place where what a mesh consists of is written.
+
+Operators' manifests are written by any replica, one at a time, each over the version that was just read. What an
+informer observed is written by the leader alone, with its fence, as the difference to what is there. Either way a lost
+answer is settled by a guard and never by hope: each write names the version that it replaces, so of two attempts at
+most one can be applied, however late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import structlog
+
+from cluster import kv as store
+from cluster.election import Leadership
+from cluster.kv import KV, Ambiguous, Committed, Delete, Guard, KeyValue, Operation, Put
+from smc import telemetry
+from smc.errors import Conflict, Invalid, NotFound
+from smc.model import Endpoints, Name, Observation, Problem, Service, Workload
+from smc.records import Keys, ManifestRecord, SyncedRecord, UnreadableRecord, decode, encode, equal
+
+CHUNK_OPERATIONS = 100
+"""In one transaction of `replace`; with the fence it stays below what the store allows."""
+CHUNK_BYTES = 1024 * 1024
+"""Of one transaction of `replace`, and of one record in it."""
+MOST_PROBLEMS = 100
+"""In one `synced` record."""
+ATTEMPTS = 5
+"""At one write, when others write the same or the store's answer is lost."""
+
+_WRITTEN, _DELETED = "smc.written", "smc.deleted"
+"""Attributes of the span."""
+
+log = structlog.get_logger(__name__)
+tracer = telemetry.tracer(__name__)
+
+
+class Outcome(Enum):
+    """What a write of a manifest came to."""
+
+    CREATED = "created"
+    CONFIGURED = "configured"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    outcome: Outcome
+    revision: int
+    """The mod_revision of the stored manifest; of a dry run that of what it would replace, 0 for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What `replace` had to do, in records; `synced` is not counted."""
+
+    written: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+
+
+class Registry:
+    """Writes below `manifests/` and `registry/`. Holds no state: any number may write to one store."""
+
+    def __init__(self, kv: KV, keys: Keys) -> None:
+        self._kv = kv
+        self._keys = keys
+
+    # ------------------------------------------------------------------------------------------------------ manifests
+
+    async def put_manifest(
+        self, record: ManifestRecord, *, expected: int | None, traceparent: str, dry_run: bool
+    ) -> Written:
+        """Create or replace a manifest; when it returns, the manifest is in the store for good.
+
+        What is stored already, up to who wrote it and when, is left alone. What is replaced keeps its `created`: the
+        first write decides which of two manifests is the older. `expected` is the mod_revision that it must have (0:
+        it must not be there), None for whatever is there.
+
+        Raises:
+            Conflict: it is at another version than `expected`; without one, it was changed ATTEMPTS times meanwhile.
+            Unavailable, Refused: the store did not take it, and nothing was written.
+            Ambiguous: the store's answers were lost, and the manifest may yet be written.
+        """
+        key = self._keys.manifest(record.id)
+        for _ in range(ATTEMPTS):
+            found = await self._find(record.id, expected)
+            stored = _readable(found)
+            if found is not None and stored is not None and _says_the_same(stored, record):
+                return Written(Outcome.UNCHANGED, found.mod_revision)
+            outcome = Outcome.CONFIGURED if found else Outcome.CREATED
+            if dry_run:
+                return Written(outcome, found.mod_revision if found else 0)
+            new = replace(record, created=stored.created) if stored else record
+            revision = await self._write(Put(key, encode(new, traceparent=traceparent)), found)
+            if revision is not None:
+                return Written(outcome, revision)
+        raise _contended(record.id)
+
+    async def delete_manifest(self, manifest: str, *, expected: int | None) -> int:
+        """Delete `<group>/<kind>/<namespace>/<name>`; returns a revision at which it is gone.
+
+        Raises:
+            NotFound: there is none.
+            Conflict, Unavailable, Refused, Ambiguous: as `put_manifest`.
+        """
+        for _ in range(ATTEMPTS):
+            found = await self._find(manifest, None)
+            if found is None:
+                raise NotFound(f"there is no {manifest}")
+            _check(manifest, found, expected)
+            revision = await self._write(Delete(found.key), found)
+            if revision is not None:
+                return revision
+        raise _contended(manifest)
+
+    async def _find(self, manifest: str, expected: int | None) -> KeyValue | None:
+        found = await self._kv.get(self._keys.manifest(manifest))
+        _check(manifest, found, expected)
+        return found
+
+    async def _write(self, operation: Operation, found: KeyValue | None) -> int | None:
+        """Write over what was found and over nothing else; None: it was changed, and nothing was written."""
+        guard = Guard(operation.key, mod_revision=_version(found))
+        try:
+            outcome = await self._kv.transact([operation], [guard])
+        except Ambiguous as e:
+            return await self._settle(operation, guard, e)
+        return outcome.revision if isinstance(outcome, Committed) else None
+
+    async def _settle(self, operation: Operation, guard: Guard, lost: Ambiguous) -> int:
+        """Find out what became of a transaction whose answer was lost, by sending it again.
+
+        If the first one was applied, the guard of the second does not hold and shows what is there; if the second one
+        is applied, the guard of the first can never hold again.
+
+        Raises:
+            Ambiguous: no answer came, or it was changed since by somebody else.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                outcome = await self._kv.transact([operation], [guard])
+            except Ambiguous:
+                continue
+            except store.StoreError as e:
+                # This attempt wrote nothing; the one before it may have.
+                raise lost from e
+            if isinstance(outcome, Committed):
+                return outcome.revision
+            now = outcome.found[operation.key]
+            if isinstance(operation, Delete) and now is None:
+                return outcome.revision
+            if isinstance(operation, Put) and now is not None and now.value == operation.value:
+                return now.mod_revision
+            break
+        raise lost
+
+    # --------------------------------------------------------------------------------------------- what was observed
+
+    async def replace(
+        self, leadership: Leadership, source: str, observation: Observation, *, traceparent: str = ""
+    ) -> Replaced:
+        """Make everything below `registry/<source>/` say exactly what was observed, and `synced` that it does.
+
+        Only what differs is written, in transactions of CHUNK_OPERATIONS at most: what is new or changed first, then
+        what is gone, `synced` last. A service and its endpoints change at one revision. A record above CHUNK_BYTES is
+        left as it is, and becomes a Problem. Cancelled or failed half-way it can be repeated; a source that was not
+        whole before is not `synced` until it is.
+
+        Raises:
+            Deposed: another replica leads; nothing more was written.
+            Invalid: the observation names something twice.
+            Conflict: somebody else writes below `registry/<source>/`.
+            Unavailable, Refused, Ambiguous: the store does not take it now.
+        """
+        with tracer.start_as_current_span("smc.replace", attributes={telemetry.SOURCE: source}) as span:
+            wanted = _wanted(self._keys, source, observation)
+            lost: Ambiguous | None = None
+            for _ in range(ATTEMPTS):
+                listing = await self._kv.list(self._keys.source(source))
+                # Comparing every record takes a while in a large mesh, and the streams must not wait for it.
+                difference = await asyncio.to_thread(
+                    _difference, self._keys, source, listing.items, wanted, observation.problems, traceparent
+                )
+                try:
+                    if not await _write_all(leadership, difference, listing.items):
+                        continue
+                except Ambiguous as e:
+                    log.warning(
+                        "what was written is unknown and is read again", **{telemetry.SOURCE: source, "error": str(e)}
+                    )
+                    lost = e
+                    continue
+                span.set_attribute(_WRITTEN, difference.counts.written)
+                span.set_attribute(_DELETED, difference.counts.deleted)
+                return difference.counts
+            raise lost or Conflict(
+                f"what {source} observed was changed by somebody else {ATTEMPTS} times while it was written",
+                hint=f"only the leader writes below {self._keys.source(source)}",
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------ manifests
+
+
+def _version(item: KeyValue | None) -> int:
+    return item.mod_revision if item else 0
+
+
+def _check(manifest: str, found: KeyValue | None, expected: int | None) -> None:
+    if expected is None or _version(found) == expected:
+        return
+    if found is None:
+        raise Conflict(f"{manifest} does not exist, expected was version {expected}", hint="it was deleted meanwhile")
+    wanted = f"version {expected}" if expected else "none"
+    raise Conflict(
+        f"{manifest} is at version {found.mod_revision}, expected was {wanted}", hint="read it again, then decide"
+    )
+
+
+def _contended(manifest: str) -> Conflict:
+    return Conflict(f"{manifest} was changed by others {ATTEMPTS} times while it was written", hint="try again")
+
+
+def _readable(item: KeyValue | None) -> ManifestRecord | None:
+    if item is None:
+        return None
+    try:
+        return decode(ManifestRecord, item.value, key=item.key)
+    except UnreadableRecord as e:
+        # Writing it anew is what mends it.
+        log.warning("a stored manifest cannot be read", key=item.key, error=str(e))
+        return None
+
+
+def _says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
+    """Whether only who wrote it, and when, differ. Where it was written counts: problems are reported there."""
+    return replace(stored, created=record.created, author=record.author) == record
+
+
+# ---------------------------------------------------------------------------------------------------- what was observed
+
+_Record = Service | Endpoints | Workload
+_Unit = tuple[Operation, ...]
+"""What changes at one revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    changes: tuple[_Unit, ...]
+    """Each list in the order in which it is written."""
+    deletions: tuple[_Unit, ...]
+    synced: tuple[_Unit, ...]
+    counts: Replaced
+
+
+def _wanted(keys: Keys, source: str, observation: Observation) -> Sequence[Mapping[str, _Record]]:
+    """The records by key, in units: workloads one by one, then each service with its endpoints."""
+    workloads = [{keys.workload(source, w.name): w} for w in sorted(observation.workloads, key=lambda w: w.name)]
+    services: dict[Name, dict[str, _Record]] = {}
+    for service in observation.services:
+        services.setdefault(service.name, {})[keys.service(source, service.name)] = service
+    for endpoints in observation.endpoints:
+        services.setdefault(endpoints.service, {})[keys.endpoints(source, endpoints.service)] = endpoints
+    units: list[Mapping[str, _Record]] = [*workloads, *(services[name] for name in sorted(services))]
+    distinct = len({key for unit in units for key in unit})
+    observed = len(observation.workloads) + len(observation.services) + len(observation.endpoints)
+    if distinct != observed:
+        raise Invalid(
+            f"the observation of {source} has {observed} objects under {distinct} names",
+            hint="this is a fault of the informer",
+        )
+    return units
+
+
+def _difference(
+    keys: Keys,
+    source: str,
+    items: Sequence[KeyValue],
+    wanted: Sequence[Mapping[str, _Record]],
+    problems: Sequence[Problem],
+    traceparent: str,
+) -> _Difference:
+    there = {item.key: item.value for item in items}
+    synced = keys.synced(source)
+    changes: list[_Unit] = []
+    too_large: list[Problem] = []
+    unchanged = 0
+    for unit in wanted:
+        puts: list[Operation] = []
+        for key, record in unit.items():
+            if key in there and equal(there[key], record):
+                unchanged += 1
+                continue
+            put = Put(key, encode(record, traceparent=traceparent))
+            if len(put.value) > CHUNK_BYTES:
+                too_large.append(_too_large(source, key.removeprefix(keys.source(source)), len(put.value)))
+            else:
+                puts.append(put)
+        if puts:
+            changes.append(tuple(puts))
+    known = {synced}.union(*wanted)
+    deletions = _by_name([key for key in there if key not in known])
+    record_ = SyncedRecord(source, tuple(sorted([*problems, *too_large]))[:MOST_PROBLEMS])
+    is_new = synced not in there or not equal(there[synced], record_)
+    return _Difference(
+        changes=tuple(changes),
+        deletions=tuple(deletions),
+        synced=((Put(synced, encode(record_, traceparent=traceparent)),),) if is_new else (),
+        counts=Replaced(sum(map(len, changes)), sum(map(len, deletions)), unchanged),
+    )
+
+
+def _by_name(keys: Iterable[str]) -> list[_Unit]:
+    """The deletions, in units of what has one namespace and name."""
+    units: dict[tuple[str, ...], list[Operation]] = {}
+    for key in sorted(keys):
+        units.setdefault(tuple(key.rsplit("/", 2)[1:]), []).append(Delete(key))
+    return [tuple(unit) for unit in units.values()]
+
+
+def _too_large(source: str, what: str, size: int) -> Problem:
+    message = (
+        f"the record of {what} has {size} bytes, at most {CHUNK_BYTES} can be stored: what was stored of it before "
+        "stays in effect; split the service"
+    )
+    return Problem(f"{source}:{what}", "TooLarge", message)
+
+
+async def _write_all(leadership: Leadership, difference: _Difference, items: Sequence[KeyValue]) -> bool:
+    """Write each phase after the one before it; False: something is not what it was when it was listed."""
+    versions = {item.key: item.mod_revision for item in items}
+    for units in (difference.changes, difference.deletions, difference.synced):
+        for chunk in _chunks(units):
+            guards = [Guard(o.key, mod_revision=versions.get(o.key, 0)) for o in chunk]
+            if not isinstance(await leadership.transact(chunk, guards), Committed):
+                return False
+    return True
+
+
+def _chunks(units: Iterable[_Unit]) -> Iterator[Sequence[Operation]]:
+    """Pack units into transactions, in order; none is parted."""
+    chunk: list[Operation] = []
+    size = 0
+    for unit in units:
+        more = sum(len(o.key) + (len(o.value) if isinstance(o, Put) else 0) for o in unit)
+        if chunk and (len(chunk) + len(unit) > CHUNK_OPERATIONS or size + more > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.extend(unit)
+        size += more
+    if chunk:
+        yield chunk
