@@ -172,7 +172,8 @@ class Pipeline:
         while True:
             async with self._built:
                 last = await self._built.wait_for(newer)
-            yield last
+            if last is not None:
+                yield last
 
     async def admit(self, *, resumed: bool) -> None:
         """Return once a stream that opened now may be answered: with nothing older than what was committed before.
