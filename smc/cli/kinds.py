@@ -18,9 +18,9 @@ KIND_HELP = "KIND is its name, its plural or its short name, as `smc get traffic
 
 def known() -> Sequence[Kind]:
     """Every kind that this version knows."""
-    from smc import manifests, smi
+    from smc import plugins
 
-    return (*manifests.OWN_KINDS, *smi.KINDS)
+    return plugins.kinds()
 
 
 def resolve(word: str) -> Kind:
