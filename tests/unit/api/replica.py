@@ -31,10 +31,10 @@ from smc.manifests import OWN_KINDS
 from smc.metrics import Metrics
 from smc.model import MeshConfig
 from smc.records import Keys, MemberRecord
+from smc.registry import Registry
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import JoinStub, MeshStub
 from tests.unit.api.meshes import mesh
-from tests.unit.api.registry import PlainRegistry
 
 TRUST_DOMAIN = "mesh.example"
 DAY = timedelta(hours=24)
@@ -151,7 +151,7 @@ async def running(
             kv=kv,
             keys=keys,
             keyring=keyring,
-            registry=PlainRegistry(kv, keys),
+            registry=Registry(kv, keys),
             kinds=OWN_KINDS,
             trust_domain=TRUST_DOMAIN,
             mesh=lambda: replica.mesh,
