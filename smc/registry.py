@@ -64,11 +64,13 @@ class Replaced:
 
 
 class Registry:
-    """Writes below `manifests/` and `registry/`. Holds no state: any number may write to one store."""
+    """Writes below `manifests/` and `registry/`. Any number may write to one store: none trusts what it remembers."""
 
     def __init__(self, kv: KV, keys: Keys) -> None:
         self._kv = kv
         self._keys = keys
+        self._read: dict[str, _Read] = {}
+        """By source, so that a change costs no reading of what did not change."""
 
     # ------------------------------------------------------------------------------------------------------ manifests
 
@@ -184,8 +186,16 @@ class Registry:
                 listing = await self._kv.list(self._keys.source(source))
                 # Comparing every record takes a while in a large mesh, and the streams must not wait for it.
                 difference = await asyncio.to_thread(
-                    _difference, self._keys, source, listing.items, wanted, observation.problems, traceparent
+                    _difference,
+                    self._keys,
+                    source,
+                    listing.items,
+                    wanted,
+                    observation.problems,
+                    traceparent,
+                    self._read.get(source, {}),
                 )
+                self._read[source] = difference.read
                 try:
                     if not await _write_all(leadership, difference, listing.items):
                         continue
@@ -247,6 +257,8 @@ def _says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
 _Record = Service | Endpoints | Workload
 _Unit = tuple[Operation, ...]
 """What changes at one revision."""
+_Read = Mapping[str, tuple[bytes, _Record]]
+"""By key, the bytes of a value and the record that they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +268,7 @@ class _Difference:
     deletions: tuple[_Unit, ...]
     synced: tuple[_Unit, ...]
     counts: Replaced
+    read: _Read
 
 
 def _wanted(keys: Keys, source: str, observation: Observation) -> Sequence[Mapping[str, _Record]]:
@@ -284,19 +297,24 @@ def _difference(
     wanted: Sequence[Mapping[str, _Record]],
     problems: Sequence[Problem],
     traceparent: str,
+    read: _Read,
 ) -> _Difference:
     there = {item.key: item.value for item in items}
     synced = keys.synced(source)
     changes: list[_Unit] = []
     too_large: list[Problem] = []
     unchanged = 0
+    now_read: dict[str, tuple[bytes, _Record]] = {}
     for unit in wanted:
         puts: list[Operation] = []
         for key, record in unit.items():
-            if key in there and equal(there[key], record):
+            value = there.get(key)
+            if value is not None and (read.get(key) == (value, record) or equal(value, record)):
                 unchanged += 1
+                now_read[key] = (value, record)
                 continue
             put = Put(key, encode(record, traceparent=traceparent))
+            now_read[key] = (put.value, record)
             if len(put.value) > CHUNK_BYTES:
                 too_large.append(_too_large(source, key.removeprefix(keys.source(source)), len(put.value)))
             else:
@@ -312,6 +330,7 @@ def _difference(
         deletions=tuple(deletions),
         synced=((Put(synced, encode(record_, traceparent=traceparent)),),) if is_new else (),
         counts=Replaced(sum(map(len, changes)), sum(map(len, deletions)), unchanged),
+        read=now_read,
     )
 
 

@@ -5,14 +5,13 @@ A provider is one file here, one line in `smc/plugins.py`, and a test that inher
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
 import structlog
 
+from cluster.backoff import Backoff
 from cluster.election import Deposed, Leadership
 from cluster.kv import HistoryChanged, StoreError
 from smc import telemetry
@@ -21,7 +20,7 @@ from smc.model import Observation
 from smc.registry import Registry
 
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
-"""Seconds between attempts: doubled each time, and up to half of it less, so that many do not ask in step."""
+"""Seconds between attempts, doubled each time; see `Backoff`."""
 
 log = structlog.get_logger(__name__)
 tracer = telemetry.tracer(__name__)
@@ -58,28 +57,25 @@ async def run(leadership: Leadership, registry: Registry, informer: Informer) ->
         Deposed: another replica leads.
         HistoryChanged: the store is another one than before.
     """
-    failures = 0
+    backoff = Backoff(FIRST_RETRY, LAST_RETRY)
     while True:
         try:
             async with aclosing(informer.observe()) as observations:
                 async for observation in observations:
                     await _write(leadership, registry, informer.name, observation)
-                    failures = 0
+                    backoff.reset()
             raise Unavailable(f"the informer {informer.name} ended")  # noqa: TRY301
         except (Deposed, HistoryChanged):
             raise
         except Exception as e:
-            wait = min(FIRST_RETRY * 2**failures, LAST_RETRY) * (0.5 + random.random() / 2)  # noqa: S311
-            failures = min(failures + 1, 16)
             foreseen = isinstance(e, SmcError | StoreError | OSError)
             log.warning(
                 "a source cannot be observed; what is known of it stays",
                 **{telemetry.SOURCE: informer.name},
                 error=str(e) or type(e).__name__,
-                retry_in=round(wait, 1),
                 exc_info=not foreseen,
             )
-        await asyncio.sleep(wait)
+        await backoff.wait()
 
 
 async def _write(leadership: Leadership, registry: Registry, source: str, observation: Observation) -> None:

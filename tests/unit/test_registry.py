@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.election import Deposed
+from cluster.election import Deposed, Leadership
 from cluster.kv import (
     MOST_OPERATIONS,
     Ambiguous,
@@ -45,7 +45,7 @@ from smc.model import (
 )
 from smc.records import Keys, ManifestRecord, SyncedRecord, decode, encode, traceparent
 from smc.registry import CHUNK_OPERATIONS, Outcome, Registry, Replaced, Written
-from tests.unit.leadership import Fenced, elect
+from tests.unit.leadership import elect
 
 KEYS = Keys("default")
 ID = "smc.io/Service/shop/store"
@@ -342,13 +342,13 @@ def said(observed: Observation, source: str = "files") -> dict[str, object]:
 
 
 @pytest.fixture
-async def leading(kv: Lossy) -> Fenced:
+async def leading(kv: Lossy) -> Leadership:
     leading = await elect(kv, KEYS)
     kv.transactions.clear()
     return leading
 
 
-async def test_the_registry_says_exactly_what_was_observed(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_the_registry_says_exactly_what_was_observed(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     problem = Problem("files:a.yaml", "Duplicate", "twice")
     steps = [observation("a", "b", "c"), observation("b", "d", problems=(problem,)), observation("b", "d", port=81)]
     for observed in [*steps, Observation()]:
@@ -356,7 +356,7 @@ async def test_the_registry_says_exactly_what_was_observed(registry: Registry, k
         assert await below(kv) == said(observed)
 
 
-async def test_only_what_changed_is_written(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_only_what_changed_is_written(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     assert await registry.replace(leading, "files", observation("a", "b", "c")) == Replaced(written=9)
     before = kv.store.revision
     assert await registry.replace(leading, "files", observation("a", "b", "c")) == Replaced(unchanged=9)
@@ -365,7 +365,32 @@ async def test_only_what_changed_is_written(registry: Registry, kv: Lossy, leadi
     assert await registry.replace(leading, "files", changed) == Replaced(written=1, deleted=6, unchanged=2)
 
 
-async def test_who_observed_it_is_no_change(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_what_did_not_change_is_not_read_again(
+    registry: Registry, kv: Lossy, leading: Leadership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.replace(leading, "files", observation("a", "b", "c"))
+    read: list[object] = []
+    real = module.equal
+    monkeypatch.setattr(module, "equal", lambda value, record: read.append(record) or real(value, record))
+    await registry.replace(leading, "files", observation("a", "b", "c", "d"))
+    assert [record for record in read if not isinstance(record, SyncedRecord)] == []
+    await Registry(kv, KEYS).replace(leading, "files", observation("a", "b", "c", "d"))
+    assert len(read) > 12
+
+
+async def test_what_was_read_before_the_store_was_restored_is_not_believed(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    await registry.replace(leading, "files", observation("a", port=80))
+    snapshot = kv.store.snapshot()
+    for port in (81, 80, 81):
+        await registry.replace(leading, "files", observation("a", port=port))
+        kv.store.restore(snapshot)
+        await registry.replace(leading, "files", observation("a", port=port))
+        assert await below(kv) == said(observation("a", port=port))
+
+
+async def test_who_observed_it_is_no_change(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     await registry.replace(leading, "files", observation("a"), traceparent=TRACE)
     before = kv.store.revision
     await registry.replace(leading, "files", observation("a"), traceparent=OTHER_TRACE)
@@ -374,7 +399,7 @@ async def test_who_observed_it_is_no_change(registry: Registry, kv: Lossy, leadi
     assert {traceparent(item.value) for item in items} == {TRACE}
 
 
-async def test_one_source_leaves_the_others_alone(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_one_source_leaves_the_others_alone(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     await registry.replace(leading, "files", observation("a"))
     await registry.replace(leading, "files2", observation("b"))
     await registry.replace(leading, "files", Observation())
@@ -382,7 +407,7 @@ async def test_one_source_leaves_the_others_alone(registry: Registry, kv: Lossy,
 
 
 async def test_what_is_new_comes_first_then_what_is_gone_and_synced_last(
-    registry: Registry, kv: Lossy, leading: Fenced
+    registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
     many = [f"w{n}" for n in range(70)]
     await registry.replace(leading, "files", observation("old"))
@@ -396,7 +421,7 @@ async def test_what_is_new_comes_first_then_what_is_gone_and_synced_last(
     assert phases == ["Put"] * 210 + ["Delete"] * 3 + ["synced"]
 
 
-async def test_no_transaction_is_larger_than_a_store_takes(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_no_transaction_is_larger_than_a_store_takes(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     labels = tuple((f"l{n}", "x" * 60) for n in range(100))
     many = tuple(replace(workload(f"w{n:04d}"), labels=labels) for n in range(300))
     await registry.replace(leading, "files", Observation(workloads=many))
@@ -410,7 +435,7 @@ async def test_no_transaction_is_larger_than_a_store_takes(registry: Registry, k
 
 
 async def test_a_service_changes_with_its_endpoints_at_one_revision(
-    registry: Registry, kv: Lossy, leading: Fenced
+    registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
     many = [f"s{n:03d}" for n in range(151)]
     for observed in (observation(*many), observation(*many, port=81), Observation()):
@@ -433,7 +458,7 @@ async def batches(kv: MemoryKV, after: Status) -> list[Batch]:
 
 
 async def test_a_source_is_not_synced_before_all_of_it_is_written(
-    registry: Registry, kv: Lossy, leading: Fenced
+    registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
     kv.fates.extend(["", Unavailable("no endpoint")])
     with pytest.raises(Unavailable):
@@ -443,7 +468,7 @@ async def test_a_source_is_not_synced_before_all_of_it_is_written(
     assert await below(kv) == said(observation("w1"))
 
 
-async def test_a_deposed_leader_writes_nothing(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_a_deposed_leader_writes_nothing(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     await registry.replace(leading, "files", observation("a"))
     await elect(kv, KEYS)
     with pytest.raises(Deposed):
@@ -451,7 +476,9 @@ async def test_a_deposed_leader_writes_nothing(registry: Registry, kv: Lossy, le
     assert await below(kv) == said(observation("a"))
 
 
-async def test_a_leader_that_is_deposed_half_way_stops_there(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_a_leader_that_is_deposed_half_way_stops_there(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
     kv.fates.extend(["", Delete(KEYS.leader)])
     with pytest.raises(Deposed):
         await registry.replace(leading, "files", observation(*(f"w{n}" for n in range(70))))
@@ -460,7 +487,7 @@ async def test_a_leader_that_is_deposed_half_way_stops_there(registry: Registry,
 
 @pytest.mark.parametrize("fates", [["applied"], ["lost"], ["late"], ["", "late"], ["lost", "", "applied", "late"]])
 async def test_after_a_lost_answer_it_reads_again_and_goes_on(
-    registry: Registry, kv: Lossy, leading: Fenced, fates: list[str]
+    registry: Registry, kv: Lossy, leading: Leadership, fates: list[str]
 ) -> None:
     await registry.replace(leading, "files", observation("old"))
     observed = observation(*(f"w{n}" for n in range(70)))
@@ -470,14 +497,16 @@ async def test_after_a_lost_answer_it_reads_again_and_goes_on(
     assert not kv.fates
 
 
-async def test_a_store_that_never_answers_is_not_tried_for_ever(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_a_store_that_never_answers_is_not_tried_for_ever(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
     kv.fates.extend(["lost"] * 100)
     with pytest.raises(Ambiguous):
         await registry.replace(leading, "files", observation("a"))
 
 
 async def test_what_somebody_else_wrote_meanwhile_is_seen_and_corrected(
-    registry: Registry, kv: Lossy, leading: Fenced
+    registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
     key = KEYS.service("files", Name("shop", "a"))
     kv.fates.append(Put(key, encode(service("a", 9))))
@@ -488,14 +517,16 @@ async def test_what_somebody_else_wrote_meanwhile_is_seen_and_corrected(
         await registry.replace(leading, "files", observation("a", port=81))
 
 
-async def test_what_cannot_be_read_is_written_anew(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_what_cannot_be_read_is_written_anew(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     await registry.replace(leading, "files", observation("a"))
     await kv.transact([Put(KEYS.service("files", Name("shop", "a")), b"x"), Put(KEYS.source("files") + "odd", b"x")])
     await registry.replace(leading, "files", observation("a"))
     assert await below(kv) == said(observation("a"))
 
 
-async def test_one_record_that_is_too_large_hurts_only_itself(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_one_record_that_is_too_large_hurts_only_itself(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
     await registry.replace(leading, "files", observation("a", "b"))
     huge = endpoints("a", *(f"w{n:05d}-{'x' * 50}" for n in range(6000)))
     after = observation("a", "b", port=81)
@@ -508,14 +539,14 @@ async def test_one_record_that_is_too_large_hurts_only_itself(registry: Registry
     assert found["services/shop/b"] == service("b", 81)
 
 
-async def test_problems_are_bounded(registry: Registry, kv: Lossy, leading: Fenced) -> None:
+async def test_problems_are_bounded(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     problems = tuple(Problem(f"files:{n:03d}.yaml", "InvalidManifest", "m") for n in range(300))
     await registry.replace(leading, "files", Observation(problems=problems))
     assert (await below(kv))["synced"] == SyncedRecord("files", problems[:100])
 
 
 async def test_an_observation_that_names_something_twice_is_refused(
-    registry: Registry, kv: Lossy, leading: Fenced
+    registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
     with pytest.raises(Invalid, match="2 objects under 1 names"):
         await registry.replace(leading, "files", Observation(services=(service("a", 80), service("a", 81))))

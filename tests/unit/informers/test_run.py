@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cluster.election import Deposed
+from cluster.election import Deposed, Election, Leadership
 from cluster.kv import HistoryChanged, RevisionRegressed
-from cluster.memory import MemoryKV
+from cluster.memory import MemoryKV, MemoryStore
 from smc import informers
 from smc import registry as registry_
 from smc.errors import Unavailable
@@ -23,7 +23,7 @@ from smc.informers import LAST_RETRY
 from smc.model import Name, Observation, Service
 from smc.records import Keys, traceparent
 from smc.registry import Registry
-from tests.unit.leadership import Fenced, elect
+from tests.unit.leadership import elect
 
 pytestmark = pytest.mark.looptime
 
@@ -61,7 +61,7 @@ class Scripted:
 
 
 @asynccontextmanager
-async def running(kv: MemoryKV, leading: Fenced, informer: Scripted) -> AsyncIterator[asyncio.Task[None]]:
+async def running(kv: MemoryKV, leading: Leadership, informer: Scripted) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(informers.run(leading, Registry(kv, KEYS), informer))
     try:
         yield task
@@ -146,6 +146,28 @@ async def test_a_deposed_leader_ends() -> None:
             await task
         await written(kv, "a")
     assert informer.closed == 1
+
+
+async def test_the_next_leader_goes_on_where_the_last_one_stopped() -> None:
+    store = MemoryStore()
+    first, second = (MemoryKV(store) for _ in range(2))
+    sources = {"one": Scripted(observation("a")), "two": Scripted(observation("a", "b"))}
+
+    def standing(kv: MemoryKV, name: str) -> asyncio.Task[None]:
+        async def work(leadership: Leadership) -> None:
+            await informers.run(leadership, Registry(kv, KEYS), sources[name])
+
+        return asyncio.create_task(Election(kv, KEYS.leader, name, pinned=[KEYS.epoch]).run(work))
+
+    one = standing(first, "one")
+    await written(second, "a")
+    two = standing(second, "two")
+    first.disconnect()
+    await written(second, "a", "b")
+    assert sources["one"].closed == 1, "whoever cannot renew stops before another begins"
+    for task in (one, two):
+        task.cancel()
+    await asyncio.wait([one, two])
 
 
 async def test_another_history_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
