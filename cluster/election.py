@@ -96,6 +96,7 @@ class Leadership:
             Refused: as from `KV.transact`; also for more guards than the fence leaves room for.
         """
         if self.over:
+            self._on_fenced()
             raise self.end(self.reason)
         if len(guards) > (room := MOST_OPERATIONS - len(self.fence)):
             raise Refused(f"a leader's transaction of {len(guards)} guards is too large: at most {room}, split it")
@@ -121,7 +122,8 @@ class Election:
     """One candidate for the leadership that `key` stands for.
 
     `name` should be unique among the candidates; two with the same name still exclude each other. A term ends if a key
-    of `pinned` changes. `on_fenced` hears of each write that was refused because it came from a deposed leader.
+    of `pinned` changes. `on_fenced` hears of each write that was refused because it came from a deposed leader: by the
+    store, or here because the time was up.
     """
 
     def __init__(
@@ -266,29 +268,42 @@ class Election:
         """Work until the term ends; returns False if that is because the work ended by itself."""
         leadership = self._leadership = term.leadership
         log.info("leading", leader=self._name, revision=leadership.revision)
-        worked = True
+        # A task of its own: a group that fails while it is cancelled forgets that it was cancelled.
+        serving = asyncio.create_task(self._serve(term, work), name=f"election: term {leadership.revision}")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                keeping = tasks.create_task(self._keep(term), name="election: lease")
-                await work(leadership)
-                worked = leadership.over
-                keeping.cancel()
+            await asyncio.wait([serving])
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+            worked = self._judge(leadership, serving)
+            leadership.end("it resigned")
+            self._leadership = None
+            await self._give_back(term.lease)
+            log.info("leading no longer", leader=self._name, reason=leadership.reason)
+        return worked
+
+    async def _serve(self, term: _Term, work: Callable[[Leadership], Awaitable[None]]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(self._keep(term), name="election: lease")
+            await work(term.leadership)
+            keeping.cancel()
+
+    def _judge(self, leadership: Leadership, serving: asyncio.Task[None]) -> bool:
+        """Log how a term's work ended; returns False if of itself."""
+        if serving.cancelled():
+            return leadership.over
+        worked = leadership.over
+        try:
+            serving.result()
         except* Deposed as deposed:
             leadership.end(_reasons(deposed))
+            worked = True
         except* StoreError as failed:
             worked = False
             log.warning("the leader's work failed; resigning", leader=self._name, reason=_reasons(failed))
         except* Exception:
             worked = False
             log.exception("the leader's work failed; resigning", leader=self._name)
-        finally:
-            leadership.end("it resigned")
-            self._leadership = None
-            await self._give_back(term.lease)
-            log.info("leading no longer", leader=self._name, reason=leadership.reason)
-        if (task := asyncio.current_task()) and task.cancelling():
-            # A group that fails while it is cancelled forgets the cancelling.
-            raise asyncio.CancelledError
         return worked
 
     async def _keep(self, term: _Term) -> None:

@@ -141,20 +141,28 @@ class Mirror:
         retry = Backoff()
         while True:
             began = loop.time()
+            # A task of its own: a group that fails while it is cancelled forgets that it was cancelled.
+            history = asyncio.create_task(self._history(), name="mirror: history")
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._copy(), name="mirror: copy")
-                    tasks.create_task(self._probe(), name="mirror: probe")
-                    tasks.create_task(self._serve(), name="mirror: caught up")
+                await asyncio.wait([history])
+            finally:
+                history.cancel()
+                await asyncio.gather(history, return_exceptions=True)
+            try:
+                history.result()
             except* HistoryChanged as changed:
                 self._doubted = True
                 log.warning("the store has another history; all of it is read again", reason=str(changed.exceptions[0]))
-            if (task := asyncio.current_task()) and task.cancelling():
-                # A group that fails while it is cancelled forgets the cancelling.
-                raise asyncio.CancelledError
             if loop.time() - began > CALM:
                 retry.reset()
             await retry.wait()
+
+    async def _history(self) -> None:
+        """Copy the store until it turns out to be another one."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._copy(), name="mirror: copy")
+            tasks.create_task(self._probe(), name="mirror: probe")
+            tasks.create_task(self._serve(), name="mirror: caught up")
 
     async def _copy(self) -> None:
         retry = Backoff()
