@@ -35,11 +35,16 @@ class Ended(Exception):
     """The stream must end; the text says why. The proxy may come again at once."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Awaited:
-    """An offer that is not ACKed yet."""
+    """An offer that is not ACKed yet, and those before it that it replaced. It holds no Snapshot."""
 
-    offer: Offer
+    since: int
+    """The oldest Mesh revision that is not ACKed."""
+    revision: int
+    at: float
+    """When the oldest was offered."""
+    build: SpanContext | None
     span: Span | None
 
 
@@ -72,6 +77,7 @@ class Session:
         self._send = send
         self._listening: Callable[[Name], None] | None = listening
         self._awaited: deque[_Awaited] = deque()
+        """What the stream works on, and what it will work on next: two at most, as there."""
         self._stalled = False
 
     # ---------------------------------------------------------------------------------------------- what others see
@@ -83,14 +89,24 @@ class Session:
             return "nacked"
         if self.stream.stalled:
             return "stalled"
-        return "synced" if not self._awaited else "pending"
+        return "pending" if self._is_behind else "synced"
 
     def revision(self, newest: int) -> int:
         """Up to which Mesh revision it has ACKed everything, when the Mesh is at `newest`.
 
-        What does not concern a proxy is not offered to it: once it has ACKed all that was, it has all there is.
+        What does not concern a proxy is not offered to it: once it has ACKed all that was, it has all there is, and
+        until then all that was there before the first offer that is open.
         """
-        return self.stream.acked if self._awaited else max(newest, self.stream.acked)
+        if not self._is_behind:
+            return newest
+        if not (self._awaited and self.stream.acked):
+            return self.stream.acked
+        return self._awaited[0].since - 1
+
+    @property
+    def _is_behind(self) -> bool:
+        """It was offered something that it has not ACKed; what waits to be taken counts."""
+        return bool(self._awaited) or self.slot.waiting
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -106,7 +122,7 @@ class Session:
         if self.stream.refusals:
             first = self.stream.refusals[0]
             return Laggard(self.proxy, f"NACKed {short(first.type)} {', '.join(first.names)}", self.stream.acked)
-        if not self._awaited:
+        if not self._is_behind:
             return None
         return Laggard(self.proxy, "stalled" if self.stream.stalled else "pending", self.stream.acked)
 
@@ -133,8 +149,7 @@ class Session:
             raise group.exceptions[0] from None
         finally:
             for awaited in self._awaited:
-                if awaited.span is not None:
-                    awaited.span.end()
+                _end(awaited.span)
 
     async def _read(self) -> None:
         while (request := await self._receive()) is not None:
@@ -163,18 +178,24 @@ class Session:
             await self.slot.changed(self.stream.deadline)
 
     def _offer(self, offer: Offer) -> None:
+        self._confirm(asyncio.get_running_loop().time())
         self.stream.offer(offer.snapshot, offer.revision)
+        since, at = offer.revision, offer.at
+        if len(self._awaited) > 1:
+            replaced = self._awaited.pop()
+            since, at = replaced.since, replaced.at
+            _end(replaced.span)
         # The span ends with the ACK. What nobody records costs nothing.
         span = None
         if offer.build is not None and offer.build.trace_flags.sampled:
             span = tracer.start_span("smc.ack", context=_child_of(offer.build), attributes=self._attributes(offer))
-        self._awaited.append(_Awaited(offer, span))
+        self._awaited.append(_Awaited(since, offer.revision, at, offer.build, span))
 
     def _attributes(self, offer: Offer) -> dict[str, str | int]:
         return {telemetry.PROXY: str(self.proxy), telemetry.REVISION: offer.revision}
 
     async def _push(self, response: Response) -> None:
-        build = self._awaited[-1].offer.build if self._awaited else None
+        build = self._awaited[0].build if self._awaited else None
         span = None
         if build is not None and build.trace_flags.sampled:
             span = tracer.start_span("smc.push", context=_child_of(build))
@@ -187,8 +208,7 @@ class Session:
         except TimeoutError:
             raise Ended(f"the proxy did not read for {WRITE_DEADLINE:.0f} s") from None
         finally:
-            if span is not None:
-                span.end()
+            _end(span)
         type_ = short(response.type)
         self._metrics.pushes.labels(type_).inc()
         self._metrics.bytes_sent.labels(type_).inc(size)
@@ -197,12 +217,7 @@ class Session:
 
     def _settle(self, now: float) -> None:
         """Tell what the last requests and the passing time have changed."""
-        acked = self.stream.acked
-        while self._awaited and self._awaited[0].offer.revision <= acked:
-            awaited = self._awaited.popleft()
-            self._metrics.convergence_time.observe(now - awaited.offer.at)
-            if awaited.span is not None:
-                awaited.span.end()
+        self._confirm(now)
         if self.stream.stalled and not self._stalled:
             self._metrics.stalled.inc()
             log.warning("a proxy does not acknowledge what it was sent", **{telemetry.PROXY: str(self.proxy)})
@@ -210,6 +225,14 @@ class Session:
         if self._listening is not None and self.stream.listening:
             self._listening(self.proxy)
             self._listening = None
+
+    def _confirm(self, now: float) -> None:
+        """Forget what has been ACKed. A store that was restored counts again from a lower revision."""
+        acked = self.stream.acked
+        while any(awaited.revision == acked for awaited in self._awaited):
+            awaited = self._awaited.popleft()
+            self._metrics.convergence_time.observe(now - awaited.at)
+            _end(awaited.span)
 
 
 def short(type_: Type) -> str:
@@ -219,3 +242,8 @@ def short(type_: Type) -> str:
 
 def _child_of(context: SpanContext) -> Context:
     return trace.set_span_in_context(NonRecordingSpan(context))
+
+
+def _end(span: Span | None) -> None:
+    if span is not None:
+        span.end()

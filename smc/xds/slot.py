@@ -39,6 +39,11 @@ class Slot:
         self._newest: Offer | None = None
         self._changed = asyncio.Event()
 
+    @property
+    def waiting(self) -> bool:
+        """There is an offer that was not taken yet."""
+        return self._newest is not None
+
     def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
         self._newest = Offer(snapshot, revision, asyncio.get_running_loop().time(), build)
         self._changed.set()

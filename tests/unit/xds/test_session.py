@@ -1,0 +1,430 @@
+"""What one stream does while it is open, and what others see of it; its transport is two functions. In virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from smc import telemetry
+from smc.metrics import Metrics
+from smc.model import Name
+from smc.records import Laggard
+from smc.xds import session as module
+from smc.xds.session import WRITE_DEADLINE, Ended, Session
+from smc.xds.slot import Slot
+from smc.xds.snapshot import Resource, Snapshot, Type
+from smc.xds.stream import STALLED_AFTER, ProtocolError, Request, Response
+from tests.unit.xds.resources import assignment, cluster, listener, route, secret, source, static
+
+pytestmark = pytest.mark.looptime
+
+PROXY = Name("shop", "buyer")
+FIRST = Request(Type.CLUSTER)
+
+
+class Client:
+    """The other side: an endless supply of requests, and whatever it was sent."""
+
+    def __init__(self) -> None:
+        self.slot = Slot()
+        self.metrics = Metrics()
+        self.received: list[Response] = []
+        self.ready: list[Name] = []
+        self.reads = asyncio.Event()
+        """Cleared, it makes no room for a response."""
+        self.reads.set()
+        self.acks = True
+        self.requests: asyncio.Queue[Request | Exception | None] = asyncio.Queue()
+        self.session = Session(
+            PROXY, self.slot, self.metrics, receive=self.receive, send=self.send, listening=self.ready.append
+        )
+
+    async def receive(self) -> Request | None:
+        request = await self.requests.get()
+        if isinstance(request, Exception):
+            raise request
+        return request
+
+    async def send(self, response: Response) -> int:
+        await self.reads.wait()
+        self.received.append(response)
+        if self.acks:
+            self.say(Request(response.type, nonce=response.nonce))
+        return 100
+
+    def say(self, request: Request | Exception | None) -> None:
+        self.requests.put_nowait(request)
+
+    def refuse(self, text: str) -> None:
+        last = self.received[-1]
+        self.say(Request(last.type, nonce=last.nonce, error=text))
+
+    def offer(self, revision: int, *resources: Resource) -> None:
+        self.slot.put(Snapshot.of(resources), revision)
+
+    @property
+    def got(self) -> list[str]:
+        return [f"{found.name}={found.body.decode()}" for response in self.received for found in response.resources]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @asynccontextmanager
+    async def connected(self, first: Request = FIRST) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.session.run(first))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def settle() -> None:
+    """Let everything happen that needs no time."""
+    await asyncio.sleep(0.001)
+
+
+# ------------------------------------------------------------------------------------------------------------- pushes
+
+
+async def test_what_is_offered_is_sent_and_then_each_change() -> None:
+    client = Client()
+    client.offer(1, static("local", "a"))
+    async with client.connected():
+        await settle()
+        client.offer(2, static("local", "b"))
+        await settle()
+        assert client.got == ["local=a", "local=b"]
+        assert client.metric("smc_xds_pushes_total", type="Cluster") == 2
+        assert client.metric("smc_xds_resources_sent_total", type="Cluster") == 2
+        assert client.metric("smc_xds_bytes_sent_total", type="Cluster") == 200
+
+
+async def test_a_slow_proxy_is_spared_what_was_replaced_meanwhile() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(1, static("local", "a"))
+    async with client.connected():
+        await settle()
+        for revision in range(2, 100):
+            client.offer(revision, static("local", f"{revision}"))
+            await settle()
+        client.acks = True
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await settle()
+        assert client.got == ["local=a", "local=99"]
+        assert client.session.state == "synced"
+
+
+async def test_a_proxy_that_acks_nothing_costs_two_snapshots_however_much_changes() -> None:
+    client = Client()
+    client.acks = False
+    offered = []
+    async with client.connected():
+        for revision in range(1, 50):
+            snapshot = Snapshot.of([static("local", f"{revision}")])
+            offered.append(weakref.ref(snapshot))
+            client.slot.put(snapshot, revision)
+            del snapshot
+            await settle()
+        assert sum(held() is not None for held in offered) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- ends
+
+
+async def test_a_write_that_takes_too_long_ends_the_stream() -> None:
+    client = Client()
+    client.reads.clear()
+    client.offer(1, static("local"))
+    async with client.connected() as running:
+        await asyncio.sleep(WRITE_DEADLINE - 0.1)
+        assert not running.done()
+        with pytest.raises(Ended, match="did not read for 15 s"):
+            await running
+    assert asyncio.get_running_loop().time() == WRITE_DEADLINE
+
+
+async def test_an_ended_slot_ends_the_stream_with_its_reason() -> None:
+    client = Client()
+    async with client.connected() as running:
+        await settle()
+        client.slot.end("this replica shuts down")
+        with pytest.raises(Ended, match="this replica shuts down"):
+            await running
+
+
+async def test_a_slot_that_ended_before_the_stream_began_sends_nothing() -> None:
+    client = Client()
+    client.offer(1, static("local"))
+    client.slot.end("this replica shuts down")
+    async with client.connected() as running:
+        with pytest.raises(Ended):
+            await running
+    assert client.received == []
+
+
+async def test_the_stream_is_over_when_the_proxy_closes_it() -> None:
+    client = Client()
+    async with client.connected() as running:
+        client.say(None)
+        await running
+
+
+async def test_a_protocol_error_is_told_as_it_is() -> None:
+    client = Client()
+    async with client.connected() as running:
+        client.say(Request(Type.ENDPOINT, ("",)))
+        with pytest.raises(ProtocolError, match="name is empty"):
+            await running
+
+
+async def test_a_protocol_error_in_the_first_request_is_told_as_it_is() -> None:
+    with pytest.raises(ProtocolError):
+        await Client().session.run(Request(Type.ENDPOINT, ("",)))
+
+
+async def test_what_reading_fails_with_is_told_as_it_is() -> None:
+    client = Client()
+    async with client.connected() as running:
+        client.say(PermissionError("another node.id"))
+        with pytest.raises(PermissionError, match=r"another node\.id"):
+            await running
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_cancelling_leaves_no_task_behind(reads: bool) -> None:
+    before = asyncio.all_tasks()
+    client = Client()
+    if not reads:
+        client.reads.clear()
+    client.offer(1, static("local"))
+    async with client.connected() as running:
+        await settle()
+        assert len(asyncio.all_tasks()) > len(before)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert asyncio.all_tasks() == before
+
+
+# ---------------------------------------------------------------------------------------------------- what others see
+
+
+async def test_a_proxy_is_synced_once_it_has_acked_all() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(5, static("local"))
+    async with client.connected():
+        await settle()
+        assert (client.session.state, client.session.revision(5)) == ("pending", 0)
+        assert client.session.laggard() == Laggard(PROXY, "pending", 0)
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await settle()
+        assert (client.session.state, client.session.revision(5)) == ("synced", 5)
+        assert client.session.laggard() is None
+        assert set(client.session.versions) == {"Cluster"}
+
+
+async def test_a_mesh_that_did_not_concern_a_proxy_counts_as_acked() -> None:
+    client = Client()
+    client.offer(5, static("local"))
+    async with client.connected():
+        await settle()
+        assert client.session.revision(80) == 80
+
+
+async def test_what_came_before_the_open_offer_and_did_not_concern_it_counts_as_acked() -> None:
+    client = Client()
+    client.offer(5, static("local", "a"))
+    async with client.connected():
+        await settle()
+        client.acks = False
+        client.offer(81, static("local", "b"))
+        await settle()
+        client.offer(90, static("local", "c"))
+        client.offer(95, static("local", "d"))
+        await settle()
+        assert client.session.revision(95) == 80
+        client.say(Request(Type.CLUSTER, nonce=client.received[-1].nonce))
+        await settle()
+        assert client.session.revision(95) == 94
+
+
+async def test_an_offer_that_was_not_taken_yet_is_not_acked() -> None:
+    client = Client()
+    client.offer(5, static("local", "a"))
+    async with client.connected():
+        await settle()
+        client.offer(6, static("local", "b"))
+        assert client.session.revision(6) == 5, "the stream has had no time to see it"
+        assert client.session.state == "pending"
+        assert client.session.laggard() == Laggard(PROXY, "pending", 5)
+
+
+async def test_an_offer_behind_a_write_that_takes_long_is_not_acked() -> None:
+    client = Client()
+    client.offer(5, static("local"))
+    async with client.connected():
+        await settle()
+        client.reads.clear()
+        client.say(Request(Type.ENDPOINT, ("nobody",)))
+        await settle()
+        client.offer(6, static("local", "b"))
+        await asyncio.sleep(5)
+        assert client.session.revision(6) == 5
+
+
+async def test_after_a_restore_a_lower_revision_is_awaited_like_any_other() -> None:
+    client = Client()
+    client.offer(100, static("local", "a"))
+    async with client.connected():
+        await settle()
+        client.acks = False
+        client.offer(50, static("local", "b"))
+        await settle()
+        assert (client.session.state, client.session.revision(50)) == ("pending", 49)
+        client.say(Request(Type.CLUSTER, nonce=client.received[-1].nonce))
+        await settle()
+        assert (client.session.state, client.session.revision(50)) == ("synced", 50)
+
+
+async def test_a_proxy_that_does_not_answer_is_stalled_and_counted_once() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(5, static("local"))
+    async with client.connected():
+        await asyncio.sleep(STALLED_AFTER - 1)
+        assert client.session.state == "pending"
+        await asyncio.sleep(100)
+        assert client.session.state == "stalled"
+        assert client.session.laggard() == Laggard(PROXY, "stalled", 0)
+        assert client.metric("smc_xds_stalled_total") == 1
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await settle()
+        assert client.session.state == "synced"
+
+
+async def test_a_refusal_is_reported_with_its_suspects_and_its_own_text() -> None:
+    client = Client()
+    old, new = source("old", 3), source("new", 7)
+    client.acks = False
+    client.offer(9, static("local"), Resource(Type.CLUSTER, "bad", b"bad", (old, new)))
+    async with client.connected():
+        await settle()
+        client.refuse("bad: no such thing")
+        await settle()
+        assert client.session.state == "nacked"
+        (nack,) = client.session.nacks
+        assert (nack.proxy, nack.type_url, nack.resources) == (PROXY, Type.CLUSTER.value, ("bad",))
+        assert (nack.text, nack.revision) == ("bad: no such thing", 9)
+        assert nack.suspects == ((new.manifest, 7), (old.manifest, 3))
+        laggard = client.session.laggard()
+        assert laggard is not None
+        assert laggard.reason == "NACKed Cluster bad"
+        assert client.metric("smc_xds_nacks_total", type="Cluster") == 1
+
+
+async def test_the_way_to_the_last_ack_is_measured_from_the_offer() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(5, static("local"))
+    async with client.connected():
+        await asyncio.sleep(4)
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await settle()
+        assert client.metric("smc_convergence_seconds_count") == 1
+        assert client.metric("smc_convergence_seconds_sum") == pytest.approx(4)
+
+
+async def test_that_a_proxy_listens_is_told_once() -> None:
+    client = Client()
+    everything = (
+        cluster("bookstore"),
+        assignment("bookstore"),
+        secret("identity"),
+        listener("inbound", routes=("inbound",)),
+        route("inbound", "bookstore"),
+    )
+    client.offer(1, *everything)
+    async with client.connected():
+        for request in (
+            Request(Type.ENDPOINT, ("bookstore",)),
+            Request(Type.SECRET, ("identity",)),
+            Request(Type.LISTENER),
+            Request(Type.ROUTE, ("inbound",)),
+        ):
+            await settle()
+            assert client.ready == []
+            client.say(request)
+        await settle()
+        assert client.ready == [PROXY]
+        client.offer(2, *everything[:-1], route("inbound", "bookstore", mark="another"))
+        await settle()
+        assert "inbound=another:bookstore" in client.got
+        assert client.ready == [PROXY]
+
+
+# --------------------------------------------------------------------------------------------------------------- spans
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(module, "tracer", provider.get_tracer("test"))
+    return exporter
+
+
+def sampled_build() -> trace.SpanContext:
+    return TracerProvider().get_tracer("test").start_span("smc.build").get_span_context()
+
+
+async def test_a_push_and_its_ack_are_spans_of_the_build_and_the_last_ends_with_the_ack(
+    spans: InMemorySpanExporter,
+) -> None:
+    client, build = Client(), sampled_build()
+    client.acks = False
+    client.slot.put(Snapshot.of([static("local")]), 5, build)
+    async with client.connected():
+        await settle()
+        (push,) = spans.get_finished_spans()
+        assert push.name == "smc.push"
+        assert push.attributes == {telemetry.PROXY: str(PROXY), telemetry.TYPE: "Cluster", telemetry.RESOURCES: 1}
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await settle()
+        _, ack = spans.get_finished_spans()
+        assert (ack.name, dict(ack.attributes or {})[telemetry.REVISION]) == ("smc.ack", 5)
+        for span in (push, ack):
+            assert span.parent is not None
+            assert (span.parent.trace_id, span.parent.span_id) == (build.trace_id, build.span_id)
+
+
+async def test_what_nobody_records_makes_no_span(spans: InMemorySpanExporter) -> None:
+    client = Client()
+    client.slot.put(Snapshot.of([static("local")]), 5, trace.INVALID_SPAN_CONTEXT)
+    async with client.connected():
+        await settle()
+    assert client.got == ["local=1"]
+    assert spans.get_finished_spans() == ()
+
+
+async def test_no_span_is_left_open_when_an_offer_is_replaced_or_the_stream_ends(spans: InMemorySpanExporter) -> None:
+    client = Client()
+    client.acks = False
+    async with client.connected():
+        for revision in range(1, 5):
+            client.slot.put(Snapshot.of([static("local", str(revision))]), revision, sampled_build())
+            await settle()
+    assert sorted(
+        dict(span.attributes or {})[telemetry.REVISION] for span in spans.get_finished_spans() if span.name == "smc.ack"
+    ) == [1, 2, 3, 4]
