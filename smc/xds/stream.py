@@ -288,6 +288,8 @@ class Stream:
         for types in _REMOVED:
             if not self._quiet(Type):
                 return False
+            if types is not _SWITCHED and any(self._subscriptions[type_].refused for type_ in _SWITCHED):
+                return True  # the last good listeners and routes keep what they point to
             for type_ in types:
                 self._subscriptions[type_].remove()
         return self._quiet(Type)
@@ -321,7 +323,7 @@ class Stream:
     def _settle(self, target: Snapshot) -> None:
         self._acked = self._revision
         for type_, subscription in self._subscriptions.items():
-            if subscription.heard and not subscription.refused:
+            if subscription.heard and not (subscription.refused or subscription.to_remove):
                 self._versions[type_] = target.sets.get(type_, EMPTY).version
         self._listening = self._listening or self._is_listening(target)
 

@@ -148,7 +148,7 @@ class Subscription:
         wanted, held, refused = self.wanted(name, target), self.has.get(name), self.refused.get(name)
         if wanted is None:
             self.refused.pop(name, None)
-            if held is not None:
+            if held is not None or (refused is not None and name in self.names):  # then something waits for an answer
                 self.to_remove[name] = None
         elif held is not None and held.version == wanted.version:
             self.has[name] = wanted
@@ -205,6 +205,7 @@ class Subscription:
             yield due
 
     def _compose(self, names: Iterable[str], target: Mapping[str, Resource]) -> tuple[dict[str, Resource], list[str]]:
+        """What is refused is not sent again: whoever asks gets the last good one, or nothing if its body is unknown."""
         resources: dict[str, Resource] = {}
         removed: list[str] = []
         for name in names:
@@ -241,7 +242,7 @@ class Subscription:
         """The names that the client refuses. Those of which that is not certain are tried again by themselves."""
         names = flight.names
         blamed = accused(nack.text, names) if len(names) > 1 else names
-        if not blamed:
+        if names and not blamed:
             half = len(names) // 2
             self._apart += [names[half:], names[:half]]
             return ()

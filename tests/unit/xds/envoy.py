@@ -1,0 +1,155 @@
+"""An Envoy in miniature: what it asks for, when it answers, and what breaks in it if it is told things out of order."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from smc.xds.snapshot import Resource, Type
+from smc.xds.stream import Request, Response
+from smc.xds.subscription import empty_route
+from tests.unit.xds.resources import BAD, CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, clusters_of
+
+
+class Broken(AssertionError):
+    """A request would have failed."""
+
+
+@dataclass
+class Envoy:
+    """Survives its streams: `connect` begins one, `requests` is what it has to say on it.
+
+    As seen of Envoy: a Cluster that is new or changed warms until its assignment and secrets arrive, anew for a
+    changed one, and until then the answer to Clusters is withheld. Listeners are asked for once no Cluster warms; a
+    listener that is new or changed warms until its routes are there, and the old one serves meanwhile. Of Clusters and
+    listeners in one response the good ones are taken and the bad ones named; of other types the first bad one ends it.
+    """
+
+    has: dict[Type, dict[str, Resource]] = field(default_factory=lambda: {type_: {} for type_ in Type})
+    refused: dict[Type, dict[str, str]] = field(default_factory=lambda: {type_: {} for type_ in Type})
+    """Name -> version."""
+    requests: deque[Request] = field(default_factory=deque)
+    told: int = 0
+    """Resources on this stream."""
+
+    def __post_init__(self) -> None:
+        self._names: dict[Type, dict[str, None]] = {type_: {} for type_ in Type}
+        self._warming: dict[str, set[tuple[Type, str]]] = {}
+        self._withheld: deque[Request] = deque()
+        self._listens = False
+
+    def connect(self) -> None:
+        self.requests.clear()
+        self._withheld.clear()
+        self._warming.clear()
+        self.told = 0
+        for refused in self.refused.values():
+            refused.clear()
+        for type_ in (CLUSTER, ENDPOINT, SECRET, *((LISTENER, ROUTE) if self._listens else ())):
+            names = tuple(self._names[type_])
+            if names or type_ in (CLUSTER, LISTENER):
+                had = {name: resource.version for name, resource in self.has[type_].items()}
+                self.requests.append(Request(type_, names, initial=had))
+
+    def hear(self, response: Response) -> None:
+        """Take in a response, and say what follows from it.
+
+        Raises:
+            Broken: traffic would have failed.
+        """
+        self.told += len(response.resources)
+        type_, errors = response.type, []
+        for resource in response.resources:
+            if BAD in resource.body.decode():
+                self.refused[type_][resource.name] = resource.version
+                errors.append(f"{resource.name}: it is bad")
+                if type_ not in (CLUSTER, LISTENER):
+                    errors = ["something is bad"]  # and the rest is dropped
+                    break
+            else:
+                self.refused[type_].pop(resource.name, None)
+                self._take(resource)
+        for name in response.removed:
+            self.refused[type_].pop(name, None)
+            self._drop(type_, name)
+        error = ", ".join(errors) if errors else None
+        answer = Request(type_, nonce=response.nonce, error=error)
+        (self._withheld if type_ is CLUSTER else self.requests).append(answer)
+        self._settle()
+        self._check()
+
+    def patience_ends(self) -> None:
+        """15 s: what still warms is used as it is."""
+        self._warming.clear()
+        self._settle()
+
+    @property
+    def wanted(self) -> dict[Type, dict[str, None]]:
+        return self._names
+
+    def _take(self, resource: Resource) -> None:
+        type_, name = resource.type, resource.name
+        if type_ is ROUTE and name not in self._names[ROUTE]:
+            return
+        before = self.has[type_].get(name)
+        if type_ in (ENDPOINT, SECRET, ROUTE) and name not in self._names[type_]:
+            return
+        self.has[type_][name] = resource
+        if type_ is CLUSTER and (before is None or before.version != resource.version):
+            self._warming[name] = {
+                key for key in resource.warms if key[0] is ENDPOINT or key[1] not in self.has[key[0]]
+            }
+            self._ask(resource.warms)
+        elif type_ is LISTENER:
+            self._ask(resource.warms)
+            self._give_up(ROUTE)
+        self._warmed(type_, name)
+
+    def _drop(self, type_: Type, name: str) -> None:
+        if type_ is ROUTE:
+            raise Broken(f"route {name} is removed, and the listener that waits for it waits for ever")
+        had = self.has[type_].pop(name, None)
+        self._warmed(type_, name)
+        if had is not None and type_ is CLUSTER:
+            self._warming.pop(name, None)
+            self._give_up(ENDPOINT)
+        elif had is not None and type_ is LISTENER:
+            self._give_up(ROUTE)
+
+    def _ask(self, keys: tuple[tuple[Type, str], ...]) -> None:
+        for type_, name in keys:
+            if name not in self._names[type_]:
+                self._names[type_][name] = None
+                self.requests.append(Request(type_, (name,)))
+
+    def _give_up(self, type_: Type) -> None:
+        """What nothing names any more."""
+        owner = CLUSTER if type_ is ENDPOINT else LISTENER
+        named = {name for found in self.has[owner].values() for of, name in found.warms if of is type_}
+        if gone := tuple(name for name in self._names[type_] if name not in named):
+            for name in gone:
+                del self._names[type_][name]
+                self.has[type_].pop(name, None)
+                self.refused[type_].pop(name, None)
+            self.requests.append(Request(type_, unsubscribe=gone))
+
+    def _warmed(self, type_: Type, name: str) -> None:
+        for missing in self._warming.values():
+            missing.discard((type_, name))
+
+    def _settle(self) -> None:
+        self._warming = {name: missing for name, missing in self._warming.items() if missing}
+        if not self._warming:
+            self.requests.extend(self._withheld)
+            self._withheld.clear()
+            if not self._listens:
+                self._listens = True
+                self.requests.append(Request(LISTENER))
+
+    def _check(self) -> None:
+        for name, route in self.has[ROUTE].items():
+            if route.body == empty_route(name).body:
+                continue
+            for cluster in clusters_of(route):
+                if cluster not in self.has[CLUSTER] and cluster not in self.refused[CLUSTER]:
+                    raise Broken(f"route {name} sends traffic to {cluster}, which is not there: 503")

@@ -1,0 +1,192 @@
+"""Whatever is offered, answered, refused and cut off, in any order: no request fails, and all end with the newest."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from smc.xds.snapshot import Resource, Snapshot, Type
+from smc.xds.stream import Request, Response, Stream
+from smc.xds.subscription import empty_route
+from tests.unit.xds.envoy import Envoy
+from tests.unit.xds.resources import (
+    BAD,
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    SECRET,
+    assignment,
+    cluster,
+    listener,
+    route,
+    secret,
+)
+
+NAMES = ("a", "b", "c", "d")
+BODIES = st.sampled_from(("1", "2", "3", f"{BAD}1", f"{BAD}2"))
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """Consistent ones: a route sends traffic to Clusters that are there, a listener's routes are there."""
+    clusters = draw(st.sets(st.sampled_from(NAMES)))
+    found: list[Resource] = [secret("identity", draw(BODIES))]
+    for name in sorted(clusters):
+        found.append(cluster(name, draw(BODIES), secrets=("identity",)))
+        if draw(st.integers(0, 9)):
+            found.append(assignment(name, draw(BODIES)))
+    for name in sorted(draw(st.sets(st.sampled_from(("in", "out", "more"))))):
+        behind = draw(st.lists(st.sampled_from(sorted(clusters)), unique=True)) if clusters else []
+        found.append(route(name, *behind, mark=draw(BODIES)))
+        found.append(listener(name, draw(BODIES)))
+    return Snapshot.of(found)
+
+
+class Streams(RuleBasedStateMachine):
+    """One Envoy, whose responses and requests take their time on the wire, and moves between replicas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.envoy = Envoy()
+        self.now = 0.0
+        self.snapshot = Snapshot()
+        self.revision = 0
+        self.in_flight: dict[Type, str] = {}
+        self.responses: deque[Response] = deque()
+        self._connect()
+
+    def _connect(self) -> None:
+        self.stream = Stream()
+        self.in_flight.clear()
+        self.responses.clear()
+        self.envoy.connect()
+        self.stream.offer(self.snapshot, self.revision)
+
+    def _send(self) -> None:
+        for response in self.stream.to_send(self.now):
+            assert response.type not in self.in_flight, "two in flight"
+            assert response.resources or response.removed or response.nonce == "1", "says nothing"
+            assert len({r.name for r in response.resources}.union(response.removed)) == len(response.resources) + len(
+                response.removed
+            )
+            self.in_flight[response.type] = response.nonce
+            self.responses.append(response)
+
+    @rule(snapshot=snapshots())
+    def the_mesh_changes(self, snapshot: Snapshot) -> None:
+        self.snapshot, self.revision = snapshot, self.revision + 1
+        self.stream.offer(snapshot, self.revision)
+        self._send()
+
+    @rule(data=st.data())
+    def endpoints_change(self, data: st.DataObject) -> None:
+        changed = [
+            assignment(r.name, data.draw(BODIES)) if r.type is ENDPOINT else r
+            for type_ in Type
+            for r in self.snapshot.of_type(type_).values()
+        ]
+        self.the_mesh_changes(Snapshot.of(changed))
+
+    @precondition(lambda self: self.responses)
+    @rule(count=st.integers(1, 3))
+    def a_response_arrives(self, count: int) -> None:
+        for _ in range(min(count, len(self.responses))):
+            self.envoy.hear(self.responses.popleft())
+
+    @precondition(lambda self: self.envoy.requests)
+    @rule(count=st.integers(1, 3))
+    def a_request_arrives(self, count: int) -> None:
+        for _ in range(min(count, len(self.envoy.requests))):
+            request = self.envoy.requests.popleft()
+            if self.in_flight.get(request.type) == request.nonce:
+                del self.in_flight[request.type]
+            self.stream.receive(request, self.now)
+            self._send()
+
+    @precondition(lambda self: self.envoy.requests)
+    @rule()
+    def a_late_answer_arrives_first(self) -> None:
+        self.stream.receive(Request(self.envoy.requests[0].type, nonce="0", error="late"), self.now)
+        self._send()
+
+    @rule()
+    def it_comes_back_to_another_replica(self) -> None:
+        self._connect()
+
+    @rule(seconds=st.sampled_from((0.01, 0.5, 1.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self._send()
+
+    @invariant()
+    def acked_is_never_ahead(self) -> None:
+        assert self.stream.acked <= self.stream.target == self.revision
+
+    def _exchange(self) -> None:
+        """Until nobody has anything to say."""
+        for _ in range(1_000):
+            self._send()
+            if self.responses:
+                self.a_response_arrives(1)
+            elif self.envoy.requests:
+                self.a_request_arrives(1)
+            elif (deadline := self.stream.deadline) is not None and not self.in_flight:
+                self.now = deadline
+            elif self.in_flight.keys() == {CLUSTER} and (self.envoy.refused[ENDPOINT] or self.envoy.refused[SECRET]):
+                self.now += 15
+                self.envoy.patience_ends()
+            else:
+                return
+        raise AssertionError("they talk for ever")
+
+    def teardown(self) -> None:
+        self._exchange()
+        assert not self.in_flight, "an Envoy waits for what it is not sent"
+        self._check_that_it_has_everything()
+        self.envoy.connect()
+        refused = sum(len(names) for names in self.envoy.refused.values())
+        self._connect()
+        self._exchange()
+        refused = sum(len(names) for names in self.envoy.refused.values())
+        if not refused:
+            assert self.envoy.told == 0, "it was sent what it had"
+        self._check_that_it_has_everything()
+
+    def _check_that_it_has_everything(self) -> None:
+        assert self.stream.acked == self.revision
+        refused = {(r.type, name) for r in self.stream.refusals for name in r.names}
+        assert refused == {
+            (type_, name)
+            for type_ in Type
+            for name, resource in self.snapshot.of_type(type_).items()
+            if self.envoy.refused[type_].get(name) == resource.version
+        }
+        routes_refused = any(type_ in (LISTENER, ROUTE) for type_, _ in refused)
+        for type_ in Type:
+            wanted = {
+                name: resource.version
+                for name, resource in self.snapshot.of_type(type_).items()
+                if type_ in (CLUSTER, LISTENER) or name in self.envoy.wanted[type_]
+            }
+            if type_ is ROUTE:
+                wanted = {name: empty_route(name).version for name in self.envoy.wanted[ROUTE]} | wanted
+            has = {name: resource.version for name, resource in self.envoy.has[type_].items()}
+            for of, name in refused:
+                if of is type_:
+                    assert BAD in self.snapshot.of_type(type_)[name].body.decode()
+                    wanted.pop(name, None)
+                    has.pop(name, None)
+            if routes_refused and type_ in (CLUSTER, ENDPOINT, SECRET):
+                has = {name: version for name, version in has.items() if name in wanted}
+            assert has == wanted, type_.name
+        if not any(BAD in r.body.decode() for type_ in (LISTENER, ROUTE, SECRET) for r in
+                   self.snapshot.of_type(type_).values()):  # fmt: skip
+            assert self.stream.listening or not self.snapshot.of_type(LISTENER) or not self.snapshot.of_type(CLUSTER)
+
+
+TestStreams = Streams.TestCase
+TestStreams.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
