@@ -1,12 +1,11 @@
-"""The mesh at a revision: every record joined, indexed and compiled, and nothing rebuilt that did not change."""
+"""What a build makes: the Mesh, and in it each proxy with exactly what it is configured from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from cluster.kv import View
-from smc.manifests import Manifest, PolicyApi
+from smc.manifests import Manifest
 from smc.model import Identity, Inbound, MeshConfig, Name, Outbound, Policy, Problem, Workload
 from smc.records import BundleRecord, CertificateRecord, QuarantineRecord
 
@@ -23,6 +22,7 @@ class Proxy:
     certificate: CertificateRecord | None
     """None: the leader has not issued it yet."""
     quarantined: tuple[QuarantineRecord, ...] = ()
+    """What is left out for it now: a quarantine ends with that version of the manifest. Sorted by manifest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,20 +39,14 @@ class Mesh:
     manifests: Mapping[str, Manifest]
     """By id, `<group>/<kind>/<namespace>/<name>`."""
     problems: Mapping[str, tuple[Problem, ...]]
-    """By manifest."""
+    """By manifest. What is wrong with a record that is no manifest is under `<source>:<table>/<namespace>/<name>` for
+    an informer's, and under the key below the mesh's root for any other.
+    """
     identities: frozenset[Identity]
     """Every identity that a workload has: what the leader issues certificates for. Its order reaches no wire."""
     synced: frozenset[str]
     """The sources that were observed whole."""
     affected: frozenset[Name]
     """The proxies that are new, gone, or whose Proxy, config or bundle is another object than in the Mesh before."""
-
-
-def build(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) -> Mesh:
-    """Make the Mesh at `view`; whatever `view.changed` does not touch is the same object as in `previous`.
-
-    A Mesh built step by step and one built from nothing at the same View generate equal bytes. With no `previous`, or
-    with one of another generation of the store, everything is built. One bad record hurts only itself: it becomes a
-    Problem.
-    """
-    raise NotImplementedError
+    stages: object = field(default=None, repr=False)
+    """What the next build goes on from; nothing to anybody else."""

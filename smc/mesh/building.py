@@ -1,0 +1,124 @@
+"""Where the stages come together: from a View to the Mesh at its revision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from cluster.kv import View
+from smc.manifests import PolicyApi
+from smc.mesh.callers import Callers
+from smc.mesh.compiled import Compiled
+from smc.mesh.nouns import Mesh
+from smc.mesh.permissions import Permissions
+from smc.mesh.problems import Problems
+from smc.mesh.proxies import Proxies
+from smc.mesh.reading import Records
+from smc.mesh.served import Served
+from smc.mesh.sources import Sources
+from smc.mesh.splits import Splits
+from smc.mesh.tables import Tables
+
+
+@dataclass(slots=True)
+class _Stages(Tables):
+    records: Records = field(default_factory=Records)
+    sources: Sources = field(default_factory=Sources)
+    served: Served = field(default_factory=Served)
+    compiled: Compiled = field(default_factory=Compiled)
+    splits: Splits = field(default_factory=Splits)
+    permissions: Permissions = field(default_factory=Permissions)
+    callers: Callers = field(default_factory=Callers)
+    proxies: Proxies = field(default_factory=Proxies)
+    problems: Problems = field(default_factory=Problems)
+
+    def update(self, view: View, policies: Sequence[PolicyApi]) -> None:
+        """Bring every stage to the View; raises as `Records.update`."""
+        self.records.update(view, self.problems)
+        self.sources.update(self.records, self.problems)
+        self.served.update(self.records, self.sources)
+        self.compiled.update(self.records, policies, self.problems)
+        self.splits.update(self.compiled, self.served, self.problems)
+        self.permissions.update(self.compiled, self.sources, self.problems)
+        self.proxies.update(
+            self.records,
+            self.sources,
+            self.served,
+            self.splits,
+            self.permissions,
+            self.callers,
+            self.problems,
+        )
+        self.problems.gather()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the next build goes on from, and what it must have in common with this one."""
+
+    cluster_id: int
+    generation: int
+    policies: tuple[PolicyApi, ...]
+    stages: _Stages
+
+
+def build(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) -> Mesh:
+    """Make the Mesh at `view`; whatever `view.changed` does not touch is the same object as in `previous`.
+
+    A Mesh built step by step and one built from nothing at the same View generate equal bytes. With no `previous`, or
+    with one of another generation of the store, everything is built. One bad record hurts only itself: it becomes a
+    Problem. `previous` stays as it is, also when this fails.
+
+    Raises:
+        NotFound: the store has no record of a mesh: whose mesh this is, is not known.
+        UnreadableRecord: that record, or the bundle of roots, cannot be read. To tell the proxies less than before
+            would cut them off, so the Mesh before stays.
+    """
+    before = _stages(previous, view, policies)
+    if before is not None:
+        stages = before.fork()
+        stages.update(view, policies)
+    if before is None or stages.records.mesh.changed:
+        before = None
+        stages = _Stages()
+        stages.update(
+            View(view.cluster_id, view.generation, view.revision, view.items, frozenset(view.items)), policies
+        )
+    return _mesh(previous, before is not None, stages, view, policies)
+
+
+def _stages(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) -> _Stages | None:
+    """What to go on from; None: everything is built."""
+    kept = previous.stages if previous is not None else None
+    if not isinstance(kept, _Kept):
+        return None
+    same = (kept.cluster_id, kept.generation, kept.policies) == (view.cluster_id, view.generation, tuple(policies))
+    return kept.stages if same else None
+
+
+def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, policies: Sequence[PolicyApi]) -> Mesh:
+    records, proxies = stages.records, stages.proxies.proxies
+    config, identities = records.config, stages.permissions.identities
+    if previous is not None and previous.config == config:
+        config = previous.config
+    if step and previous is not None and config is previous.config and records.bundle is previous.bundle:
+        affected = frozenset(proxies.changed)
+    else:
+        affected = frozenset(proxies.rows).union(previous.proxies if previous is not None else ())
+    return Mesh(
+        revision=view.revision,
+        mesh_id=records.the_mesh.mesh_id,
+        trust_domain=records.the_mesh.trust_domain,
+        config=config,
+        bundle=records.bundle,
+        proxies=MappingProxyType(proxies.rows),
+        manifests=MappingProxyType(records.manifests.rows),
+        problems=MappingProxyType(stages.problems.by_manifest.rows),
+        identities=identities.keys()
+        if previous is None or not step or identities.has_other_keys()
+        else previous.identities,
+        synced=frozenset(records.synced.rows),
+        affected=affected,
+        stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.fork()),
+    )

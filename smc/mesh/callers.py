@@ -1,0 +1,109 @@
+"""The seventh stage: what the proxies know of the services they call.
+
+Proxies that know the same share one Outbound, so a changed endpoint costs one object for each group of proxies that may
+reach its service, however many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+from smc.mesh.served import Served
+from smc.mesh.splits import Destinations, Splits
+from smc.mesh.tables import Index, Table, Tables, kept
+from smc.model import Name, Outbound
+
+
+class Group(NamedTuple):
+    """What decides which Outbound a proxy has."""
+
+    namespace: str
+    reachable: tuple[Name, ...] | None
+    """Sorted; None: every service."""
+    whole: tuple[Name, ...]
+    """The services whose split is left out for these proxies, sorted."""
+
+
+@dataclass(slots=True)
+class Callers(Tables):
+    outbounds: Table[Group, Outbound] = field(default_factory=Table)
+    groups: Table[Name, Group] = field(default_factory=Table)
+    """proxy -> its group"""
+    members: Index[Group, Name] = field(default_factory=Index)
+
+    watching: Index[Name | None, Group] = field(default_factory=Index)
+    """service -> the groups that it concerns; None -> those that reach every service"""
+    watched: Table[Group, tuple[Name | None, ...]] = field(default_factory=Table)
+    everything: Table[str, tuple[Any, ...]] = field(default_factory=Table)
+    """The parts of the Outbound of whoever reaches every service and has no split left out."""
+
+    def assign(self, proxy: Name, group: Group | None) -> None:
+        """Put a proxy into a group; None: it is gone."""
+        before = self.groups.get(proxy)
+        self.groups.put(proxy, group)
+        self.members.move(proxy, [before] if before else (), [group] if group else ())
+
+    def update(self, served: Served, splits: Splits) -> None:
+        """Bring the Outbounds up to date, after every `assign`."""
+        for part, table in (
+            ("upstreams", served.upstreams),
+            ("assignments", served.assignments),
+            ("destinations", splits.destinations),
+        ):
+            if table.changed:
+                self.everything.put(part, _joined(table.rows.values()))
+        touched: dict[Group, None] = {}
+        for proxy in self.groups.changed:
+            for group in (self.groups.was(proxy), self.groups.get(proxy)):
+                if group is not None and (group in self.members) != (group in self.outbounds):
+                    touched[group] = None
+        services = (
+            *served.upstreams.changed,
+            *served.assignments.changed,
+            *splits.destinations.changed,
+            *splits.unsplit.changed,
+        )
+        for service in (None, *dict.fromkeys(services)) if services else ():
+            touched.update(dict.fromkeys(self.watching.of(service)))
+        for group in touched:
+            there = group in self.members
+            outbound, watched = self._outbound(group, served, splits) if there else (None, ())
+            self.watching.move(group, self.watched.get(group) or (), watched)
+            self.watched.put(group, watched or None)
+            self.outbounds.put(group, kept(self.outbounds.get(group), outbound))
+
+    def _outbound(self, group: Group, served: Served, splits: Splits) -> tuple[Outbound, tuple[Name | None, ...]]:
+        """What the group knows, and what it has to be told of when it changes."""
+        if group.reachable is None:
+            upstreams, assignments, destinations = (
+                self.everything.get(part) or () for part in ("upstreams", "assignments", "destinations")
+            )
+            if group.whole:
+                rows = dict(splits.destinations.rows)
+                rows.update((name, splits.unsplit[name]) for name in group.whole if name in rows)
+                destinations = _joined(rows.values())
+            return Outbound(group.namespace, upstreams, assignments, destinations), (None,)
+        found: list[Destinations] = []
+        for name in group.reachable:
+            table = splits.unsplit if name in group.whole else splits.destinations
+            found.append(table.get(name) or ())
+        destinations = _joined(found)
+        targets = sorted({target.service for d in destinations for target in d.targets})
+        watched = tuple(sorted({*group.reachable, *targets}))
+        used = {(target.service, target.port) for d in destinations for target in d.targets}
+        return (
+            Outbound(
+                group.namespace,
+                tuple(u for name in targets for u in served.upstreams[name] if (name, u.port) in used),
+                tuple(a for name in targets for a in served.assignments[name] if (name, a.port) in used),
+                destinations,
+            ),
+            watched,
+        )
+
+
+def _joined(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(chain.from_iterable(rows))

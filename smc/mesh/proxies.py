@@ -1,0 +1,237 @@
+"""The last stage: each proxy, with what it knows of its callees, its own ports, its policy and its certificate."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from smc.mesh.callers import Callers, Group
+from smc.mesh.nouns import Proxy
+from smc.mesh.permissions import NOBODY, Permissions
+from smc.mesh.problems import Problems
+from smc.mesh.reading import Records
+from smc.mesh.served import Served, ports_of
+from smc.mesh.sources import Sources
+from smc.mesh.splits import Splits
+from smc.mesh.tables import Index, Table, Tables, kept
+from smc.model import Inbound, Name, Permission, Policy, Problem, Protocol, Workload
+from smc.records import QuarantineRecord
+
+Version = tuple[str, int]
+"""(manifest, mod_revision)"""
+
+
+@dataclass(slots=True)
+class Proxies(Tables):
+    proxies: Table[Name, Proxy] = field(default_factory=Table)
+    inbounds: Table[Name, tuple[Inbound, ...]] = field(default_factory=Table)
+    """workload -> its ports"""
+    quarantined: Table[Name, tuple[QuarantineRecord, ...]] = field(default_factory=Table)
+    """proxy -> the quarantines that count: those of what its manifest is now"""
+
+    quarantines: Index[Name, Version] = field(default_factory=Index)
+    """proxy -> what is quarantined for it, whether it counts or not"""
+    refusing: Index[str, Name] = field(default_factory=Index)
+    """manifest -> the proxies that have a quarantine of it"""
+
+    def update(
+        self,
+        records: Records,
+        sources: Sources,
+        served: Served,
+        splits: Splits,
+        permissions: Permissions,
+        callers: Callers,
+        problems: Problems,
+    ) -> None:
+        touched = dict.fromkeys(sources.workloads.changed)
+        touched.update(self._quarantine(records, sources, splits, problems))
+        for name in touched:
+            callers.assign(name, self._group(sources.workloads.get(name), splits, self.quarantined.get(name) or ()))
+        callers.update(served, splits)
+        self._listen(sources, served, problems)
+        self._report_unready(records, sources, served, permissions, problems)
+
+        touched.update(self.inbounds.changed)
+        for identity in dict.fromkeys((*permissions.policies.changed, *records.certificates.changed)):
+            touched.update(dict.fromkeys(permissions.identities.of(identity)))
+        for name in touched:
+            self.proxies.put(name, self._proxy(name, records, sources, permissions, callers))
+        alone = set(touched)
+        for group in callers.outbounds.changed:
+            outbound = callers.outbounds.get(group)
+            if outbound is not None:  # of the others only this differs
+                rows = self.proxies.rows
+                self.proxies.put_new(
+                    {
+                        name: Proxy(was.workload, outbound, was.inbound, was.policy, was.certificate, was.quarantined)
+                        for name in callers.members.of(group) - alone
+                        for was in (rows[name],)
+                    }
+                )
+
+    # --------------------------------------------------------------------------------------------------- quarantines
+
+    def _quarantine(self, records: Records, sources: Sources, splits: Splits, problems: Problems) -> dict[Name, None]:
+        """Decide which quarantines count; returns the proxies for which that may make a difference."""
+        proxies: dict[Name, None] = {}
+        manifests: dict[str, None] = {}
+        for proxy, manifest, revision in records.quarantines.changed:
+            if (proxy, manifest, revision) in records.quarantines:
+                self.quarantines.add(proxy, (manifest, revision))
+            else:
+                self.quarantines.discard(proxy, (manifest, revision))
+            if any(known == manifest for known, _ in self.quarantines.of(proxy)):
+                self.refusing.add(manifest, proxy)
+            else:
+                self.refusing.discard(manifest, proxy)
+            proxies[proxy] = None
+            manifests[manifest] = None
+        for manifest in records.manifests.changed:
+            proxies.update(dict.fromkeys(self.refusing.of(manifest)))
+        for root in splits.splits.changed:  # another split may count now, which nobody wrote anew
+            for split in (splits.splits.was(root), splits.splits.get(root)):
+                proxies.update(dict.fromkeys(self.refusing.of(split.manifest)) if split is not None else {})
+        for proxy in dict.fromkeys((*proxies, *sources.workloads.changed)):
+            counting = self._counting(proxy, records) if proxy in sources.workloads else ()
+            self.quarantined.put(proxy, counting or None)
+        for proxy in self.quarantined.changed:
+            for record in (*(self.quarantined.was(proxy) or ()), *(self.quarantined.get(proxy) or ())):
+                manifests[record.manifest] = None
+        for manifest in manifests:
+            problems.report("quarantine", manifest, self._refused(manifest))
+        return {proxy: None for proxy in proxies if proxy in sources.workloads}
+
+    def _counting(self, proxy: Name, records: Records) -> tuple[QuarantineRecord, ...]:
+        return tuple(
+            records.quarantines[proxy, manifest, revision]
+            for manifest, revision in sorted(self.quarantines.of(proxy))
+            if (found := records.manifests.get(manifest)) is not None and found.mod_revision == revision
+        )
+
+    def _refused(self, manifest: str) -> Iterable[Problem]:
+        found = [
+            record
+            for proxy in sorted(self.refusing.of(manifest))
+            for record in self.quarantined.get(proxy) or ()
+            if record.manifest == manifest
+        ]
+        if found:
+            others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            message = f"it is left out for proxy {found[0].proxy}{others}, which refuses it: {found[0].reason}"
+            yield Problem(manifest, "Quarantined", message)
+
+    def _group(
+        self, workload: Workload | None, splits: Splits, quarantined: tuple[QuarantineRecord, ...]
+    ) -> Group | None:
+        if workload is None:
+            return None
+        reachable = tuple(sorted(set(workload.reachable))) if workload.reachable is not None else None
+        left_out = _versions(quarantined)
+        whole = sorted(
+            root
+            for manifest, revision in left_out
+            for root in splits.by_manifest.of(manifest)
+            if splits.splits[root].mod_revision == revision
+        )
+        return Group(workload.name.namespace, reachable, tuple(whole))
+
+    # ------------------------------------------------------------------------------------------------------- inbound
+
+    def _listen(self, sources: Sources, served: Served, problems: Problems) -> None:
+        touched = dict.fromkeys((*served.backing.changed, *sources.workloads.changed, *sources.origins.changed))
+        for service in sources.services.changed:
+            touched.update(dict.fromkeys(e.workload for e in sources.endpoints.get(service) or ()))
+        for name in touched:
+            found: list[Problem] = []
+            inbounds = self._inbounds(name, sources, served, found) if name in sources.workloads else ()
+            self.inbounds.put(name, inbounds or None)
+            problems.report("inbound", name, found)
+
+    def _inbounds(self, name: Name, sources: Sources, served: Served, found: list[Problem]) -> tuple[Inbound, ...]:
+        leading: defaultdict[int, dict[tuple[Name, int], Protocol]] = defaultdict(dict)
+        for service_name, ports in (served.backing.get(name) or {}).items():
+            service = sources.services.get(service_name)
+            targets = dict(reversed(ports))
+            for port in ports_of(service) if service is not None else ():
+                if port.number in targets:
+                    leading[targets[port.number]][service_name, port.number] = port.protocol
+        before = {inbound.port: inbound for inbound in self.inbounds.get(name) or ()}
+        inbounds = []
+        for app_port, services in sorted(leading.items()):
+            first, *others = sorted(services)
+            protocol = services[first]
+            inbounds.append(kept(before.get(app_port), Inbound(app_port, protocol, (first, *others))))
+            for service_name, number in others:
+                other = services[service_name, number]
+                if other is not protocol:
+                    message = (
+                        f"by service {first[0]} port {first[1]} port {app_port} of {name} speaks {protocol.value}, and "
+                        f"by service {service_name} port {number} {other.value}: the first counts; make them equal"
+                    )
+                    found.append(Problem(sources.origins[name], "ProtocolConflict", message))
+        return tuple(inbounds)
+
+    # ----------------------------------------------------------------------------------------------------- readiness
+
+    def _report_unready(
+        self, records: Records, sources: Sources, served: Served, permissions: Permissions, problems: Problems
+    ) -> None:
+        """A workload that backs a service gets no traffic before its proxy is there and can prove who it is."""
+        touched = dict.fromkeys(
+            (
+                *served.backing.changed,
+                *sources.workloads.changed,
+                *sources.origins.changed,
+                *records.ready.changed,
+            )
+        )
+        for identity in records.certificates.appeared_or_went():
+            touched.update(dict.fromkeys(permissions.identities.of(identity)))
+        for name in touched:
+            workload = sources.workloads.get(name)
+            missing = ""
+            if workload is not None and name in served.backing:
+                if workload.identity not in records.certificates:
+                    missing = f"its identity {workload.identity} has no certificate yet: the leader issues it"
+                elif name not in records.ready:
+                    missing = "its proxy has not taken its configuration yet: start it, or see what it says"
+            message = f"workload {name} gets no traffic: {missing}"
+            problems.report("ready", name, [Problem(sources.origins[name], "NotReady", message)] if missing else ())
+
+    # ------------------------------------------------------------------------------------------------------- the proxy
+
+    def _proxy(
+        self, name: Name, records: Records, sources: Sources, permissions: Permissions, callers: Callers
+    ) -> Proxy | None:
+        workload = sources.workloads.get(name)
+        if workload is None:
+            return None
+        before = self.proxies.get(name)
+        quarantined = self.quarantined.get(name) or ()
+        policy = permissions.policies.get(workload.identity) or NOBODY
+        left_out = _versions(quarantined)
+        left = tuple(p for p in policy.permissions if not _is_of(p, left_out))
+        if left != policy.permissions:
+            policy = kept(before.policy if before is not None else None, Policy(left))
+        outbound = callers.outbounds[callers.groups[name]]
+        now = Proxy(
+            workload,
+            kept(before.outbound, outbound) if before is not None else outbound,
+            self.inbounds.get(name) or (),
+            policy,
+            records.certificates.get(workload.identity),
+            quarantined,
+        )
+        return kept(before, now)
+
+
+def _versions(quarantined: Iterable[QuarantineRecord]) -> frozenset[Version]:
+    return frozenset((record.manifest, record.mod_revision) for record in quarantined)
+
+
+def _is_of(permission: Permission, versions: AbstractSet[Version]) -> bool:
+    """Whether the permission was compiled from one of these."""
+    return (permission.manifest, permission.mod_revision) in versions or not versions.isdisjoint(permission.also)

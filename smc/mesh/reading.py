@@ -1,0 +1,178 @@
+"""The first stage: the records of a View, each read once and again only when its key changes.
+
+A record that cannot be read is as good as not there, and a Problem says so. Only what the whole mesh hangs on is never
+taken for absent: without it there is no Mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cluster.kv import KeyValue, View
+from smc.errors import NotFound
+from smc.manifests import MESH_WIDE, OWN_KINDS, InvalidManifest, Manifest, noun
+from smc.manifests.own import GROUP, MESH_CONFIG_NAME
+from smc.mesh.problems import Problems, invalid
+from smc.mesh.tables import Table, Tables
+from smc.model import Egress, Endpoint, Endpoints, Identity, MeshConfig, Name, Problem, Service, Workload
+from smc.records import (
+    REGISTERED,
+    BundleRecord,
+    CertificateRecord,
+    ManifestRecord,
+    MeshRecord,
+    QuarantineRecord,
+    SyncedRecord,
+    UnreadableRecord,
+    decode,
+)
+
+OWN: Final = ""
+"""The source of Services and Workloads that were applied as manifests; it sorts before every informer's name."""
+
+DEFAULTS: Final = MeshConfig()
+CLOSED: Final = MeshConfig(egress=Egress.DENY)
+"""What counts while the MeshConfig cannot be read: it may have denied what the defaults allow."""
+
+Offered = tuple[str, Name]
+"""(source, name)"""
+Quarantined = tuple[Name, str, int]
+"""(proxy, manifest, mod_revision)"""
+
+_ONE: Final = "the one"
+
+
+def manifest_of(source: str, table: str, name: Name) -> str:
+    """Where the Problems of a source's object are told: at its manifest, or else at its place in the registry."""
+    return f"{source}:{table}/{name}" if source != OWN else f"{GROUP}/{_KIND_OF[table]}/{name}"
+
+
+@dataclass(slots=True)
+class Records(Tables):
+    mesh: Table[str, MeshRecord] = field(default_factory=Table)
+    bundles: Table[str, BundleRecord] = field(default_factory=Table)
+    configs: Table[str, MeshConfig] = field(default_factory=Table)
+    manifests: Table[str, Manifest] = field(default_factory=Table)
+    services: Table[Offered, Service] = field(default_factory=Table)
+    workloads: Table[Offered, Workload] = field(default_factory=Table)
+    endpoints: Table[Offered, tuple[Endpoint, ...]] = field(default_factory=Table)
+    synced: Table[str, SyncedRecord] = field(default_factory=Table)
+    ready: Table[Name, bool] = field(default_factory=Table)
+    """That the key exists is all that it says."""
+    certificates: Table[Identity, CertificateRecord] = field(default_factory=Table)
+    quarantines: Table[Quarantined, QuarantineRecord] = field(default_factory=Table)
+
+    def update(self, view: View, problems: Problems) -> None:
+        """Read what changed.
+
+        Raises:
+            NotFound: there is no record `mesh`.
+            UnreadableRecord: the record `mesh`, or the bundle of roots, cannot be read: without them nothing can be
+                said to anybody, and to say less than before would be wrong.
+        """
+        for key in sorted(view.changed):
+            self._read(key.split("/")[3:], view.items.get(key), problems)  # "", "smc", the mesh's name, …
+        if _ONE not in self.mesh:
+            raise NotFound("the store has no record of a mesh", hint="make one: smc init")
+
+    @property
+    def the_mesh(self) -> MeshRecord:
+        return self.mesh[_ONE]
+
+    @property
+    def bundle(self) -> BundleRecord | None:
+        return self.bundles.get(_ONE)
+
+    @property
+    def config(self) -> MeshConfig:
+        return self.configs.get(_ONE) or DEFAULTS
+
+    def _read(self, path: list[str], item: KeyValue | None, problems: Problems) -> None:
+        """Take in one key, by its path below the mesh's root; one of no known table is nobody's business here."""
+        match path:
+            case ["mesh"]:
+                self.mesh.put(_ONE, None if item is None else decode(MeshRecord, item.value, key=item.key))
+            case ["ca", "bundle"]:
+                self.bundles.put(_ONE, None if item is None else decode(BundleRecord, item.value, key=item.key))
+            case ["manifests", group, kind, namespace, name]:
+                id_ = f"{group}/{kind}/{namespace}/{name}"
+                manifest = self._manifest(id_, item, problems)
+                self.manifests.put(id_, manifest)
+                if group == GROUP:
+                    said = _said(id_, manifest, problems)
+                    if (kind, namespace, name) == ("MeshConfig", MESH_WIDE, MESH_CONFIG_NAME):
+                        self.configs.put(_ONE, CLOSED if said is None and item is not None else said)
+                    elif kind == "Service":
+                        self.services.put((OWN, Name(namespace, name)), said)
+                    elif kind == "Workload":
+                        self.workloads.put((OWN, Name(namespace, name)), said)
+            case ["registry", source, "synced"] if source:
+                synced = _record(SyncedRecord, item, "/".join(path), problems)
+                self.synced.put(source, synced)
+                problems.report("synced", source, synced.problems if synced is not None else ())
+            case ["registry", source, table, namespace, name] if source and table in REGISTERED:
+                self._registered(source, table, Name(namespace, name), item, problems)
+            case ["ready", namespace, workload]:
+                self.ready.put(Name(namespace, workload), None if item is None else True)
+            case ["certificates", namespace, account]:
+                identity = Identity(namespace, account)
+                found = _record(CertificateRecord, item, "/".join(path), problems, identity=identity)
+                self.certificates.put(identity, found)
+            case ["quarantine", namespace, workload, *rest]:
+                manifest_id, _, revision = "/".join(rest).rpartition("@")
+                if revision.isdecimal():
+                    key = (Name(namespace, workload), manifest_id, int(revision))
+                    expected = dict(zip(("proxy", "manifest", "mod_revision"), key, strict=True))
+                    self.quarantines.put(key, _record(QuarantineRecord, item, "/".join(path), problems, **expected))
+
+    def _manifest(self, id_: str, item: KeyValue | None, problems: Problems) -> Manifest | None:
+        record = _record(ManifestRecord, item, id_, problems, id=id_)
+        return Manifest(record, item.mod_revision) if record is not None and item is not None else None
+
+    def _registered(self, source: str, table: str, name: Name, item: KeyValue | None, problems: Problems) -> None:
+        at = manifest_of(source, table, name)
+        match table:
+            case "services":
+                self.services.put((source, name), _record(Service, item, at, problems, name=name))
+            case "workloads":
+                self.workloads.put((source, name), _record(Workload, item, at, problems, name=name))
+            case "endpoints":
+                found = _record(Endpoints, item, at, problems, service=name)
+                self.endpoints.put((source, name), found.endpoints or None if found is not None else None)
+
+
+def _said(id_: str, manifest: Manifest | None, problems: Problems) -> Any:
+    """What a manifest of our own group says; None, with Problems, if this version does not take it."""
+    said = None
+    found: tuple[Problem, ...] = ()
+    if manifest is not None:
+        try:
+            said = noun(manifest.record, OWN_KINDS)
+        except InvalidManifest as e:
+            found = invalid(id_, e)
+    problems.report("own", id_, found)
+    return said
+
+
+def _record(kind: type[Any], item: KeyValue | None, at: str, problems: Problems, **expected: object) -> Any:
+    """What is stored; None, with a Problem at `at`, if it cannot be read or is not what its key says."""
+    found = None
+    wrong = ""
+    if item is not None:
+        try:
+            found = decode(kind, item.value, key=item.key)
+        except UnreadableRecord as e:
+            wrong = f"{e}; it has no effect"
+        else:
+            strange = [name for name, value in expected.items() if getattr(found, name) != value]
+            if strange:
+                says = ", ".join(f"{name} {getattr(found, name)}" for name in strange)
+                wrong = f"the {kind.__name__} at {item.key} is of {says}, not what its key says; it has no effect"
+                found = None
+    problems.report("record", at, (Problem(at, "UnreadableRecord", wrong),) if wrong else ())
+    return found
+
+
+_KIND_OF: Mapping[str, str] = {"services": "Service", "workloads": "Workload"}

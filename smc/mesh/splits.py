@@ -1,0 +1,182 @@
+"""The fifth stage: where requests to each service port go, by the Splits and by what their backends are in the mesh.
+
+A backend gets its share of a port's traffic if it is a service that has the port and somebody ready behind it; the
+shares of the others grow in proportion. If no backend is left, the root's own endpoints get all of it, as without the
+split. A split is not followed further: a backend's traffic goes to its own endpoints.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from smc.manifests import Rules
+from smc.mesh.compiled import Compiled, Scope
+from smc.mesh.problems import Problems
+from smc.mesh.served import Served, by_name
+from smc.mesh.tables import Index, Table, Tables, kept
+from smc.model import Destination, Name, Problem, Severity, Split, Target, Upstream
+
+Destinations = tuple[Destination, ...]
+"""Of one service, by its ports."""
+
+WHOLE = 1000
+"""The weight of an only target."""
+
+_ROOT = "spec.service"
+
+
+@dataclass(slots=True)
+class Splits(Tables):
+    splits: Table[Name, Split] = field(default_factory=Table)
+    """root -> the split that counts for it"""
+    destinations: Table[Name, Destinations] = field(default_factory=Table)
+    """For every service, in the order of the services."""
+    unsplit: Table[Name, Destinations] = field(default_factory=Table)
+    """The same as if there were no split: the very same object where there is none."""
+
+    offers: Index[Name, Scope] = field(default_factory=Index)
+    """root -> whose rules split it"""
+    roots: Index[Name, Name] = field(default_factory=Index)
+    """backend -> the roots of the splits that count and name it"""
+
+    by_manifest: Index[str, Name] = field(default_factory=Index)
+    """manifest -> the roots whose split counts and is of it"""
+
+    def update(self, compiled: Compiled, served: Served, problems: Problems) -> None:
+        self._choose(compiled, problems)
+        touched = dict.fromkeys((*self.splits.changed, *served.upstreams.changed))
+        for backend in dict.fromkeys((*touched, *served.assignments.changed)):
+            touched.update(dict.fromkeys(self.roots.of(backend)))
+        for name in touched:
+            self._direct(name, served, problems)
+        self.destinations.sort(by_name)
+        self.unsplit.sort(by_name)
+
+    def _choose(self, compiled: Compiled, problems: Problems) -> None:
+        """Of several splits of one root, from different policy APIs, the first API's counts."""
+        roots: dict[Name, None] = {}
+        splits: dict[Scope, dict[Name, tuple[Split, ...]]] = {}
+        for scope in compiled.rules.changed:
+            was, now = compiled.rules.was(scope), compiled.rules.get(scope)
+            before, splits[scope] = _by_root(was), _by_root(now)
+            self.offers.move(scope, before, splits[scope])
+            roots.update(dict.fromkeys(r for r in before | splits[scope] if before.get(r) != splits[scope].get(r)))
+        for root in roots:
+            scopes = sorted(self.offers.of(root))
+            for scope in scopes:
+                if scope not in splits:
+                    splits[scope] = _by_root(compiled.rules[scope])
+            found = [split for scope in scopes for split in splits[scope][root]]
+            self.roots.move(root, _backends(self.splits.get(root)), _backends(found[0] if found else None))
+            self.by_manifest.move(root, _manifest(self.splits.get(root)), [found[0].manifest] if found else ())
+            self.splits.put(root, found[0] if found else None)
+            conflicts = [
+                _problem(other, "Conflict", f"{root} is split by {found[0].manifest}: delete one of the two", _ROOT)
+                for other in found[1:]
+            ]
+            problems.report("split conflict", root, conflicts)
+
+    def _direct(self, name: Name, served: Served, problems: Problems) -> None:
+        split = self.splits.get(name)
+        upstreams = served.upstreams.get(name)
+        found: list[Problem] = []
+        own: list[Destination] | None = None
+        directed = None
+        if upstreams is not None:
+            before = {d.port: d for d in self.unsplit.get(name) or ()}
+            own = [kept(before.get(u.port), Destination(name, u.port, (_itself(u),))) for u in upstreams]
+            directed = own
+        elif split is not None:
+            found = [_problem(split, "ServiceNotFound", f"there is no service {name}: create it", _ROOT)]
+        if split is not None and own is not None:
+            shares = self._shares(split, [d.port for d in own], served, found)
+            before = {d.port: d for d in self.destinations.get(name) or ()}
+            sources = ((split.manifest, split.mod_revision),)
+            directed = [
+                kept(before.get(d.port), Destination(name, d.port, tuple(sorted(shares[d.port])), sources))
+                if d.port in shares
+                else d
+                for d in own
+            ]
+        problems.report("split", name, found)
+        self.unsplit.put(name, tuple(own) if own is not None else None)
+        self.destinations.put(name, tuple(directed) if directed is not None else None)
+
+    def _shares(
+        self, split: Split, ports: Sequence[int], served: Served, found: list[Problem]
+    ) -> Mapping[int, Sequence[Target]]:
+        """The targets of each port that has any."""
+        weights: defaultdict[tuple[int, Name], int] = defaultdict(int)
+        for index, backend in enumerate(split.backends):
+            for port in self._usable(split, index, ports, served, found):
+                weights[port, Name(split.root.namespace, backend.service)] += backend.weight
+        shares: defaultdict[int, list[Target]] = defaultdict(list)
+        for (port, name), weight in weights.items():
+            if weight:
+                shares[port].append(Target(name, port, weight))
+        if not any(backend.weight for backend in split.backends):
+            message = f"every weight is 0, so {split.root}'s own endpoints get the traffic: raise one of them"
+            found.append(_problem(split, "NoWeight", message, "spec.backends"))
+        elif left := [port for port in ports if port not in shares]:
+            message = f"no backend can take the traffic of port {_list(left)}, so {split.root}'s own endpoints get it"
+            found.append(_problem(split, "NoBackend", message, "spec.backends"))
+        return shares
+
+    def _usable(
+        self, split: Split, index: int, ports: Sequence[int], served: Served, found: list[Problem]
+    ) -> Iterable[int]:
+        """The ports that a backend can take traffic of; why it cannot take the others is told in `found`."""
+        backend = split.backends[index]
+        name = Name(split.root.namespace, backend.service)
+
+        def problem(reason: str, message: str, severity: Severity = Severity.ERROR) -> None:
+            found.append(_problem(split, reason, message, f"spec.backends[{index}].service", severity))
+
+        if name == split.root:
+            problem("SelfReference", f"{name} is the root of this split, and gets nothing as a backend of its own")
+            return ()
+        upstreams = served.upstreams.get(name)
+        if upstreams is None:
+            problem("BackendNotFound", f"there is no service {name}, so it gets no traffic: create it")
+            return ()
+        if name in self.splits:
+            message = f"{name} is split too, by {self.splits[name].manifest}; a split is not followed from another"
+            problem("NotFollowed", f"{message}: this one's share goes to {name}'s own endpoints", Severity.WARNING)
+        has = {upstream.port for upstream in upstreams}
+        if missing := [port for port in ports if port not in has]:
+            message = f"{name} has no port {_list(missing)}, which {split.root} has, so it gets no traffic of it"
+            problem("BackendPortNotFound", f"{message}: add the port to {name}")
+        served_by = {a.port for a in served.assignments[name] if a.endpoints}
+        if backend.weight and (idle := [port for port in ports if port in has and port not in served_by]):
+            message = f"nothing behind {name} port {_list(idle)} is ready, so the other backends get its share"
+            problem("BackendNotReady", message)
+        return [port for port in ports if port in served_by]
+
+
+def _itself(upstream: Upstream) -> Target:
+    return Target(upstream.service, upstream.port, WHOLE)
+
+
+def _by_root(rules: Rules | None) -> dict[Name, tuple[Split, ...]]:
+    found: dict[Name, tuple[Split, ...]] = {}
+    for split in sorted(rules.splits, key=lambda s: s.manifest) if rules is not None else ():
+        found[split.root] = (*found.get(split.root, ()), split)
+    return found
+
+
+def _backends(split: Split | None) -> list[Name]:
+    return [Name(split.root.namespace, b.service) for b in split.backends] if split is not None else []
+
+
+def _manifest(split: Split | None) -> list[str]:
+    return [split.manifest] if split is not None else []
+
+
+def _list(ports: Iterable[int]) -> str:
+    return ", ".join(map(str, ports))
+
+
+def _problem(split: Split, reason: str, message: str, where: str, severity: Severity = Severity.ERROR) -> Problem:
+    return Problem(split.manifest, reason, message, where, severity.value)

@@ -1,0 +1,203 @@
+"""A store by hand: what a mesh is built from, written record by record, and seen as Views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from textwrap import dedent
+
+from cluster.kv import KeyValue, View
+from smc import smi
+from smc.manifests import OWN_KINDS, read_all
+from smc.mesh import Mesh, build
+from smc.model import Endpoint, Endpoints, Identity, Locality, Name, Protocol, Service, ServicePort, Workload
+from smc.records import (
+    BundleRecord,
+    CertificateRecord,
+    Keys,
+    MeshRecord,
+    QuarantineRecord,
+    ReadyRecord,
+    SyncedRecord,
+    encode,
+)
+
+KEYS = Keys("books")
+KINDS = (*OWN_KINDS, *smi.KINDS)
+POLICIES = (smi.API,)
+TRUST_DOMAIN = "books.example"
+
+
+def name(text: str) -> Name:
+    return Name.parse(text)
+
+
+def identity(text: str) -> Identity:
+    return Identity(*text.split("/"))
+
+
+class Store:
+    """Each write is a revision. `view` gives what changed since the last one; `whole` a View as after a start."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.items: dict[str, KeyValue] = {}
+        self.generation = 1
+        self._changed: set[str] = set()
+        self.put(KEYS.mesh, MeshRecord("m", TRUST_DOMAIN, "1"))
+        self.put(KEYS.bundle, BundleRecord(("ROOT",)))
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    def put(self, key: str, record: object) -> int:
+        """Returns the mod_revision. Bytes are stored as they are."""
+        self.revision += 1
+        value = record if isinstance(record, bytes) else encode(record)
+        there = self.items.get(key)
+        created = there.create_revision if there is not None else self.revision
+        self.items[key] = KeyValue(key, value, created, self.revision)
+        self._changed.add(key)
+        return self.revision
+
+    def delete(self, key: str) -> None:
+        self.revision += 1
+        self.items.pop(key, None)
+        self._changed.add(key)
+
+    def apply(self, text: str, *, created: float = 0.0) -> int:
+        """Store the manifests of a text; returns the mod_revision of the last."""
+        for record in read_all(dedent(text), KINDS, file="books.yaml"):
+            revision = self.put(KEYS.manifest(record.id), replace(record, created=created))
+        return revision
+
+    def offer_service(
+        self, service: str, *ports: tuple[int, str], protocol: Protocol = Protocol.HTTP, source: str = "files"
+    ) -> None:
+        """Ports are (number, target)."""
+        found = Service(name(service), tuple(ServicePort(number, protocol, target) for number, target in ports))
+        self.put(KEYS.service(source, found.name), found)
+
+    def offer_endpoints(self, service: str, *endpoints: Endpoint, source: str = "files") -> None:
+        found = tuple(sorted(endpoints))
+        self.put(KEYS.endpoints(source, name(service)), Endpoints(name(service), found))
+
+    def offer_workload(
+        self,
+        workload: str,
+        account: str,
+        *,
+        reachable: tuple[str, ...] | None = None,
+        source: str = "files",
+        address: str = "10.0.0.1",
+    ) -> None:
+        found = Workload(
+            name(workload),
+            address,
+            Identity(name(workload).namespace, account),
+            reachable=None if reachable is None else tuple(sorted(map(name, reachable))),
+        )
+        self.put(KEYS.workload(source, found.name), found)
+
+    def ready(self, *workloads: str) -> None:
+        for workload in workloads:
+            self.put(KEYS.ready(name(workload)), ReadyRecord(name(workload)))
+
+    def certify(self, *identities: str, number: int = 1) -> None:
+        for text in identities:
+            chain = f"CHAIN {number} OF {text}"
+            record = CertificateRecord(identity(text), chain, b"SEALED " + chain.encode(), f"{number:x}", 0.0, 1.0, 1)
+            self.put(KEYS.certificate(identity(text)), record)
+
+    def sync(self, source: str = "files") -> None:
+        self.put(KEYS.synced(source), SyncedRecord(source))
+
+    def quarantine(self, proxy: str, manifest: str, mod_revision: int, reason: str = "Envoy says no") -> None:
+        record = QuarantineRecord(name(proxy), manifest, mod_revision, "type", "resource", reason)
+        self.put(KEYS.quarantine(name(proxy), manifest, mod_revision), record)
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def view(self) -> View:
+        changed, self._changed = frozenset(self._changed), set()
+        return View(1, self.generation, self.revision, dict(self.items), changed)
+
+    def whole(self) -> View:
+        return View(1, self.generation, self.revision, dict(self.items), frozenset(self.items))
+
+    def build(self, previous: Mesh | None = None) -> Mesh:
+        return build(previous, self.view() if previous is not None else self.whole(), POLICIES)
+
+
+def endpoint(
+    workload: str, account: str, *ports: tuple[int, int], weight: int = 1, address: str = "10.0.0.1"
+) -> Endpoint:
+    """Ports are (of the service, of the application)."""
+    found = name(workload)
+    return Endpoint(found, address, Identity(found.namespace, account), tuple(sorted(ports)), Locality(), weight)
+
+
+# -------------------------------------------------------------------------------------------------- manifests as text
+
+
+def service_text(service: str, *ports: int, protocol: str = "http", target: int | str = 8080) -> str:
+    lines = "".join(f"\n  - {{port: {port}, targetPort: {target}, protocol: {protocol}}}" for port in ports)
+    return f"""\
+apiVersion: smc.io/v1alpha1
+kind: Service
+metadata: {{name: {name(service).name}, namespace: {name(service).namespace}}}
+spec:
+  ports:{lines}
+"""
+
+
+def workload_text(
+    workload: str, account: str, *services: str, address: str = "10.0.0.1", reachable: tuple[str, ...] | None = None
+) -> str:
+    bound = "" if reachable is None else f"  reachableServices: [{', '.join(reachable)}]\n"
+    return f"""\
+apiVersion: smc.io/v1alpha1
+kind: Workload
+metadata: {{name: {name(workload).name}, namespace: {name(workload).namespace}}}
+spec:
+  address: {address}
+  serviceAccount: {account}
+  services: [{", ".join(services)}]
+{bound}"""
+
+
+def split_text(split: str, root: str, **weights: int) -> str:
+    backends = ", ".join(f"{{service: {service.replace('_', '-')}, weight: {w}}}" for service, w in weights.items())
+    return f"""\
+apiVersion: split.smi-spec.io/v1alpha4
+kind: TrafficSplit
+metadata: {{name: {name(split).name}, namespace: {name(split).namespace}}}
+spec:
+  service: {root}
+  backends: [{backends}]
+"""
+
+
+def target_text(target: str, destination: str, *sources: str, group: str = "all") -> str:
+    """Sources are `<namespace>/<account>`."""
+    callers = "".join(
+        f"\n  - {{kind: ServiceAccount, namespace: {identity(s).namespace}, name: {identity(s).service_account}}}"
+        for s in sources
+    )
+    return f"""\
+apiVersion: access.smi-spec.io/v1alpha3
+kind: TrafficTarget
+metadata: {{name: {name(target).name}, namespace: {name(target).namespace}}}
+spec:
+  destination: {{kind: ServiceAccount, name: {destination}}}
+  rules: [{{kind: HTTPRouteGroup, name: {group}}}]
+  sources:{callers}
+"""
+
+
+def group_text(group: str, path: str = "/.*") -> str:
+    return f"""\
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {{name: {name(group).name}, namespace: {name(group).namespace}}}
+spec:
+  matches: [{{name: all, pathRegex: {path}, methods: ['*']}}]
+"""
