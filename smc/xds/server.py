@@ -111,8 +111,8 @@ class Streams:
 
     # -------------------------------------------------------------------------------------------------- the way in
 
-    async def serve(self, call: _Call) -> None:
-        """One stream, from its first request to its end."""
+    async def serve(self, _requests: object, call: _Call) -> None:
+        """One stream, from its first request to its end. gRPC gives its requests as an iterator too; `call` reads them."""
         try:
             await self._serve(call)
         except Refused as refused:
