@@ -112,7 +112,7 @@ class Streams:
     # -------------------------------------------------------------------------------------------------- the way in
 
     async def serve(self, _requests: object, call: _Call) -> None:
-        """One stream, from its first request to its end. gRPC gives its requests as an iterator too; `call` reads them."""
+        """One stream, from its first request to its end. Its requests are read from the call."""
         try:
             await self._serve(call)
         except Refused as refused:
