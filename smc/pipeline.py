@@ -8,6 +8,7 @@ stays.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -64,10 +65,13 @@ class Pipeline:
         self._arrived = asyncio.Event()
         self._built: asyncio.Condition = asyncio.Condition()
         self._generation = 0
-        self._view_revision = 0
+        self._reached = (0, 0)
+        """The generation and revision of the View that was built last."""
         self._slots: dict[Name, Slot] = {}
         self._build_context: SpanContext | None = None
         self._publishing = asyncio.Lock()
+        self._generating = threading.Lock()
+        """A thread goes on when who waits for it is cancelled, and a generator serves one thread at a time."""
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -115,7 +119,7 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         async with self._publishing:
             started = loop.time()
-            names = [name for name in self._slots if everyone or name in mesh.affected]
+            names = [name for name, slot in self._slots.items() if everyone or slot.stale or name in mesh.affected]
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
             self.mesh = mesh
             self._build_context = context
@@ -128,24 +132,27 @@ class Pipeline:
                     slot.end(f"workload {name} was removed from the mesh")
                 elif name in snapshots:
                     slot.put(snapshots[name], mesh.revision, context)
+                else:
+                    slot.stale = True
             self._metrics.snapshot_time.observe(loop.time() - started)
         self._metrics.revision.set(mesh.revision)
         self._metrics.problems.set(sum(len(problems) for problems in mesh.problems.values()))
         async with self._built:
-            self._view_revision = view.revision
+            self._reached = (view.generation, view.revision)
             self._built.notify_all()
 
     def _snapshots(self, mesh: Mesh, names: Iterable[Name]) -> Mapping[Name, Snapshot]:
         """Runs in a thread. A proxy whose Snapshot cannot be made keeps the one that it has; the others go on."""
         made: dict[Name, Snapshot] = {}
-        for name in names:
-            if name in mesh.proxies:
-                try:
-                    made[name] = self._generate(mesh, name)
-                except Exception:
-                    log.exception(
-                        "generating a snapshot failed; the proxy keeps the last one", **{telemetry.PROXY: str(name)}
-                    )
+        with self._generating:
+            for name in names:
+                if name in mesh.proxies:
+                    try:
+                        made[name] = self._generate(mesh, name)
+                    except Exception:
+                        log.exception(
+                            "generating a snapshot failed; the proxy keeps the last one", **{telemetry.PROXY: str(name)}
+                        )
         return made
 
     # ---------------------------------------------------------------------------------------------------- the streams
@@ -198,12 +205,12 @@ class Pipeline:
                 await asyncio.sleep(1)
 
     async def _has_built(self, view: View | None) -> None:
-        revision = view.revision if view is not None else 0
+        wanted = (view.generation, view.revision) if view is not None else (0, 0)
         try:
             async with asyncio.timeout(BUILD_DEADLINE), self._built:
-                await self._built.wait_for(lambda: self._view_revision >= revision)
+                await self._built.wait_for(lambda: self._reached >= wanted)
         except TimeoutError:
-            raise NotAdmitted(f"the mesh at revision {revision} was not built within {BUILD_DEADLINE:.0f} s") from None
+            raise NotAdmitted(f"the mesh at revision {wanted[1]} was not built within {BUILD_DEADLINE:.0f} s") from None
 
     def _admit_stale(self, cause: Unavailable) -> None:
         since = self._mirror.unreachable_since
@@ -230,6 +237,8 @@ class Pipeline:
             slot = Slot()
             if proxy in snapshots:
                 slot.put(snapshots[proxy], mesh.revision, self._build_context)
+            else:
+                slot.stale = True
             if older := self._slots.get(proxy):
                 older.end(f"a newer stream of {proxy} took its place")
             self._slots[proxy] = slot

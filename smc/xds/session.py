@@ -105,8 +105,8 @@ class Session:
 
     @property
     def _is_behind(self) -> bool:
-        """It was offered something that it has not ACKed; what waits to be taken counts."""
-        return bool(self._awaited) or self.slot.waiting
+        """There is something that it has not ACKed, whether that was offered yet or not."""
+        return bool(self._awaited) or self.slot.waiting or self.slot.stale
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -124,6 +124,8 @@ class Session:
             return Laggard(self.proxy, f"NACKed {short(first.type)} {', '.join(first.names)}", self.stream.acked)
         if not self._is_behind:
             return None
+        if self.slot.stale:
+            return Laggard(self.proxy, "its configuration cannot be made: see this replica's log", self.stream.acked)
         return Laggard(self.proxy, "stalled" if self.stream.stalled else "pending", self.stream.acked)
 
     def _nack(self, refusal: Refusal) -> Nack:

@@ -36,6 +36,8 @@ class Slot:
     def __init__(self) -> None:
         self.ended = ""
         """Why the stream must end; empty while it need not."""
+        self.stale = False
+        """The proxy should have something newer than what was put last, and that could not be made."""
         self._newest: Offer | None = None
         self._changed = asyncio.Event()
 
@@ -46,6 +48,7 @@ class Slot:
 
     def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
         self._newest = Offer(snapshot, revision, asyncio.get_running_loop().time(), build)
+        self.stale = False
         self._changed.set()
 
     def take(self) -> Offer | None:

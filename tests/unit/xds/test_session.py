@@ -283,6 +283,21 @@ async def test_an_offer_behind_a_write_that_takes_long_is_not_acked() -> None:
         assert client.session.revision(6) == 5
 
 
+async def test_what_could_not_be_made_is_not_acked() -> None:
+    client = Client()
+    client.offer(5, static("local", "a"))
+    async with client.connected():
+        await settle()
+        client.slot.stale = True
+        assert (client.session.state, client.session.revision(6)) == ("pending", 5)
+        laggard = client.session.laggard()
+        assert laggard is not None
+        assert laggard.reason == "its configuration cannot be made: see this replica's log"
+        client.offer(7, static("local", "b"))
+        await settle()
+        assert client.session.revision(7) == 7
+
+
 async def test_after_a_restore_a_lower_revision_is_awaited_like_any_other() -> None:
     client = Client()
     client.offer(100, static("local", "a"))
