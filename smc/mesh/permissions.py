@@ -86,11 +86,11 @@ class Permissions(Tables):
         for permission in self.by_manifest.get(manifest) or ():
             if permission.destination not in self.identities:
                 message = f"no workload has the identity {permission.destination}, so there is nobody to call"
-                yield Problem(manifest, "DestinationNotFound", message, severity=Severity.WARNING.value)
+                yield Problem(manifest, "DestinationNotFound", message, "spec.destination", Severity.WARNING.value)
             for source in permission.sources:
                 if source not in self.identities:
                     message = f"no workload has the identity {source}, so nobody may call as it"
-                    yield Problem(manifest, "SourceNotFound", message, severity=Severity.WARNING.value)
+                    yield Problem(manifest, "SourceNotFound", message, "spec.sources", Severity.WARNING.value)
 
 
 def _permissions(rules: Rules | None) -> tuple[Permission, ...]:

@@ -12,7 +12,7 @@ from smc.mesh.nouns import Proxy
 from smc.mesh.permissions import NOBODY, Permissions
 from smc.mesh.problems import Problems
 from smc.mesh.reading import Records
-from smc.mesh.served import Served, ports_of
+from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Index, Table, Tables, kept
@@ -155,7 +155,7 @@ class Proxies(Tables):
         for service_name, ports in (served.backing.get(name) or {}).items():
             service = sources.services.get(service_name)
             targets = dict(reversed(ports))
-            for port in ports_of(service) if service is not None else ():
+            for port in service.ports if service is not None else ():
                 if port.number in targets:
                     leading[targets[port.number]][service_name, port.number] = port.protocol
         before = {inbound.port: inbound for inbound in self.inbounds.get(name) or ()}

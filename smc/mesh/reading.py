@@ -7,7 +7,7 @@ taken for absent: without it there is no Mesh.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cluster.kv import KeyValue, View
@@ -41,6 +41,10 @@ Offered = tuple[str, Name]
 Quarantined = tuple[Name, str, int]
 """(proxy, manifest, mod_revision)"""
 
+_CLOSED: Final = (
+    "the settings of the mesh cannot be read, so the defaults count, and nothing outside the mesh may be called: "
+    "write it anew"
+)
 _ONE: Final = "the one"
 
 
@@ -103,7 +107,9 @@ class Records(Tables):
                 if group == GROUP:
                     said = _said(id_, manifest, problems)
                     if (kind, namespace, name) == ("MeshConfig", MESH_WIDE, MESH_CONFIG_NAME):
-                        self.configs.put(_ONE, CLOSED if said is None and item is not None else said)
+                        closed = said is None and item is not None
+                        self.configs.put(_ONE, CLOSED if closed else said)
+                        problems.report("config", id_, [Problem(id_, "EgressDenied", _CLOSED)] if closed else ())
                     elif kind == "Service":
                         self.services.put((OWN, Name(namespace, name)), said)
                     elif kind == "Workload":
@@ -135,7 +141,8 @@ class Records(Tables):
         at = manifest_of(source, table, name)
         match table:
             case "services":
-                self.services.put((source, name), _record(Service, item, at, problems, name=name))
+                service = _record(Service, item, at, problems, name=name)
+                self.services.put((source, name), _in_order(service) if service is not None else None)
             case "workloads":
                 self.workloads.put((source, name), _record(Workload, item, at, problems, name=name))
             case "endpoints":
@@ -173,6 +180,13 @@ def _record(kind: type[Any], item: KeyValue | None, at: str, problems: Problems,
                 found = None
     problems.report("record", at, (Problem(at, "UnreadableRecord", wrong),) if wrong else ())
     return found
+
+
+def _in_order(service: Service) -> Service:
+    """Ports by number, none twice: a name that occurs twice would cost every caller its whole configuration."""
+    ports = {port.number: port for port in reversed(service.ports)}
+    ordered = tuple(ports[number] for number in sorted(ports))
+    return service if ordered == service.ports else replace(service, ports=ordered)
 
 
 _KIND_OF: Mapping[str, str] = {"services": "Service", "workloads": "Workload"}

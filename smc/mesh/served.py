@@ -9,7 +9,7 @@ from typing import Any
 from smc.mesh.reading import Records
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Assignment, Endpoint, Identity, Name, Service, ServicePort, Upstream
+from smc.model import Assignment, Endpoint, Identity, Name, Service, Upstream
 
 Ports = tuple[tuple[int, int], ...]
 """(service port, application port)"""
@@ -71,19 +71,14 @@ class Served(Tables):
         self.assignments.put(name, _each(self.assignments.get(name), _assignments(service, usable)))
 
 
-def ports_of(service: Service) -> list[ServicePort]:
-    """By number, none twice: a number that a record has twice would cost its callers the whole configuration."""
-    return sorted({port.number: port for port in reversed(service.ports)}.values(), key=lambda port: port.number)
-
-
 def _upstreams(service: Service, endpoints: Iterable[Endpoint]) -> Iterable[Upstream]:
-    for port in ports_of(service):
+    for port in service.ports:
         identities = {endpoint.identity for endpoint in endpoints if _has(endpoint, port.number)}
         yield Upstream(service.name, port.number, port.protocol, tuple(sorted(identities)))
 
 
 def _assignments(service: Service, endpoints: Iterable[Endpoint]) -> Iterable[Assignment]:
-    for port in ports_of(service):
+    for port in service.ports:
         yield Assignment(service.name, port.number, tuple(e for e in endpoints if _has(e, port.number)))
 
 

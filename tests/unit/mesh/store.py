@@ -124,7 +124,9 @@ class Store:
         return View(1, self.generation, self.revision, dict(self.items), frozenset(self.items))
 
     def build(self, previous: Mesh | None = None) -> Mesh:
-        return build(previous, self.view() if previous is not None else self.whole(), POLICIES)
+        """The Mesh now: from nothing, or from what changed since the last View."""
+        changed = self.view()
+        return build(previous, changed if previous is not None else self.whole(), POLICIES)
 
 
 def endpoint(
@@ -162,6 +164,15 @@ spec:
   serviceAccount: {account}
   services: [{", ".join(services)}]
 {bound}"""
+
+
+def config_text(egress: str) -> str:
+    return f"""\
+apiVersion: smc.io/v1alpha1
+kind: MeshConfig
+metadata: {{name: default}}
+spec: {{egress: {egress}}}
+"""
 
 
 def split_text(split: str, root: str, **weights: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -11,21 +13,23 @@ from hypothesis import strategies as st
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh, Proxy, build
-from smc.model import Name, Protocol
+from smc.model import Protocol
 from smc.records import BundleRecord, SyncedRecord
 from tests.unit.envoy.nouns import open_key
 from tests.unit.mesh import store
-from tests.unit.mesh.store import KEYS, POLICIES, Store, endpoint
+from tests.unit.mesh.store import KEYS, POLICIES, Store, endpoint, name
 
 NAMESPACES = ("a", "b")
 SERVICES = ("s", "t", "u")
 WORKLOADS = ("w", "x", "y")
 ACCOUNTS = ("s", "t")
+SOURCES = ("files", "pods")
+PORTS = (80, 81)
 SPLIT = "split.smi-spec.io/TrafficSplit"
 TARGET = "access.smi-spec.io/TrafficTarget"
 GROUP = "specs.smi-spec.io/HTTPRouteGroup"
 
-Change = Callable[[Store], None]
+Change = Callable[[Store], object]
 
 
 def said(value: Any) -> Any:
@@ -34,7 +38,7 @@ def said(value: Any) -> Any:
         return (type(value).__name__, *(said(getattr(value, f.name)) for f in fields(value) if f.name not in HOW))
     if isinstance(value, tuple | list):
         return [said(item) for item in value]
-    if isinstance(value, dict) or hasattr(value, "items"):
+    if isinstance(value, Mapping):
         return {key: said(item) for key, item in value.items()}
     return value
 
@@ -43,116 +47,107 @@ HOW = {"affected", "stages"}
 """What of a Mesh tells how it came about, and not what it is."""
 
 
-def _on(*arguments: Any, change: Callable[..., object]) -> Change:
-    return lambda to: void(change(to, *arguments))
-
-
-def void(_: object) -> None:
-    return None
-
-
-def _delete(to: Store, key: str) -> None:
-    if key in to.items:
+def _quarantine(proxy: str, manifest: str, lift: bool, to: Store) -> None:
+    """Leave out the version of the manifest that is there now, or what may have been one."""
+    there = to.items.get(KEYS.manifest(manifest))
+    revision = there.mod_revision if there is not None else 3
+    key = KEYS.quarantine(name(proxy), manifest, revision)
+    if lift and key in to.items:
         to.delete(key)
+    else:
+        to.quarantine(proxy, manifest, revision)
+
+
+def _break(nth: int, to: Store) -> None:
+    """Make a record unreadable."""
+    keys = sorted(key for key in to.items if key not in (KEYS.mesh, KEYS.bundle))
+    if keys:
+        to.put(keys[nth % len(keys)], b"{}")
+
+
+KINDS = (
+    "service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready",
+    "ready", "certificate", "certificate", "split", "split", "target", "group", "quarantine", "quarantine", "config",
+    "bundle", "synced", "broken",
+)  # fmt: skip
 
 
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     """One write, of the kinds that a mesh sees, on so few names that they meet all the time."""
-    one = lambda of: draw(st.sampled_from(of))  # noqa: E731
-    namespace, service, workload, account = one(NAMESPACES), one(SERVICES), one(WORKLOADS), one(ACCOUNTS)
-    source = one(("files", "pods"))
-    service_name, workload_name = f"{namespace}/{service}", f"{namespace}/{workload}"
-    protocol = one((Protocol.HTTP, Protocol.GRPC))
-    ports = draw(st.lists(st.sampled_from([80, 81]), min_size=1, unique=True))
+
+    def one(of: Sequence[Any]) -> Any:
+        return draw(st.sampled_from(of))
+
+    def some(of: Sequence[Any], least: int = 0) -> list[Any]:
+        return draw(st.lists(st.sampled_from(of), min_size=least, max_size=3, unique=True))
+
+    def number(most: int) -> int:
+        return draw(st.integers(0, most))
+
+    namespace, account, source = one(NAMESPACES), one(ACCOUNTS), one(SOURCES)
+    short = one(SERVICES)
+    service, workload, owner = f"{namespace}/{short}", f"{namespace}/{one(WORKLOADS)}", f"{namespace}/{account}"
+    protocol = one(tuple(Protocol))
     reachable = one((None, None, (), ("a/s", "b/t"), ("b/u",)))
-    backed = draw(st.lists(st.sampled_from(SERVICES), max_size=2, unique=True))
-    gone = draw(st.integers(0, 3)) == 0
-    kind = one(
-        ("service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready", "ready",
-         "certificate", "certificate", "split", "split", "target", "group", "quarantine", "quarantine", "config", "bundle", "synced", "broken")
-    )  # fmt: skip
-    match kind:
+    gone = number(3) == 0
+    put: Change
+    match one(KINDS):
         case "service":
-            key = KEYS.service(source, Name(namespace, service))
-            put = lambda to: to.offer_service(
-                service_name, *((p, "8080") for p in ports), protocol=protocol, source=source
-            )  # noqa: E731
+            key = KEYS.service(source, name(service))
+            ports = [(port, "8080") for port in some(PORTS, 1)]
+            put = methodcaller("offer_service", service, *ports, protocol=protocol, source=source)
         case "own service":
-            key = KEYS.manifest(f"smc.io/Service/{service_name}")
-            put = lambda to: to.apply(store.service_text(service_name, *ports, protocol=protocol.value))  # noqa: E731
+            key = KEYS.manifest(f"smc.io/Service/{service}")
+            put = methodcaller("apply", store.service_text(service, *some(PORTS, 1), protocol=protocol.value))
         case "endpoints":
-            key = KEYS.endpoints(source, Name(namespace, service))
+            key = KEYS.endpoints(source, name(service))
             found = [
-                endpoint(f"{namespace}/{w}", one(ACCOUNTS), *((p, one((8080, 8081))) for p in ports))
-                for w in draw(st.lists(st.sampled_from(WORKLOADS), unique=True))
+                endpoint(f"{namespace}/{w}", one(ACCOUNTS), *((port, one((8080, 8081))) for port in some(PORTS, 1)))
+                for w in some(WORKLOADS)
             ]
-            put = lambda to: to.offer_endpoints(service_name, *found, source=source)  # noqa: E731
+            put = methodcaller("offer_endpoints", service, *found, source=source)
         case "workload":
-            key = KEYS.workload(source, Name(namespace, workload))
-            put = lambda to: to.offer_workload(workload_name, account, reachable=reachable, source=source)  # noqa: E731
+            key = KEYS.workload(source, name(workload))
+            put = methodcaller("offer_workload", workload, account, reachable=reachable, source=source)
         case "own workload":
-            key = KEYS.manifest(f"smc.io/Workload/{workload_name}")
-            put = lambda to: to.apply(store.workload_text(workload_name, account, *backed, reachable=reachable))  # noqa: E731
+            key = KEYS.manifest(f"smc.io/Workload/{workload}")
+            put = methodcaller("apply", store.workload_text(workload, account, *some(SERVICES), reachable=reachable))
         case "ready":
-            key = KEYS.ready(Name(namespace, workload))
-            put = lambda to: to.ready(workload_name)  # noqa: E731
+            key = KEYS.ready(name(workload))
+            put = methodcaller("ready", workload)
         case "certificate":
-            key = KEYS.certificate(store.identity(f"{namespace}/{account}"))
-            number = draw(st.integers(1, 2))
-            put = lambda to: to.certify(f"{namespace}/{account}", number=number)  # noqa: E731
+            key = KEYS.certificate(store.identity(owner))
+            put = methodcaller("certify", owner, number=1 + number(1))
         case "split":
-            split, root = one(("one", "two")), service
-            key = KEYS.manifest(f"{SPLIT}/{namespace}/{split}")
-            weights = {s: draw(st.integers(0, 2)) for s in SERVICES if s != root}
+            split = f"{namespace}/{one(('one', 'two'))}"
+            key = KEYS.manifest(f"{SPLIT}/{split}")
+            weights = {other: number(2) for other in SERVICES if other != short}
             weights[one([*weights])] = 3
-            put = lambda to: to.apply(store.split_text(f"{namespace}/{split}", root, **weights), created=draw_created)  # noqa: E731
-            draw_created = float(draw(st.integers(0, 2)))
+            put = methodcaller("apply", store.split_text(split, short, **weights), created=float(number(2)))
         case "target":
-            target = one(("one", "two"))
-            key = KEYS.manifest(f"{TARGET}/{namespace}/{target}")
-            sources = draw(st.lists(st.sampled_from(["a/s", "a/t", "b/s"]), min_size=1, unique=True))
-            group = one(("all", "some"))
-            put = lambda to: to.apply(store.target_text(f"{namespace}/{target}", account, *sources, group=group))  # noqa: E731
+            target = f"{namespace}/{one(('one', 'two'))}"
+            key = KEYS.manifest(f"{TARGET}/{target}")
+            callers = some(("a/s", "a/t", "b/s"), 1)
+            put = methodcaller("apply", store.target_text(target, account, *callers, group=one(("all", "some"))))
         case "group":
-            group = one(("all", "some"))
-            key = KEYS.manifest(f"{GROUP}/{namespace}/{group}")
-            path = one(("/.*", "/x"))
-            put = lambda to: to.apply(store.group_text(f"{namespace}/{group}", path))  # noqa: E731
+            group = f"{namespace}/{one(('all', 'some'))}"
+            key = KEYS.manifest(f"{GROUP}/{group}")
+            put = methodcaller("apply", store.group_text(group, one(("/.*", "/x"))))
         case "quarantine":
-            manifest = one((f"{SPLIT}/{namespace}/one", f"{TARGET}/{namespace}/one", f"{GROUP}/{namespace}/all"))
-
-            def quarantine(to: Store) -> None:
-                there = to.items.get(KEYS.manifest(manifest))
-                revision = there.mod_revision if there is not None else 3
-                key = KEYS.quarantine(Name(namespace, workload), manifest, revision)
-                if gone and key in to.items:
-                    to.delete(key)
-                else:
-                    to.quarantine(workload_name, manifest, revision)
-
-            return quarantine
+            manifest = f"{one((f'{SPLIT}/{namespace}/one', f'{TARGET}/{namespace}/one', f'{GROUP}/{namespace}/all'))}"
+            return partial(_quarantine, workload, manifest, gone)
         case "config":
             key = KEYS.manifest("smc.io/MeshConfig/-/default")
-            egress = one(("allow", "deny"))
-            text = f"apiVersion: smc.io/v1alpha1\nkind: MeshConfig\nmetadata: {{name: default}}\nspec: {{egress: {egress}}}\n"
-            put = lambda to: to.apply(text)  # noqa: E731
+            put = methodcaller("apply", store.config_text(one(("allow", "deny"))))
         case "bundle":
-            number = draw(st.integers(1, 2))
-            return lambda to: void(to.put(KEYS.bundle, BundleRecord((f"ROOT {number}",))))
+            return methodcaller("put", KEYS.bundle, BundleRecord((f"ROOT {number(1)}",)))
         case "synced":
             key = KEYS.synced(source)
-            put = lambda to: to.put(key, SyncedRecord(source))  # noqa: E731
+            put = methodcaller("put", key, SyncedRecord(source))
         case _:
-            index = draw(st.integers(0, 1000))
-
-            def broken(to: Store) -> None:
-                keys = sorted(k for k in to.items if k not in (KEYS.mesh, KEYS.bundle))
-                if keys:
-                    to.put(keys[index % len(keys)], b"{}")
-
-            return broken
-    return (lambda to: _delete(to, key)) if gone else (lambda to: void(put(to)))
+            return partial(_break, number(1000))
+    return methodcaller("delete", key) if gone else put
 
 
 def parts(proxy: Proxy) -> list[object]:
@@ -165,10 +160,10 @@ def parts(proxy: Proxy) -> list[object]:
 
 def check_identity(before: Mesh, now: Mesh) -> None:
     """What says the same is the same object."""
-    for name in before.proxies.keys() & now.proxies.keys():
-        was, is_ = before.proxies[name], now.proxies[name]
+    for proxy in before.proxies.keys() & now.proxies.keys():
+        was, is_ = before.proxies[proxy], now.proxies[proxy]
         if said(was) == said(is_):
-            assert was is is_, name
+            assert was is is_, proxy
         if said(was.outbound) == said(is_.outbound):
             assert was.outbound is is_.outbound
         known = {repr(said(part)): part for part in parts(was)}
@@ -177,9 +172,9 @@ def check_identity(before: Mesh, now: Mesh) -> None:
     if said(before.config) == said(now.config):
         assert before.config is now.config
     moved = {
-        name
-        for name in before.proxies.keys() | now.proxies.keys()
-        if before.proxies.get(name) is not now.proxies.get(name)
+        proxy
+        for proxy in before.proxies.keys() | now.proxies.keys()
+        if before.proxies.get(proxy) is not now.proxies.get(proxy)
     }
     if before.config is not now.config or before.bundle is not now.bundle:
         moved |= before.proxies.keys() | now.proxies.keys()
@@ -191,7 +186,6 @@ def check_identity(before: Mesh, now: Mesh) -> None:
 def test_a_mesh_built_step_by_step_equals_one_built_from_nothing(steps: list[list[Change]]) -> None:
     written = Store()
     mesh = written.build()
-    written.view()
     stepped = Generator(open_key)
     for step in steps:
         for change in step:
@@ -203,5 +197,5 @@ def test_a_mesh_built_step_by_step_equals_one_built_from_nothing(steps: list[lis
         fresh = written.build()
         assert said(mesh) == said(fresh)
         made = Generator(open_key)
-        for name in mesh.proxies:
-            assert stepped.snapshot(mesh, name).versions == made.snapshot(fresh, name).versions
+        for proxy in mesh.proxies:
+            assert stepped.snapshot(mesh, proxy).versions == made.snapshot(fresh, proxy).versions

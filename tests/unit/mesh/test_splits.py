@@ -1,0 +1,158 @@
+# ruff: noqa: N802 - the identifiers of the rules are in capitals
+"""What a split does in the mesh: the rules that need services and endpoints to be seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from smc.mesh import Mesh
+from smc.model import Problem
+from tests.unit.mesh.store import Store, name, split_text
+from tests.unit.mesh.test_services import assignments, caller, destinations, served_by, upstreams
+
+SPLIT = "split.smi-spec.io/TrafficSplit/shop/split"
+
+
+@pytest.fixture
+def store() -> Store:
+    """A root and two versions of it, each with somebody behind."""
+    made = Store()
+    caller(made)
+    served_by(made, "shop/store-1", "shop/store-2", service="shop/store")
+    served_by(made, "shop/store-1", service="shop/store-v1")
+    served_by(made, "shop/store-2", service="shop/store-v2")
+    return made
+
+
+def shares(mesh: Mesh, port: int = 80, root: str = "shop/store", proxy: str = "shop/caller") -> dict[str, int]:
+    return {str(t.service): t.weight for t in destinations(mesh, proxy)[f"{root}|{port}"].targets}
+
+
+def problems(mesh: Mesh) -> list[Problem]:
+    return [*mesh.problems.get(SPLIT, ())]
+
+
+def reasons(mesh: Mesh) -> list[tuple[str, str]]:
+    return [(problem.reason, problem.field) for problem in problems(mesh)]
+
+
+def test_traffic_to_the_root_goes_to_the_backends_by_weight(store: Store) -> None:
+    revision = store.apply(split_text("shop/split", "store", store_v1=90, store_v2=10))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v1": 90_000, "shop/store-v2": 10_000}
+    assert destinations(mesh)["shop/store|80"].sources == ((SPLIT, revision),)
+    assert destinations(mesh)["shop/store-v1|80"].sources == ()
+    assert problems(mesh) == []
+
+
+def test_SPLIT_3_a_weight_of_0_gets_nothing(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v2=0))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    assert problems(mesh) == []
+
+
+def test_SPLIT_4_a_backend_gets_the_traffic_of_those_ports_of_the_root_that_it_has(store: Store) -> None:
+    store.offer_service("shop/store", (80, "8080"), (81, "8080"))
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v2=1))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v1": 1000, "shop/store-v2": 1000}
+    assert shares(mesh, 81) == {"shop/store": 1000}
+    assert reasons(mesh) == [
+        ("BackendPortNotFound", "spec.backends[0].service"),
+        ("BackendPortNotFound", "spec.backends[1].service"),
+        ("NoBackend", "spec.backends"),
+    ]
+    assert "shop/store-v1 has no port 81" in problems(mesh)[0].message
+
+
+def test_SPLIT_5_a_backend_that_is_not_there_yet_gets_nothing_and_a_problem_says_so(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v3=3))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    assert reasons(mesh) == [("BackendNotFound", "spec.backends[1].service")]
+    served_by(store, "shop/store-3", service="shop/store-v3")
+    mesh = store.build(mesh)
+    assert shares(mesh) == {"shop/store-v1": 1000, "shop/store-v3": 3000}
+    assert problems(mesh) == []
+
+
+def test_SPLIT_6_a_backend_that_is_split_itself_is_not_followed(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1))
+    store.apply(split_text("shop/inner", "store-v1", store_v2=1))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    assert shares(mesh, root="shop/store-v1") == {"shop/store-v2": 1000}
+    assert [(p.reason, p.severity) for p in problems(mesh)] == [("NotFollowed", "warning")]
+    store.delete("/smc/books/manifests/split.smi-spec.io/TrafficSplit/shop/inner")
+    assert problems(store.build(mesh)) == []
+
+
+def test_SPLIT_8_without_the_split_the_roots_own_endpoints_get_the_traffic(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1))
+    mesh = store.build()
+    store.delete(f"/smc/books/manifests/{SPLIT}")
+    mesh = store.build(mesh)
+    assert shares(mesh) == {"shop/store": 1000}
+    assert destinations(mesh)["shop/store|80"].sources == ()
+
+
+def test_SPLIT_11_the_share_of_a_backend_with_nobody_ready_goes_to_the_others(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v2=9))
+    mesh = store.build()
+    store.delete("/smc/books/ready/shop/store-2")
+    mesh = store.build(mesh)
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    assert reasons(mesh) == [("BackendNotReady", "spec.backends[1].service")]
+    store.ready("shop/store-2")
+    mesh = store.build(mesh)
+    assert shares(mesh) == {"shop/store-v1": 1000, "shop/store-v2": 9000}
+    assert problems(mesh) == []
+
+
+def test_if_no_backend_can_take_it_the_root_keeps_the_traffic(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v3=1))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store": 1000}
+    assert reasons(mesh) == [("BackendNotFound", "spec.backends[0].service"), ("NoBackend", "spec.backends")]
+
+
+def test_a_split_of_a_service_that_is_not_there_waits_for_it(store: Store) -> None:
+    store.apply(split_text("shop/split", "later", store_v1=1))
+    mesh = store.build()
+    assert reasons(mesh) == [("ServiceNotFound", "spec.service")]
+    served_by(store, "shop/store-1", service="shop/later")
+    mesh = store.build(mesh)
+    assert shares(mesh, root="shop/later") == {"shop/store-v1": 1000}
+    assert problems(mesh) == []
+
+
+def test_who_may_reach_the_root_is_told_of_its_backends_too(store: Store) -> None:
+    caller(store, reachable=("shop/store",))
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v2=1))
+    mesh = store.build()
+    assert [*destinations(mesh)] == ["shop/store|80"]
+    assert [*upstreams(mesh)] == [*assignments(mesh)] == ["shop/store-v1|80", "shop/store-v2|80"]
+    served_by(store, "shop/store-2", "shop/store-3", service="shop/store-v2")
+    mesh = store.build(mesh)
+    assert len(assignments(mesh)["shop/store-v2|80"].endpoints) == 2
+
+
+def test_a_quarantined_split_is_left_out_for_that_proxy_and_that_version_only(store: Store) -> None:
+    store.offer_workload("shop/odd", "odd")
+    revision = store.apply(split_text("shop/split", "store", store_v1=1))
+    store.quarantine("shop/odd", SPLIT, revision, "no such thing")
+    mesh = store.build()
+    assert shares(mesh, proxy="shop/odd") == {"shop/store": 1000}
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    assert [q.mod_revision for q in mesh.proxies[name("shop/odd")].quarantined] == [revision]
+    (problem,) = problems(mesh)
+    assert problem.reason == "Quarantined"
+    assert "shop/odd" in problem.message
+    assert "no such thing" in problem.message
+
+    store.apply(split_text("shop/split", "store", store_v1=1))  # written anew
+    mesh = store.build(mesh)
+    assert shares(mesh, proxy="shop/odd") == {"shop/store-v1": 1000}
+    assert mesh.proxies[name("shop/odd")].quarantined == ()
+    assert problems(mesh) == []
