@@ -7,7 +7,8 @@ left out is a denial. A quarantine holds for one version of a manifest, so writi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -20,23 +21,31 @@ from smc.records import AckRecord, Keys, Nack, QuarantineRecord, UnreadableRecor
 
 RETRY = 1.0
 """Seconds until the store is asked again."""
+AT_ONCE = 100
+"""Records in one transaction."""
 
 log = structlog.get_logger(__name__)
 
-Quarantines = Mapping[tuple[Name, str, int], int]
-"""(proxy, manifest, mod_revision) -> the revision at which it was left out."""
+Version = tuple[str, int]
+"""(manifest, mod_revision)"""
 
 
-def next_suspect(nack: Nack, quarantines: Quarantines) -> QuarantineRecord | None:
-    """The suspect to leave out next, or None when there is nothing to do.
+def next_suspect(
+    nack: Nack, quarantined: Mapping[Version, int], manifests: Mapping[str, int]
+) -> QuarantineRecord | None:
+    """The suspect to leave out next, or None when there is nothing to do, or not yet.
 
-    A NACK of a Mesh from before the proxy's last quarantine proves nothing about what is left, so it is passed over.
+    `quarantined` is what is left out for the proxy, with the revision at which it was; `manifests` has the mod_revision
+    of every manifest. While one of the suspects was left out or written anew after what was refused, the NACK proves
+    nothing about the others: the proxy has yet to say what it makes of that. If that made no difference to what it
+    refuses, then its NACK stands, and that one is no suspect any more.
     """
-    last = max((at for (proxy, _, _), at in quarantines.items() if proxy == nack.proxy), default=0)
-    if nack.revision < last:
+    if any(manifests.get(manifest) != mod_revision for manifest, mod_revision in nack.suspects):
+        return None
+    if any(quarantined.get(suspect, 0) > nack.revision for suspect in nack.suspects):
         return None
     for manifest, mod_revision in nack.suspects:
-        if (nack.proxy, manifest, mod_revision) not in quarantines:
+        if (manifest, mod_revision) not in quarantined:
             resource = nack.resources[0] if nack.resources else ""
             return QuarantineRecord(nack.proxy, manifest, mod_revision, nack.type_url, resource, nack.text)
     return None
@@ -51,10 +60,11 @@ async def run(leadership: Leadership, kv: KV, keys: Keys) -> None:
     while True:
         try:
             listing = await kv.list(keys.acks)
-            await _judge(leadership, kv, keys, listing.items)
+            await _judge(leadership, kv, keys, _nacks(listing.items))
             async with aclosing(kv.watch(keys.acks, Status(listing.cluster_id, listing.revision))) as batches:
                 async for batch in batches:
-                    await _judge(leadership, kv, keys, batch.puts)
+                    if nacks := _nacks(batch.puts):
+                        await _judge(leadership, kv, keys, nacks)
         except Deposed:
             raise
         except StoreError as e:
@@ -62,37 +72,42 @@ async def run(leadership: Leadership, kv: KV, keys: Keys) -> None:
             await asyncio.sleep(RETRY)
 
 
-async def _judge(leadership: Leadership, kv: KV, keys: Keys, reports: tuple[KeyValue, ...]) -> None:
-    nacks = [nack for report in reports for nack in _nacks(report)]
-    if not nacks:
-        return
-    quarantines: dict[tuple[Name, str, int], int] = {}
+async def _judge(leadership: Leadership, kv: KV, keys: Keys, nacks: Sequence[Nack]) -> None:
+    quarantined: defaultdict[Name, dict[Version, int]] = defaultdict(dict)
     ended: list[Operation] = []
-    manifests = {item.key: item.mod_revision for item in (await kv.list(keys.manifests)).items}
+    prefix = keys.manifests
+    manifests = {item.key.removeprefix(prefix): item.mod_revision for item in (await kv.list(prefix)).items}
     for item in (await kv.list(keys.quarantines)).items:
-        record = decode(QuarantineRecord, item.value, key=item.key)
-        if manifests.get(keys.manifest(record.manifest)) == record.mod_revision:
-            quarantines[record.proxy, record.manifest, record.mod_revision] = item.create_revision
+        try:
+            record = decode(QuarantineRecord, item.value, key=item.key)
+        except UnreadableRecord as e:
+            log.warning("a quarantine cannot be read", key=item.key, reason=str(e))
+            continue
+        if manifests.get(record.manifest) == record.mod_revision:
+            quarantined[record.proxy][record.manifest, record.mod_revision] = item.create_revision
         else:
             ended.append(Delete(item.key))
-    if ended:
-        await leadership.transact(ended[:100])
+    for start in range(0, len(ended), AT_ONCE):
+        await leadership.transact(ended[start : start + AT_ONCE])
     for nack in nacks:
-        record_ = next_suspect(nack, quarantines)
-        if record_ is None:
+        suspect = next_suspect(nack, quarantined[nack.proxy], manifests)
+        if suspect is None:
             continue
-        key = keys.quarantine(record_.proxy, record_.manifest, record_.mod_revision)
-        outcome = await leadership.transact([Put(key, encode(record_))])
-        quarantines[record_.proxy, record_.manifest, record_.mod_revision] = outcome.revision
+        key = keys.quarantine(suspect.proxy, suspect.manifest, suspect.mod_revision)
+        outcome = await leadership.transact([Put(key, encode(suspect))])
+        quarantined[suspect.proxy][suspect.manifest, suspect.mod_revision] = outcome.revision
         log.warning(
             "a manifest is left out for a proxy that refuses it",
-            **{telemetry.PROXY: str(record_.proxy), telemetry.MANIFEST: record_.manifest, "reason": record_.reason},
+            **{telemetry.PROXY: str(suspect.proxy), telemetry.MANIFEST: suspect.manifest, "reason": suspect.reason},
         )
 
 
-def _nacks(report: KeyValue) -> tuple[Nack, ...]:
-    try:
-        return decode(AckRecord, report.value, key=report.key).nacks
-    except UnreadableRecord as e:
-        log.warning("a replica's report cannot be read", key=report.key, reason=str(e))
-        return ()
+def _nacks(reports: Iterable[KeyValue]) -> tuple[Nack, ...]:
+    """What all of them report; one that cannot be read hurts nobody."""
+    found: list[Nack] = []
+    for report in reports:
+        try:
+            found.extend(decode(AckRecord, report.value, key=report.key).nacks)
+        except UnreadableRecord as e:
+            log.warning("a replica's report cannot be read", key=report.key, reason=str(e))
+    return tuple(found)

@@ -1,0 +1,363 @@
+"""A NACK costs the proxy that sent it one manifest after the other until it ACKs, and costs nobody else anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.election import Deposed, Election, Leadership
+from cluster.kv import KV, Delete, Put
+from cluster.memory import MemoryKV, MemoryStore
+from smc import quarantine
+from smc.model import Name
+from smc.quarantine import next_suspect
+from smc.records import AckRecord, Keys, Nack, QuarantineRecord, decode, encode
+from smc.xds.snapshot import Resource, Snapshot, Source, Type
+from smc.xds.stream import Refusal, Request, Response, Stream
+from tests.unit.leadership import elect
+
+pytestmark = pytest.mark.looptime
+
+KEYS = Keys("default")
+PROXY, OTHER = Name("shop", "buyer"), Name("shop", "store")
+TEXT = "outbound: no such cluster"
+Suspect = tuple[str, int]
+
+
+def manifest(name: str) -> str:
+    return f"split.smi-spec.io/TrafficSplit/shop/{name}"
+
+
+class Mesh:
+    """A store with manifests, a leader that judges, and replicas that report."""
+
+    def __init__(self, kv: KV) -> None:
+        self.kv = kv
+
+    async def write(self, name: str, text: str = "") -> Suspect:
+        outcome = await self.kv.transact([Put(KEYS.manifest(manifest(name)), text.encode())])
+        return manifest(name), outcome.revision
+
+    async def delete(self, name: str) -> None:
+        await self.kv.transact([Delete(KEYS.manifest(manifest(name)))])
+
+    async def report(self, *nacks: Nack, replica: str = "a") -> None:
+        record = AckRecord(replica, 1, len(nacks), nacks=nacks)
+        await self.kv.transact([Put(KEYS.acks + replica, encode(record))])
+
+    async def revision(self) -> int:
+        return (await self.kv.status()).revision
+
+    async def quarantines(self) -> list[QuarantineRecord]:
+        """In the order in which they were made, once nothing happens any more."""
+        await asyncio.sleep(5)
+        items = (await self.kv.list(KEYS.quarantines)).items
+        return [decode(QuarantineRecord, item.value) for item in sorted(items, key=lambda i: i.create_revision)]
+
+    async def left_out(self, proxy: Name = PROXY) -> list[Suspect]:
+        return [(q.manifest, q.mod_revision) for q in await self.quarantines() if q.proxy == proxy]
+
+
+def nack(revision: int, *suspects: Suspect, proxy: Name = PROXY, resource: str = "outbound", text: str = TEXT) -> Nack:
+    newest_first = tuple(sorted(suspects, key=lambda suspect: -suspect[1]))
+    return Nack(proxy, Type.ROUTE.value, (resource,), text, newest_first, revision)
+
+
+@asynccontextmanager
+async def judged() -> AsyncIterator[Mesh]:
+    """A mesh with a leader that was really elected."""
+    kv = MemoryKV(MemoryStore())
+    election = Election(kv, KEYS.leader, "a")
+    task = asyncio.create_task(election.run(lambda leadership: quarantine.run(leadership, kv, KEYS)))
+    try:
+        await asyncio.sleep(1)
+        assert election.leading
+        yield Mesh(MemoryKV(kv.store))
+        assert election.leading, "judging has failed"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+# ------------------------------------------------------------------------------------------------------ one at a time
+
+
+async def test_the_newest_suspect_is_left_out_for_the_proxy_that_refuses_it() -> None:
+    async with judged() as mesh:
+        old, new = await mesh.write("old"), await mesh.write("new")
+        await mesh.report(nack(await mesh.revision(), old, new))
+        (found,) = await mesh.quarantines()
+        assert found == QuarantineRecord(PROXY, *new, Type.ROUTE.value, "outbound", TEXT)
+        assert await mesh.kv.get(KEYS.quarantine(PROXY, *new)) is not None
+
+
+async def test_a_nack_without_it_takes_the_next_suspect() -> None:
+    async with judged() as mesh:
+        old, new = await mesh.write("old"), await mesh.write("new")
+        await mesh.report(nack(await mesh.revision(), old, new))
+        assert await mesh.left_out() == [new]
+        await mesh.report(nack(await mesh.revision(), old))
+        assert await mesh.left_out() == [new, old]
+
+
+async def test_a_nack_from_before_the_quarantine_proves_nothing_about_the_others() -> None:
+    async with judged() as mesh:
+        old, new = await mesh.write("old"), await mesh.write("new")
+        revision = await mesh.revision()
+        for text in ("once", "twice", "thrice"):
+            await mesh.report(nack(revision, old, new, text=text))
+        assert await mesh.left_out() == [new]
+
+
+async def test_what_makes_no_difference_to_what_is_refused_is_no_suspect_any_more() -> None:
+    """The proxy is sent nothing then, so it says nothing new: its old NACK stands, of what is left."""
+    async with judged() as mesh:
+        old, new = await mesh.write("old"), await mesh.write("new")
+        revision = await mesh.revision()
+        await mesh.report(nack(revision, old, new))
+        assert await mesh.left_out() == [new]
+        await mesh.report(nack(revision, old))
+        assert await mesh.left_out() == [new, old]
+
+
+async def test_two_resources_that_are_refused_do_not_wait_for_each_other() -> None:
+    async with judged() as mesh:
+        split, target = await mesh.write("split"), await mesh.write("target")
+        revision = await mesh.revision()
+        await mesh.report(nack(revision, split), nack(revision, target, resource="inbound|8080"))
+        assert await mesh.left_out() == [split, target]
+
+
+async def test_one_manifest_behind_two_refusals_is_left_out_alone() -> None:
+    async with judged() as mesh:
+        old, new = await mesh.write("old"), await mesh.write("new")
+        revision = await mesh.revision()
+        await mesh.report(nack(revision, old, new), nack(revision, old, new, resource="inbound|8080"))
+        assert await mesh.left_out() == [new]
+
+
+async def test_only_the_proxy_that_refuses_it_loses_it() -> None:
+    async with judged() as mesh:
+        suspect = await mesh.write("split")
+        await mesh.report(nack(await mesh.revision(), suspect))
+        assert await mesh.left_out(PROXY) == [suspect]
+        assert await mesh.left_out(OTHER) == []
+        await mesh.report(nack(await mesh.revision(), suspect, proxy=OTHER), replica="b")
+        assert await mesh.left_out(OTHER) == [suspect]
+
+
+async def test_when_every_suspect_is_left_out_there_is_nothing_to_do() -> None:
+    async with judged() as mesh:
+        suspect = await mesh.write("split")
+        await mesh.report(nack(await mesh.revision(), suspect))
+        await mesh.report(nack(await mesh.revision() + 5, suspect, text="again"))
+        await mesh.report(nack(await mesh.revision() + 5, text="without a suspect"))
+        assert await mesh.left_out() == [suspect]
+
+
+async def test_what_was_reported_before_there_was_a_leader_is_judged() -> None:
+    kv = MemoryKV(MemoryStore())
+    mesh = Mesh(kv)
+    suspect = await mesh.write("split")
+    await mesh.report(nack(await mesh.revision(), suspect))
+    task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
+    assert await mesh.left_out() == [suspect]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+# ------------------------------------------------------------------------------------------------------------ its end
+
+
+async def test_writing_a_manifest_anew_ends_its_quarantines() -> None:
+    async with judged() as mesh:
+        suspect, other = await mesh.write("split"), await mesh.write("other")
+        await mesh.report(nack(await mesh.revision(), suspect))
+        await mesh.report(nack(await mesh.revision(), other, proxy=OTHER), replica="b")
+        assert await mesh.left_out() == [suspect]
+        await mesh.write("split", "better")
+        await mesh.report(nack(await mesh.revision() + 1, other, proxy=OTHER, text="still"), replica="b")
+        assert await mesh.left_out() == []
+        assert await mesh.left_out(OTHER) == [other]
+
+
+async def test_a_nack_of_what_was_written_anew_meanwhile_costs_nobody_anything() -> None:
+    async with judged() as mesh:
+        old, new = await mesh.write("old"), await mesh.write("new")
+        revision = await mesh.revision()
+        await mesh.write("new", "better")
+        await mesh.report(nack(revision, old, new))
+        assert await mesh.left_out() == []
+
+
+async def test_the_next_leader_clears_away_what_has_ended() -> None:
+    kv = MemoryKV(MemoryStore())
+    mesh = Mesh(kv)
+    gone = [await mesh.write(f"split-{number}") for number in range(250)]
+    for name, revision in gone:
+        record = QuarantineRecord(PROXY, name, revision, Type.ROUTE.value, "outbound", TEXT)
+        await kv.transact([Put(KEYS.quarantine(PROXY, name, revision), encode(record))])
+        await kv.transact([Delete(KEYS.manifest(name))])
+    task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
+    assert await mesh.quarantines() == []
+    task.cancel()
+    await asyncio.wait([task])
+
+
+# --------------------------------------------------------------------------------------------------------- what fails
+
+
+async def test_a_report_that_cannot_be_read_hurts_nobody() -> None:
+    async with judged() as mesh:
+        suspect = await mesh.write("split")
+        with structlog.testing.capture_logs() as logs:
+            await mesh.kv.transact([Put(KEYS.acks + "newer", b'{"format": 99}')])
+            await mesh.report(nack(await mesh.revision(), suspect))
+            assert await mesh.left_out() == [suspect]
+        assert "a replica's report cannot be read" in {line["event"] for line in logs}
+
+
+async def test_a_quarantine_that_cannot_be_read_hurts_nobody() -> None:
+    async with judged() as mesh:
+        suspect = await mesh.write("split")
+        odd = KEYS.quarantine(OTHER, manifest("split"), 1)
+        await mesh.kv.transact([Put(odd, b"{")])
+        await mesh.report(nack(await mesh.revision(), suspect))
+        await asyncio.sleep(5)
+        assert await mesh.kv.get(KEYS.quarantine(PROXY, *suspect)) is not None
+        assert await mesh.kv.get(odd) is not None, "who knows who needs it"
+
+
+async def test_a_deposed_leader_leaves_nothing_out_and_says_so() -> None:
+    kv = MemoryKV(MemoryStore())
+    mesh = Mesh(kv)
+    suspect = await mesh.write("split")
+    task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
+    await asyncio.sleep(1)
+    await elect(kv, KEYS)
+    await mesh.report(nack(await mesh.revision(), suspect))
+    with pytest.raises(Deposed):
+        await asyncio.wait_for(task, 5)
+    assert await mesh.left_out() == []
+
+
+async def test_a_lost_store_delays_a_quarantine_and_does_not_end_the_leader() -> None:
+    store = MemoryStore()
+    mesh, mine = Mesh(MemoryKV(store)), MemoryKV(store)
+    suspect = await mesh.write("split")
+    leadership: Leadership = await elect(mine, KEYS)
+    task = asyncio.create_task(quarantine.run(leadership, mine, KEYS))
+    await asyncio.sleep(1)
+    store.compact(store.revision)
+    mine.disconnect()
+    await mesh.report(nack(await mesh.revision(), suspect))
+    assert await mesh.left_out() == []
+    mine.reconnect()
+    assert await mesh.left_out() == [suspect]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+# -------------------------------------------------------------------------------------------------------- convergence
+
+
+class Replica:
+    """A proxy's real stream, and a Mesh of which each manifest is a word in some resources."""
+
+    def __init__(self, words: dict[str, Collection[str]], culprits: Collection[str], silent: Collection[str]) -> None:
+        """
+        Args:
+            words: resource -> the manifests that it is made from, the oldest first.
+            culprits: whose words the proxy refuses.
+            silent: of these nothing is in the bytes.
+        """
+        self.words = words
+        self.culprits = culprits
+        self.silent = silent
+        self.versions = {name: n for n, name in enumerate(sorted({m for ms in words.values() for m in ms}), 10)}
+        self.quarantined: dict[Suspect, int] = {}
+        self.revision = 100
+        self.stream = Stream()
+        self.stream.receive(Request(Type.CLUSTER), 0)
+        self.offer()
+
+    def offer(self) -> None:
+        resources = []
+        for name, manifests in self.words.items():
+            left = [m for m in manifests if (m, self.versions[m]) not in self.quarantined]
+            body = " ".join(m for m in left if m not in self.silent).encode()
+            resources.append(
+                Resource(Type.CLUSTER, name, body or b"-", tuple(Source(m, self.versions[m]) for m in sorted(left)))
+            )
+        self.stream.offer(Snapshot.of(resources), self.revision)
+        while responses := self.stream.to_send(0):
+            for response in responses:
+                self.stream.receive(self.answer(response), 0)
+
+    def answer(self, response: Response) -> Request:
+        bad = [r.name for r in response.resources if set(r.body.decode().split()) & set(self.culprits)]
+        error = "".join(f"{name}: refused\n" for name in bad) or None
+        return Request(response.type, nonce=response.nonce, error=error)
+
+    def judge(self) -> bool:
+        """As the leader does; False when there was nothing to do."""
+        before = len(self.quarantined)
+        for refusal in self.stream.refusals:
+            found = next_suspect(_nack(refusal), self.quarantined, self.versions)
+            if found is not None:
+                self.revision += 1
+                self.quarantined[found.manifest, found.mod_revision] = self.revision
+        return len(self.quarantined) > before
+
+
+def _nack(refusal: Refusal) -> Nack:
+    suspects = tuple((source.manifest, source.mod_revision) for source in refusal.suspects)
+    return Nack(PROXY, refusal.type.value, refusal.names, refusal.text, suspects, refusal.revision)
+
+
+def converge(replica: Replica) -> None:
+    for _ in range(100):
+        if not replica.judge():
+            return
+        replica.offer()
+    raise AssertionError("it goes on for ever")
+
+
+def test_what_is_in_no_byte_does_not_shield_the_suspects_behind_it() -> None:
+    replica = Replica({"r": ["1-culprit", "2-silent", "3-silent"]}, {"1-culprit"}, {"2-silent", "3-silent"})
+    converge(replica)
+    assert replica.stream.refusals == ()
+    assert [name for name, _ in replica.quarantined] == ["3-silent", "2-silent", "1-culprit"]
+
+
+def test_the_search_ends_with_the_culprit() -> None:
+    replica = Replica({"r": ["1-older", "2-culprit", "3-newer"]}, {"2-culprit"}, ())
+    converge(replica)
+    assert replica.stream.refusals == ()
+    assert [name for name, _ in replica.quarantined] == ["3-newer", "2-culprit"]
+
+
+MANIFESTS = st.sampled_from([f"m{number}" for number in range(6)])
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.lists(MANIFESTS, unique=True, max_size=6), min_size=1),
+    st.sets(MANIFESTS, max_size=3),
+    st.sets(MANIFESTS),
+)
+def test_whatever_is_refused_and_why_in_the_end_nothing_is(
+    words: dict[str, list[str]], culprits: set[str], silent: set[str]
+) -> None:
+    silent -= culprits
+    replica = Replica(words, culprits, silent)
+    converge(replica)
+    assert replica.stream.refusals == ()
+    used = {name for manifests in words.values() for name in manifests}
+    assert culprits & used <= {name for name, _ in replica.quarantined}
+    assert culprits & used or not replica.quarantined
