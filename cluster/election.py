@@ -114,6 +114,8 @@ class Leadership:
 class _Term:
     leadership: Leadership
     lease: int
+    asked: float
+    """When the last good renewal was sent, by the loop's clock."""
     at: Status
     """The last that is known of the store, to tell another history by."""
 
@@ -166,9 +168,9 @@ class Election:
         """Campaign and lead for ever; cancel it to resign.
 
         While it leads `work` runs. It is cancelled when the leadership ends, and has ended before the next campaign
-        begins: two of them never overlap. If it fails or returns, this candidate resigns, so that another may do
-        better, and pauses before it stands again. Cancelling waits for `work` to end and gives the lease back, so
-        that the next leader takes over at once.
+        begins: two of them never overlap. If it fails or returns, or the lease could not be renewed, this candidate
+        resigns and pauses before it stands again, so that another may do better. Cancelling waits for `work` to end
+        and gives the lease back, so that the next leader takes over at once.
         """
         loop = asyncio.get_running_loop()
         unreachable, failing = Backoff(), Backoff(first=1.0, most=30.0)
@@ -220,7 +222,7 @@ class Election:
                     until=asked + self._ttl * 2 / 3,
                     on_fenced=self._on_fenced,
                 )
-                return _Term(leadership, lease, Status(at.cluster_id, revision))
+                return _Term(leadership, lease, asked, Status(at.cluster_id, revision))
 
     async def _holder(self) -> tuple[KeyValue | None, Status]:
         listing = await self._kv.list(self._key)
@@ -265,7 +267,7 @@ class Election:
     # -------------------------------------------------------------------------------------------------------- leading
 
     async def _lead(self, term: _Term, work: Callable[[Leadership], Awaitable[None]]) -> bool:
-        """Work until the term ends; returns False if that is because the work ended by itself."""
+        """Work until the term ends; returns False if others should have the next one."""
         leadership = self._leadership = term.leadership
         log.info("leading", leader=self._name, revision=leadership.revision)
         # A task of its own: a group that fails while it is cancelled forgets that it was cancelled.
@@ -289,7 +291,7 @@ class Election:
             keeping.cancel()
 
     def _judge(self, leadership: Leadership, serving: asyncio.Task[None]) -> bool:
-        """Log how a term's work ended; returns False if of itself."""
+        """Log how a term ended; returns False if others should have the next one."""
         if serving.cancelled():
             return leadership.over
         worked = leadership.over
@@ -297,7 +299,8 @@ class Election:
             serving.result()
         except* Deposed as deposed:
             leadership.end(_reasons(deposed))
-            worked = True
+            # Whoever could not renew would take the key again from those who can.
+            worked = asyncio.get_running_loop().time() < leadership.until
         except* StoreError as failed:
             worked = False
             log.warning("the leader's work failed; resigning", leader=self._name, reason=_reasons(failed))
@@ -312,11 +315,12 @@ class Election:
         Raises:
             Deposed: the leadership has ended.
         """
+        loop = asyncio.get_running_loop()
         leadership = term.leadership
         try:
             while True:
                 async with asyncio.timeout_at(leadership.until):
-                    await asyncio.sleep(self._ttl / 5)
+                    await asyncio.sleep(max(0.0, term.asked + self._ttl / 5 - loop.time()))
                     until = await self._renew(term)
                 if leadership.over:
                     raise leadership.end(leadership.reason)
@@ -335,6 +339,7 @@ class Election:
                 async with asyncio.timeout(self._ttl / 3):
                     granted = await self._kv.renew(term.lease)
                     await self._verify(term)
+                term.asked = asked
                 return asked + min(granted, self._ttl) * 2 / 3
             except (Unavailable, Refused, TimeoutError) as e:
                 log.warning("the leader's lease was not renewed", leader=self._name, reason=str(e) or "no answer")

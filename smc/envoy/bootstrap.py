@@ -170,7 +170,11 @@ def _xds(replicas: Sequence[str], trust_domain: str, directory: str, keepalive: 
     tls = {
         "@type": _UPSTREAM_TLS,
         "common_tls_context": {
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+            # Without the maximum Envoy as a client stops at 1.2, and finds no version at all.
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_3",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
             "alpn_protocols": ["h2"],
             "tls_certificate_sds_secret_configs": [_file_sds("credential", directory)],
             "combined_validation_context": {
