@@ -11,15 +11,17 @@ from collections.abc import AsyncIterable, Callable
 import structlog
 
 from cluster.election import Deposed, Leadership
-from cluster.kv import KV, Delete, Guard, Put, StoreError
+from cluster.kv import KV, Committed, Delete, Guard, Put, StoreError
 from smc import telemetry
+from smc.manifests.own import GROUP
 from smc.mesh import Mesh
 from smc.model import Name
 from smc.records import Keys, ReadyRecord, encode
 
 RETRY = 1.0
+"""Seconds until the store is asked again."""
 AT_ONCE = 64
-"""Records in one transaction."""
+"""Records that are written at the same time."""
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +61,9 @@ class Readiness:
 
     async def _write(self, proxy: Name) -> None:
         key = self._keys.ready(proxy)
-        await self._kv.transact([Put(key, encode(ReadyRecord(proxy)))], [Guard(key, create_revision=0)])
-        log.info("a proxy is ready", **{telemetry.PROXY: str(proxy)})
+        outcome = await self._kv.transact([Put(key, encode(ReadyRecord(proxy)))], [Guard(key, create_revision=0)])
+        if isinstance(outcome, Committed):
+            log.info("a proxy is ready", **{telemetry.PROXY: str(proxy)})
 
 
 async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterable[Mesh]) -> None:
@@ -72,28 +75,34 @@ async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterab
     before: frozenset[Name] | None = None
     async for mesh in meshes:
         there = frozenset(mesh.proxies)
-        if before is not None and before <= there:
-            before = there
-            continue
+        is_new = before is None or not before <= there
+        if is_new and not await _forget(leadership, kv, keys, mesh):
+            continue  # one came back meanwhile: a newer Mesh has it
+        before = there
+
+
+async def _forget(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> bool:
+    """Delete the records of what `mesh` does not have, however long the store cannot be reached."""
+    while True:
         try:
-            await _forget(leadership, kv, keys, there)
+            return await _delete(leadership, kv, keys, mesh)
         except Deposed:
             raise
         except StoreError as e:
             log.warning("the readiness of workloads that are gone cannot be taken back yet", error=str(e))
-        else:
-            before = there
+        await asyncio.sleep(RETRY)
 
 
-async def _forget(leadership: Leadership, kv: KV, keys: Keys, there: frozenset[Name]) -> None:
-    gone = [
-        item
-        for item in (await kv.list(keys.readiness)).items
-        if Name.parse(item.key.removeprefix(keys.readiness)) not in there
-    ]
-    for start in range(0, len(gone), AT_ONCE):
-        chunk = gone[start : start + AT_ONCE]
-        # One that was written anew meanwhile is of a workload that came back.
-        await leadership.transact(
-            [Delete(item.key) for item in chunk], [Guard(item.key, mod_revision=item.mod_revision) for item in chunk]
-        )
+async def _delete(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> bool:
+    there = {keys.ready(name) for name in mesh.proxies}
+    gone = [item for item in (await kv.list(keys.readiness)).items if item.key not in there]
+    complete = True
+    for item in gone:
+        name = item.key.removeprefix(keys.readiness)
+        # One that came back keeps its record: its proxy may have been seen already, and nobody would write it again.
+        absent = [keys.manifest(f"{GROUP}/Workload/{name}")]
+        absent += [f"{keys.source(source)}workloads/{name}" for source in sorted(mesh.synced)]
+        guards = [Guard(item.key, mod_revision=item.mod_revision), *(Guard(key, create_revision=0) for key in absent)]
+        outcome = await leadership.transact([Delete(item.key)], guards)
+        complete = complete and isinstance(outcome, Committed)
+    return complete
