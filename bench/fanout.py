@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -445,7 +444,6 @@ def _or_dash(value: float | None) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
 def main(streams: int, services: int, endpoints: int, changes: int, as_json: bool) -> None:
     """Measure what a changed endpoint costs, and how long it takes to reach all whom it concerns."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a server that ends is no news to a thousand connections
     try:
         if changes < 1:
             raise Invalid(f"{changes} changes are too few: at least 1")

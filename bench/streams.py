@@ -6,6 +6,7 @@ A push costs this side one read, a look at two fields, and one write of an ACK t
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -115,7 +116,9 @@ class Streams:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         await self._stack.aclose()
+        gc.collect()  # a connection ends with the last call on it, and some calls are part of a cycle
 
     async def open(self, timeout: float) -> Tally:
         """Open all at once; returns when each has been answered all that it asked for.

@@ -1,0 +1,49 @@
+"""The benchmark speaks to a real replica as Envoys do; what it measures is not looked at here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench.fanout", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def report() -> Any:
+    ran = bench("--streams", "5", "--services", "5", "--endpoints", "2", "--changes", "2", "--json")
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_every_stream_is_answered_all_that_a_cold_envoy_asks_for(report: Any) -> None:
+    assert report["opened"]["streams"] == 5
+    assert report["opened"]["kb_per_stream"] > report["floor_opened"]["kb_per_stream"] > 0
+
+
+def test_a_changed_endpoint_is_pushed_to_those_whom_it_concerns_and_to_nobody_else(report: Any) -> None:
+    concerned = {what: changed["streams"] for what, changed in report["changes"].items()}
+    assert concerned == {"all": 5, "few": 2, "none": 0, "floor": 5}
+    assert all(changed["unexpected_pushes"] == 0 for changed in report["changes"].values())
+
+
+def test_whom_a_change_does_not_concern_keeps_the_very_snapshot_that_he_had(report: Any) -> None:
+    assert {what: (kept["new"], kept["same"]) for what, kept in report["kept"].items()} == {
+        "all": (5, 0),
+        "few": (2, 3),
+        "none": (0, 5),
+    }
+
+
+def test_a_mesh_that_cannot_be_measured_is_refused_in_one_line() -> None:
+    ran = bench("--streams", "50", "--services", "5", "--endpoints", "2")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: 50 streams: ")
+    assert ran.stderr.count("\n") == 1
