@@ -13,10 +13,13 @@ from types import MappingProxyType
 from typing import Protocol
 
 MOST_OPERATIONS = 128
-"""In one transaction; so many guards as well."""
+"""In one transaction; so many conditions of guards as well."""
 
 MOST_BYTES = 1_572_864
-"""Of one transaction, keys and values together."""
+"""Of one transaction: keys and values, those of guards as well, and OVERHEAD for each operation and guard."""
+
+OVERHEAD = 64
+"""Bytes that an operation or a guard may cost beside what it says."""
 
 
 class StoreError(Exception):
@@ -229,7 +232,8 @@ class KV(Protocol):
     async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
         """Apply all operations at one revision if every guard holds; at most 128 of both, and 1.5 MiB.
 
-        Deleting a key that is not there is no error. No operation may name a key twice.
+        Deleting a key that is not there is no error. No two operations may name the same key. If nothing changes,
+        the revision does not move. Without operations it reads linearizably whether the guards hold.
 
         Raises:
             Ambiguous: the answer was lost, the fate is unknown.
@@ -240,7 +244,8 @@ class KV(Protocol):
     def watch(self, prefix: str, after: Status) -> AsyncGenerator[Batch, None]:
         """Yield each later revision that touches `prefix`, in order, none twice, none missing, for ever.
 
-        It resumes by itself after a broken connection, a dead endpoint or a lost quorum: the caller sees a pause.
+        It resumes by itself after a broken connection, a dead endpoint or a lost quorum: the caller sees a pause, and
+        Unavailable only once the client is closed.
         Close it with `contextlib.aclosing`. Cancelling is safe.
 
         Raises:
@@ -250,7 +255,9 @@ class KV(Protocol):
         ...
 
     async def grant(self, ttl: float) -> int:
-        """Make a lease that lives `ttl` seconds (rounded up to whole ones) past its last renewal."""
+        """Make a lease that lives `ttl` seconds past its last renewal: rounded up to whole ones, and in etcd to 1.5
+        times the longest election, which is two seconds unless it was set.
+        """
         ...
 
     async def renew(self, lease: int) -> float:
@@ -266,11 +273,11 @@ class KV(Protocol):
         ...
 
     async def compact(self, revision: int) -> None:
-        """Forget history below `revision`. One that is already forgotten is no error."""
+        """Forget history below `revision`. One that is already forgotten is no error, one to come is Refused."""
         ...
 
     async def close(self) -> None:
-        """Free the connections. Idempotent."""
+        """Free the connections; every later call raises Unavailable, and so do open watches. Idempotent."""
         ...
 
 
@@ -278,15 +285,28 @@ def check_transaction(operations: Sequence[Operation], guards: Sequence[Guard]) 
     """Refuse what every store refuses, before anything is sent.
 
     Raises:
-        Refused: too many operations, guards or bytes, or a key twice.
+        Refused: too many operations, conditions or bytes, a key twice, or one that is empty.
     """
-    for what, number in (("operations", len(operations)), ("guards", len(guards))):
+    conditions = sum(
+        condition is not None
+        for guard in guards
+        for condition in (guard.create_revision, guard.mod_revision, guard.value)
+    )
+    for what, number in (("operations", len(operations)), ("guards", conditions)):
         if number > MOST_OPERATIONS:
             raise Refused(f"a transaction of {number} {what} is too large: at most {MOST_OPERATIONS}, split it")
     keys = [operation.key for operation in operations]
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise Refused(f"a transaction names the key {twice} twice: at one revision a key can change once")
-    size = sum(len(o.key.encode()) + (len(o.value) if isinstance(o, Put) else 0) for o in operations)
+    if not all(keys) or not all(guard.key for guard in guards):
+        raise Refused("a transaction names an empty key: no key is empty")
+    size = sum(_length(o.key) + (len(o.value) if isinstance(o, Put) else 0) + OVERHEAD for o in operations)
+    # A guard's key is sent twice: what is there comes back if it does not hold.
+    size += sum(2 * _length(guard.key) + len(guard.value or b"") + OVERHEAD for guard in guards)
     if size > MOST_BYTES:
         raise Refused(f"a transaction of {size} bytes is too large: at most {MOST_BYTES}, split it")
+
+
+def _length(key: str) -> int:
+    return len(key.encode(errors="surrogateescape"))

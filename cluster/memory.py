@@ -205,6 +205,7 @@ class MemoryKV:
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()
         self._connected = True
+        self._closed = False
 
     def disconnect(self) -> None:
         """From now on every call raises Unavailable and watches pause."""
@@ -218,15 +219,22 @@ class MemoryKV:
     async def _reach(self) -> MemoryStore:
         # A real store lets others run meanwhile.
         await asyncio.sleep(0)
+        self._check_open()
         if not self._connected:
             raise Unavailable("the store in memory is disconnected")
         return self.store
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("this client of the store in memory was closed")
 
     async def status(self) -> Status:
         store = await self._reach()
         return Status(store.cluster_id, store.revision)
 
     async def get(self, key: str) -> KeyValue | None:
+        if not key:
+            raise Refused("a read of an empty key: no key is empty")
         return (await self._reach()).get(key)
 
     async def list(self, prefix: str, *, revision: int = 0) -> Listing:
@@ -250,6 +258,7 @@ class MemoryKV:
         try:
             while True:
                 changed.clear()
+                self._check_open()
                 batch = None
                 if self._connected:
                     if store.cluster_id != after.cluster_id:
@@ -279,7 +288,8 @@ class MemoryKV:
         (await self._reach()).compact(revision)
 
     async def close(self) -> None:
-        self.disconnect()
+        self._closed = True
+        self.store.wake()
 
 
 def _apply(items: dict[str, KeyValue], batch: Batch) -> None:
