@@ -108,7 +108,7 @@ class Stream:
         """What the client should ask for next, and the Clusters and listeners that it needs it for."""
         self._patience: float | None = None
         """When the sequence goes on without it; None while its ACK has not come."""
-        self._resumed = False
+        self._resumed_at: float | None = None
         self._listening = False
         self._now = float("-inf")
 
@@ -165,6 +165,8 @@ class Stream:
         times = [flight.sent_at + STALLED_AFTER for flight in self._flights()]
         if self._awaited and self._patience is not None:
             times.append(self._patience)
+        if self._introduction_ends is not None:
+            times.append(self._introduction_ends)
         return min((time for time in times if time > self._now), default=None)
 
     @property
@@ -214,7 +216,7 @@ class Stream:
     @property
     def resumed(self) -> bool:
         """The client has resources from before this stream."""
-        return self._resumed
+        return self._resumed_at is not None
 
     @property
     def versions(self) -> Mapping[Type, str]:
@@ -229,7 +231,8 @@ class Stream:
         wildcard = (legacy or WILDCARD in request.subscribe) and not subscription.wildcard
         initial = request.initial if first else {}
         if initial:
-            self._resumed = True
+            if self._resumed_at is None:
+                self._resumed_at = self._now
             told = {name: Told(version) for name, version in initial.items() if wildcard or name in names}
             subscription.has.update(told)
         for name in names:
@@ -288,10 +291,14 @@ class Stream:
         for types in _REMOVED:
             if not self._quiet(Type):
                 return False
-            if types is not _SWITCHED and any(self._subscriptions[type_].refused for type_ in _SWITCHED):
-                return True  # the last good listeners and routes keep what they point to
-            for type_ in types:
-                self._subscriptions[type_].remove()
+            subscriptions = [self._subscriptions[type_] for type_ in types]
+            if types is not _SWITCHED and any(subscription.to_remove for subscription in subscriptions):
+                if any(self._subscriptions[type_].refused for type_ in _SWITCHED):
+                    return True  # the last good listeners and routes keep what they point to
+                if self._introduction_ends is not None and self._introduction_ends > self._now:
+                    return False
+            for subscription in subscriptions:
+                subscription.remove()
         return self._quiet(Type)
 
     def _quiet(self, types: Iterable[Type]) -> bool:
@@ -302,6 +309,16 @@ class Stream:
         if self._awaited and self._patience is not None and self._patience <= self._now:
             self._awaited.clear()
         return bool(self._awaited)
+
+    @property
+    def _introduction_ends(self) -> float | None:
+        """Until when a client that came with resources may have listeners and routes of which it has not said so yet.
+
+        None: it has said so, or it has nothing from before.
+        """
+        if self._resumed_at is None or all(self._subscriptions[type_].heard for type_ in _SWITCHED):
+            return None
+        return self._resumed_at + PATIENCE
 
     def _expect(self, type_: Type, flight: Flight) -> None:
         """Envoy does not ask again for the load assignment of a changed Cluster, and warms 15 s without it: send it."""

@@ -573,6 +573,23 @@ class TestReconnecting:
         talk.ack(CLUSTER)
         assert talk.stream.acked == 1
 
+    def test_no_cluster_is_removed_before_the_client_has_said_which_routes_it_has(self) -> None:
+        talk = Conversation()
+        talk.ask(CLUSTER, initial={"a": SHOP[0].version, "b": static("b").version})
+        assert talk.offer(*SHOP) == []
+        assert talk.ask(LISTENER, initial={"outbound": listener("outbound").version}) == ["LISTENER"]
+        assert talk.ack(LISTENER) == []
+        assert talk.ask(ROUTE, "outbound", initial={"outbound": "to b"}) == ["ROUTE outbound=to:a"]
+        assert talk.ack(ROUTE) == ["CLUSTER -b"]
+
+    def test_a_client_that_has_no_routes_holds_removals_up_for_three_seconds(self) -> None:
+        talk = Conversation()
+        talk.ask(CLUSTER, initial={"a": SHOP[0].version, "b": static("b").version})
+        assert talk.offer(*SHOP) == []
+        assert talk.stream.deadline == talk.now + 3
+        assert talk.wait(2.9) == []
+        assert talk.wait(0.1) == ["CLUSTER -b"]
+
     def test_an_assignment_that_was_removed_meanwhile_is_told_as_removed(self) -> None:
         talk = self.resume(*SHOP)
         assert talk.offer(*without(assignment("a"))) == ["CLUSTER", "ENDPOINT -a", "LISTENER"]
