@@ -117,9 +117,8 @@ class InformerContract:
         await source.hurt()
         assert await heard(source.informer()) is None
         await source.mend()
-        observation = await heard(source.informer())
-        assert observation is not None
-        assert names(observation) == ["buyer"]
+        async with observing(source.informer()) as observations:
+            assert names(await anext(observations)) == ["buyer"]
 
     async def test_a_source_that_is_lost_loses_nothing_that_it_had(self, source: Source) -> None:
         await source.add("buyer")

@@ -422,7 +422,7 @@ async def test_what_is_new_comes_first_then_what_is_gone_and_synced_last(
 
 
 async def test_no_transaction_is_larger_than_a_store_takes(registry: Registry, kv: Lossy, leading: Leadership) -> None:
-    labels = tuple((f"l{n}", "x" * 60) for n in range(100))
+    labels = tuple((f"l{n}", "x" * 60) for n in range(250))
     many = tuple(replace(workload(f"w{n:04d}"), labels=labels) for n in range(300))
     await registry.replace(leading, "files", Observation(workloads=many))
     assert len(kv.transactions) > 3
