@@ -43,9 +43,6 @@ LONGEST_TEXT = 4_096
 
 _WARMING = frozenset({Type.CLUSTER, Type.LISTENER})
 """What makes Envoy ask for more; also the types of which it means all when it names none."""
-_MADE = (Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
-_SWITCHED = (Type.LISTENER, Type.ROUTE)
-_REMOVED = (_SWITCHED, (Type.CLUSTER,), (Type.ENDPOINT, Type.SECRET))
 
 
 class ProtocolError(Invalid):
@@ -99,6 +96,9 @@ class Stream:
 
     def __init__(self) -> None:
         self._subscriptions = {type_: Subscription(type_) for type_ in Type}
+        self._made = self._of(Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
+        self._switched = self._of(Type.LISTENER, Type.ROUTE)
+        self._removed = self._switched, self._of(Type.CLUSTER), self._of(Type.ENDPOINT, Type.SECRET)
         self._target: Snapshot | None = None
         self._revision = 0
         self._pending: tuple[Snapshot, int] | None = None
@@ -148,9 +148,9 @@ class Stream:
         self._proceed()
         sent = []
         if self._target is not None:
-            for type_ in Type:
+            for type_, subscription in self._subscriptions.items():
                 target = self._target.sets.get(type_, EMPTY)
-                flight = self._subscriptions[type_].send(target.resources, now)
+                flight = subscription.send(target.resources, now)
                 if flight is not None:
                     self._expect(type_, flight)
                     resources = tuple(flight.resources.values())
@@ -284,25 +284,26 @@ class Stream:
 
     def _is_done(self) -> bool:
         """Release what may go next. True: there is nothing more, and all of it was answered."""
-        if not self._quiet(_MADE):
+        if not self._is_quiet(self._made):
             return False
-        for type_ in _SWITCHED:
-            self._subscriptions[type_].switch()
-        for types in _REMOVED:
-            if not self._quiet(Type):
+        for subscription in self._switched:
+            subscription.switch()
+        for subscriptions in self._removed:
+            if not any(subscription.to_remove for subscription in subscriptions):
+                continue
+            if not self._is_quiet(self._subscriptions.values()):
                 return False
-            subscriptions = [self._subscriptions[type_] for type_ in types]
-            if types is not _SWITCHED and any(subscription.to_remove for subscription in subscriptions):
-                if any(self._subscriptions[type_].refused for type_ in _SWITCHED):
+            if subscriptions is not self._switched:
+                if any(subscription.refused for subscription in self._switched):
                     return True  # the last good listeners and routes keep what they point to
                 if self._introduction_ends is not None and self._introduction_ends > self._now:
                     return False
             for subscription in subscriptions:
                 subscription.remove()
-        return self._quiet(Type)
+        return self._is_quiet(self._subscriptions.values())
 
-    def _quiet(self, types: Iterable[Type]) -> bool:
-        return all(self._subscriptions[type_].quiet for type_ in types) and not self._is_waiting()
+    def _is_quiet(self, subscriptions: Iterable[Subscription]) -> bool:
+        return all(subscription.quiet for subscription in subscriptions) and not self._is_waiting()
 
     def _is_waiting(self) -> bool:
         """The client has yet to ask for what something that it was sent warms on."""
@@ -316,7 +317,7 @@ class Stream:
 
         None: it has said so, or it has nothing from before.
         """
-        if self._resumed_at is None or all(self._subscriptions[type_].heard for type_ in _SWITCHED):
+        if self._resumed_at is None or all(subscription.heard for subscription in self._switched):
             return None
         return self._resumed_at + PATIENCE
 
@@ -353,6 +354,9 @@ class Stream:
             and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
             and all(name in has[type_] for listener in listeners.values() for type_, name in listener.warms)
         )
+
+    def _of(self, *types: Type) -> tuple[Subscription, ...]:
+        return tuple(self._subscriptions[type_] for type_ in types)
 
     def _flights(self) -> Iterator[Flight]:
         return (s.flight for s in self._subscriptions.values() if s.flight is not None)

@@ -37,6 +37,8 @@ class Envoy:
         self._warming: dict[str, set[tuple[Type, str]]] = {}
         self._withheld: deque[Request] = deque()
         self._listens = False
+        self._lacks: set[str] = set()
+        """Clusters that it never had in a form that it could take: nobody can help what is sent there."""
 
     def connect(self) -> None:
         self.requests.clear()
@@ -62,6 +64,8 @@ class Envoy:
         for resource in response.resources:
             if BAD in resource.body.decode():
                 self.refused[type_][resource.name] = resource.version
+                if type_ is CLUSTER:
+                    self._lacks.add(resource.name)
                 errors.append(f"{resource.name}: it is bad")
                 if type_ not in (CLUSTER, LISTENER):
                     errors = ["something is bad"]  # and the rest is dropped
@@ -95,6 +99,8 @@ class Envoy:
         if type_ in (ENDPOINT, SECRET, ROUTE) and name not in self._names[type_]:
             return
         self.has[type_][name] = resource
+        if type_ is CLUSTER:
+            self._lacks.discard(name)
         if type_ is CLUSTER and (before is None or before.version != resource.version):
             self._warming[name] = {
                 key for key in resource.warms if key[0] is ENDPOINT or key[1] not in self.has[key[0]]
@@ -151,5 +157,5 @@ class Envoy:
             if route.body == empty_route(name).body:
                 continue
             for cluster in clusters_of(route):
-                if cluster not in self.has[CLUSTER] and cluster not in self.refused[CLUSTER]:
+                if cluster not in self.has[CLUSTER] and cluster not in self._lacks:
                     raise Broken(f"route {name} sends traffic to {cluster}, which is not there: 503")

@@ -1,0 +1,73 @@
+"""The messages of the incremental variant, against the generated classes."""
+
+from __future__ import annotations
+
+import pytest
+from envoy.service.discovery.v3 import discovery_pb2
+from google.rpc import status_pb2
+
+from smc.xds import delta
+from smc.xds.stream import ProtocolError, Request, Response
+from tests.unit.xds.resources import CLUSTER, ENDPOINT, SECRET, assignment, cluster
+
+
+def test_a_request_is_read_whole() -> None:
+    message = discovery_pb2.DeltaDiscoveryRequest(
+        type_url=ENDPOINT.value,
+        resource_names_subscribe=["a", "b"],
+        resource_names_unsubscribe=["c"],
+        initial_resource_versions={"a": "1"},
+        response_nonce="7",
+    )
+    assert delta.request(message) == Request(ENDPOINT, ("a", "b"), ("c",), {"a": "1"}, "7")
+
+
+def test_an_error_makes_it_a_nack() -> None:
+    refused = discovery_pb2.DeltaDiscoveryRequest(
+        type_url=CLUSTER.value, response_nonce="7", error_detail=status_pb2.Status(code=3, message="no")
+    )
+    assert delta.request(refused).error == "no"
+
+
+def test_an_error_without_a_message_is_a_nack_too() -> None:
+    refused = discovery_pb2.DeltaDiscoveryRequest(type_url=CLUSTER.value, error_detail=status_pb2.Status(code=3))
+    assert delta.request(refused).error == "no reason given, code 3"
+
+
+def test_a_type_that_is_not_served_is_an_error_that_says_so() -> None:
+    message = discovery_pb2.DeltaDiscoveryRequest(type_url="type.googleapis.com/envoy.service.runtime.v3.Runtime")
+    with pytest.raises(ProtocolError, match=r"runtime\.v3\.Runtime' is not served here \(served are .*Cluster"):
+        delta.request(message)
+
+
+def test_resource_locators_are_an_error() -> None:
+    message = discovery_pb2.DeltaDiscoveryRequest(type_url=CLUSTER.value)
+    message.resource_locators_subscribe.add(name="xdstp://x/y")
+    with pytest.raises(ProtocolError, match="locators"):
+        delta.request(message)
+
+
+def test_a_response_is_written_whole() -> None:
+    given = Response(ENDPOINT, (assignment("a", "one"), assignment("b", "two")), ("c", "d"), "v", "3")
+    message = discovery_pb2.DeltaDiscoveryResponse.FromString(delta.Encoder("replica-1").encode(given))
+    assert [(r.name, r.version, r.resource.type_url, r.resource.value) for r in message.resources] == [
+        ("a", given.resources[0].version, ENDPOINT.value, b"one"),
+        ("b", given.resources[1].version, ENDPOINT.value, b"two"),
+    ]
+    assert list(message.removed_resources) == ["c", "d"]
+    assert (message.type_url, message.system_version_info, message.nonce) == (ENDPOINT.value, "v", "3")
+    assert message.control_plane.identifier == "replica-1"
+
+
+def test_an_empty_response_says_who_answers() -> None:
+    encoded = delta.Encoder("replica-1").encode(Response(SECRET, (), (), "v", "1"))
+    assert discovery_pb2.DeltaDiscoveryResponse.FromString(encoded).control_plane.identifier == "replica-1"
+
+
+def test_a_resource_is_encoded_once_and_forgotten_with_it() -> None:
+    encoder = delta.Encoder("replica-1")
+    given = Response(CLUSTER, (cluster("a"),), (), "v", "1")
+    assert encoder.encode(given) == encoder.encode(given)
+    assert len(encoder._encoded) == 1
+    del given
+    assert len(encoder._encoded) == 0
