@@ -175,7 +175,7 @@ class _Seat:
         renewal = loop.time()
         while True:
             if loop.time() >= renewal:
-                renewal = loop.time() + self._ttl / 3
+                renewal = loop.time() + self._ttl / 4
                 try:
                     await self._kv.renew(self._lease)
                 except LeaseLost:
@@ -186,7 +186,7 @@ class _Seat:
                     raise await self._lost()
             if (now := value()) != self._written:
                 await self._rewrite(now)
-            await asyncio.sleep(min(self._interval, max(0.0, renewal - loop.time())))
+            await asyncio.sleep(min(self._interval, self._ttl / 4))
 
     async def _rewrite(self, value: bytes) -> None:
         try:

@@ -18,8 +18,12 @@ from cluster.kv import (
     Refused,
     Status,
     Survey,
+    Unavailable,
 )
 from cluster.memory import MemoryKV, MemoryStore
+
+DEADLINE = 5.0
+"""Seconds until a client gives a call up."""
 
 
 class HostileKV(MemoryKV):
@@ -29,7 +33,7 @@ class HostileKV(MemoryKV):
         self.delay = 0.0
         """Seconds that each call is on its way."""
         self.hangs: set[str] = set()
-        """Calls that are never answered, as over a connection that is half open."""
+        """Calls that are not answered before their deadline, as over a connection that is half open."""
         self.refuses: set[str] = set()
         self.renewals_lie = False
         """Every renewal is confirmed, whatever became of the lease: etcd's bug 20813."""
@@ -46,7 +50,8 @@ class HostileKV(MemoryKV):
     async def _call(self, name: str) -> None:
         self.calls[name] += 1
         if name in self.hangs:
-            await asyncio.Event().wait()
+            await asyncio.sleep(DEADLINE)
+            raise Ambiguous("no answer") if name == "transact" else Unavailable("no answer")
         if self.delay:
             await asyncio.sleep(self.delay)
         if name in self.refuses:
