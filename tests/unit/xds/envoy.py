@@ -93,11 +93,13 @@ class Envoy:
 
     def _take(self, resource: Resource) -> None:
         type_, name = resource.type, resource.name
-        if type_ is ROUTE and name not in self._names[ROUTE]:
-            return
         before = self.has[type_].get(name)
         if type_ in (ENDPOINT, SECRET, ROUTE) and name not in self._names[type_]:
             return
+        if type_ is ROUTE and before is not None:
+            cold = self._warming.keys() & set(clusters_of(resource)) - set(clusters_of(before))
+            if cold:
+                raise Broken(f"route {name} moves traffic to {sorted(cold)} while these warm: 503")
         self.has[type_][name] = resource
         if type_ is CLUSTER:
             self._lacks.discard(name)

@@ -27,14 +27,14 @@ from tests.unit.xds.resources import (
 )
 
 NAMES = ("a", "b", "c", "d")
-BODIES = st.sampled_from(("1", "2", "3", f"{BAD}1", f"{BAD}2"))
+BODIES = st.sampled_from(("1", "2", "3", "4", "5", "6", f"{BAD}1", f"{BAD}2"))
 
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Consistent ones: a route sends traffic to Clusters that are there, a listener's routes are there."""
     clusters = draw(st.sets(st.sampled_from(NAMES)))
-    found: list[Resource] = [secret("identity", draw(BODIES))]
+    found: list[Resource] = [secret("identity", draw(BODIES) if draw(st.integers(0, 3)) == 3 else "1")]
     for name in sorted(clusters):
         found.append(cluster(name, draw(BODIES), secrets=("identity",)))
         if draw(st.integers(0, 9)):
