@@ -516,6 +516,7 @@ async def test_a_campaign_whose_answer_is_lost_is_won_by_reading_back(cluster: C
     async with stopwatch(0, 0.1):
         await until(lambda: one.leading)
     assert one.term.revision == cluster.held().create_revision
+    assert [item.key for batch in cluster.store._state.log for item in batch.puts] == [EPOCH, KEY]
     assert isinstance(await one.term.transact([Put("/m/a", b"")]), Committed)
 
 

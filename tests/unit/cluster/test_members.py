@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from cluster.kv import Put
+from cluster.kv import Delete, Put
 from cluster.members import GRACE, Members, NameTaken
 from cluster.memory import MemoryKV, MemoryStore
 from tests.unit.cluster.hostile import HostileKV
@@ -197,6 +197,26 @@ async def test_a_second_replica_of_a_name_is_refused_and_the_first_unharmed(
     assert await cluster.members.alive() == {"same": one.value}
     assert not one.task.done()
     assert all(item.value != b"two" for batch in cluster.store._state.log for item in batch.puts)
+
+
+async def test_of_two_replicas_of_a_name_that_start_together_one_is_refused(cluster: Cluster) -> None:
+    both = [Replica(cluster.store, "same", value) for value in (b"1", b"2")]
+    cluster.replicas += both
+    await asyncio.sleep(TTL + GRACE + 1)
+    assert [replica.task.done() for replica in both].count(True) == 1
+    assert cluster.writes("same") == 1
+
+
+async def test_a_replica_whose_key_another_took_overwrites_nothing(cluster: Cluster) -> None:
+    one = await cluster.add("same", b"1")
+    writer = MemoryKV(cluster.store)
+    await writer.transact([Delete(PREFIX + "same")])
+    await writer.transact([Put(PREFIX + "same", b"another's")])
+    one.value = b"2"
+    await asyncio.sleep(TTL + GRACE + TTL)
+    assert await cluster.members.alive() == {"same": b"another's"}
+    with pytest.raises(NameTaken):
+        one.task.result()
 
 
 async def test_a_replica_that_was_killed_and_starts_again_gets_its_own_name_back(cluster: Cluster) -> None:
