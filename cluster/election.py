@@ -262,7 +262,9 @@ class Election:
             async with asyncio.timeout(RESIGN_DEADLINE):
                 await self._kv.revoke(lease)
         except (StoreError, TimeoutError) as e:
-            log.info("a lease could not be given back and will expire", candidate=self._name, reason=str(e))
+            log.info(
+                "a lease could not be given back and will expire", candidate=self._name, reason=str(e) or "no answer"
+            )
 
     # -------------------------------------------------------------------------------------------------------- leading
 

@@ -214,4 +214,6 @@ class _Seat:
             async with asyncio.timeout(LEAVE_DEADLINE):
                 await self._kv.revoke(lease)
         except (StoreError, TimeoutError) as e:
-            log.info("a member's lease could not be given back and will expire", key=self._key, reason=str(e))
+            log.info(
+                "a member's lease could not be given back and will expire", key=self._key, reason=str(e) or "no answer"
+            )
