@@ -51,7 +51,9 @@ PUSHED = 30.0
 """Seconds in which a change must have reached all whom it concerns."""
 SETTLE = 0.2
 """Seconds after a change in which nothing more should come, and what it set off ends."""
-IDLE = 3.0
+QUIET = 0.5
+"""Seconds without a push after which streams that were opened are left alone."""
+IDLE = 2.0
 """Seconds over which is measured what a server uses when nothing happens."""
 AT_ONCE = 100
 """Records in one transaction."""
@@ -301,7 +303,7 @@ async def _opened(
         before, started = Usage.of(pid), time.monotonic()
         tally = await streams.open(OPEN)
         seconds = time.monotonic() - started
-        await streams.quiet(1.0)
+        await streams.quiet(QUIET)
         after = Usage.of(pid)
         # What is there by now stays: the collector need not look at it again while it is measured.
         gc.collect()
