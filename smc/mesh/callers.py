@@ -64,7 +64,6 @@ class Callers(Tables):
             *served.upstreams.changed,
             *served.assignments.changed,
             *splits.destinations.changed,
-            *splits.unsplit.changed,
         )
         for service in (None, *dict.fromkeys(services)) if services else ():
             touched.update(dict.fromkeys(self.watching.of(service)))

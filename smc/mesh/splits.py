@@ -34,7 +34,7 @@ class Splits(Tables):
     destinations: Table[Name, Destinations] = field(default_factory=Table)
     """For every service, in the order of the services."""
     unsplit: Table[Name, Destinations] = field(default_factory=Table)
-    """The same as if there were no split: the very same object where there is none."""
+    """The same as if there were no split, in no order."""
 
     offers: Index[Name, Scope] = field(default_factory=Index)
     """root -> whose rules split it"""
@@ -52,7 +52,6 @@ class Splits(Tables):
         for name in touched:
             self._direct(name, served, problems)
         self.destinations.sort(by_name)
-        self.unsplit.sort(by_name)
 
     def _choose(self, compiled: Compiled, problems: Problems) -> None:
         """Of several splits of one root, from different policy APIs, the first API's counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smc.mesh import Mesh
 from smc.model import Assignment, Destination, Inbound, Protocol, Upstream
-from tests.unit.mesh.store import Store, endpoint, identity, name, service_text, workload_text
+from tests.unit.mesh.store import KEYS, Store, endpoint, identity, name, service_text, workload_text
 
 
 def caller(store: Store, *, reachable: tuple[str, ...] | None = None) -> None:
@@ -171,12 +171,50 @@ def test_of_one_name_from_two_sources_manifests_come_first_then_the_sources_by_n
     mesh = store.build(mesh)
     assert [*upstreams(mesh)] == ["shop/store|80"]
     assert mesh.identities == {identity("shop/manifest")}
-    assert sorted(reasons(mesh)) == [
-        "files:services/shop/store",
-        "files:workloads/shop/caller",
-        "pods:services/shop/store",
-        "pods:workloads/shop/caller",
-    ]
+    assert reasons(mesh) == {
+        "files:services/shop/store": ["Duplicate"],
+        "files:workloads/shop/caller": ["Duplicate"],
+        "pods:services/shop/store": ["Duplicate"],
+        "pods:workloads/shop/caller": ["Duplicate"],
+    }
+
+
+def test_problems_of_a_workload_are_told_where_the_record_that_counts_comes_from() -> None:
+    store = Store()
+    for source in ("files", "pods"):
+        store.offer_workload("shop/store-1", "store", source=source)
+    store.offer_service("shop/a", (80, "8080"))
+    store.offer_service("shop/b", (80, "8080"), protocol=Protocol.GRPC)
+    for service in ("shop/a", "shop/b"):
+        store.offer_endpoints(service, endpoint("shop/store-1", "store", (80, 8080)))
+    mesh = store.build()
+    assert reasons(mesh) == {
+        "files:workloads/shop/store-1": ["NotReady", "ProtocolConflict"],
+        "pods:workloads/shop/store-1": ["Duplicate"],
+    }
+    store.delete(KEYS.workload("files", name("shop/store-1")))
+    assert reasons(store.build(mesh)) == {"pods:workloads/shop/store-1": ["NotReady", "ProtocolConflict"]}
+
+
+def test_who_may_serve_a_service_is_in_the_order_of_the_identities() -> None:
+    store = Store()
+    caller(store)
+    store.offer_service("shop/store", (80, "8080"))
+    accounts = [f"account-{number}" for number in range(9)]
+    store.offer_endpoints("shop/store", *(endpoint(f"shop/{a}", a, (80, 8080)) for a in reversed(accounts)))
+    found = upstreams(store.build())["shop/store|80"].identities
+    assert found == tuple(identity(f"shop/{account}") for account in accounts)
+
+
+def test_an_endpoint_that_two_sources_offer_counts_once_as_the_first_of_them_says() -> None:
+    store = Store()
+    caller(store)
+    served_by(store, "shop/store-1")
+    for source in ("pods", "files"):
+        weighed = endpoint("shop/store-1", "store", (80, 8080), weight=len(source))
+        store.offer_endpoints("shop/store", weighed, source=source)
+    (found,) = assignments(store.build())["shop/store|80"].endpoints
+    assert found.weight == len("files")
 
 
 def test_a_proxy_listens_for_every_service_port_that_leads_to_its_application() -> None:

@@ -52,6 +52,14 @@ def test_proxies_that_know_the_same_share_what_they_know(store: Store) -> None:
     assert proxy(mesh, "bank/caller").outbound.namespace == "bank"
 
 
+def test_a_proxy_that_comes_to_know_the_same_in_another_way_keeps_what_it_has(store: Store) -> None:
+    before = store.build()
+    caller(store, reachable=("shop/other", "shop/store"))
+    mesh = store.build(before)
+    assert mesh.affected == {name("shop/caller")}
+    assert proxy(mesh, "shop/caller").outbound is proxy(before, "shop/caller").outbound
+
+
 def test_the_first_certificate_of_an_identity_brings_its_endpoints_and_the_next_only_its_proxies(store: Store) -> None:
     store.delete(KEYS.certificate(identity("shop/store")))
     before = store.build()

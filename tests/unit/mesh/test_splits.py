@@ -7,10 +7,11 @@ import pytest
 
 from smc.mesh import Mesh
 from smc.model import Problem
-from tests.unit.mesh.store import Store, name, split_text
+from tests.unit.mesh.store import KEYS, Store, name, split_text
 from tests.unit.mesh.test_services import assignments, caller, destinations, served_by, upstreams
 
 SPLIT = "split.smi-spec.io/TrafficSplit/shop/split"
+INNER = "split.smi-spec.io/TrafficSplit/shop/inner"
 
 
 @pytest.fixture
@@ -52,6 +53,12 @@ def test_SPLIT_3_a_weight_of_0_gets_nothing(store: Store) -> None:
     assert problems(mesh) == []
 
 
+def test_a_backend_with_the_weight_0_may_be_idle(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v2=0))
+    store.delete(KEYS.ready(name("shop/store-2")))
+    assert problems(store.build()) == []
+
+
 def test_SPLIT_4_a_backend_gets_the_traffic_of_those_ports_of_the_root_that_it_has(store: Store) -> None:
     store.offer_service("shop/store", (80, "8080"), (81, "8080"))
     store.apply(split_text("shop/split", "store", store_v1=1, store_v2=1))
@@ -84,14 +91,14 @@ def test_SPLIT_6_a_backend_that_is_split_itself_is_not_followed(store: Store) ->
     assert shares(mesh) == {"shop/store-v1": 1000}
     assert shares(mesh, root="shop/store-v1") == {"shop/store-v2": 1000}
     assert [(p.reason, p.severity) for p in problems(mesh)] == [("NotFollowed", "warning")]
-    store.delete("/smc/books/manifests/split.smi-spec.io/TrafficSplit/shop/inner")
+    store.delete(KEYS.manifest(INNER))
     assert problems(store.build(mesh)) == []
 
 
 def test_SPLIT_8_without_the_split_the_roots_own_endpoints_get_the_traffic(store: Store) -> None:
     store.apply(split_text("shop/split", "store", store_v1=1))
     mesh = store.build()
-    store.delete(f"/smc/books/manifests/{SPLIT}")
+    store.delete(KEYS.manifest(SPLIT))
     mesh = store.build(mesh)
     assert shares(mesh) == {"shop/store": 1000}
     assert destinations(mesh)["shop/store|80"].sources == ()
@@ -100,7 +107,7 @@ def test_SPLIT_8_without_the_split_the_roots_own_endpoints_get_the_traffic(store
 def test_SPLIT_11_the_share_of_a_backend_with_nobody_ready_goes_to_the_others(store: Store) -> None:
     store.apply(split_text("shop/split", "store", store_v1=1, store_v2=9))
     mesh = store.build()
-    store.delete("/smc/books/ready/shop/store-2")
+    store.delete(KEYS.ready(name("shop/store-2")))
     mesh = store.build(mesh)
     assert shares(mesh) == {"shop/store-v1": 1000}
     assert reasons(mesh) == [("BackendNotReady", "spec.backends[1].service")]
@@ -156,3 +163,24 @@ def test_a_quarantined_split_is_left_out_for_that_proxy_and_that_version_only(st
     assert shares(mesh, proxy="shop/odd") == {"shop/store-v1": 1000}
     assert mesh.proxies[name("shop/odd")].quarantined == ()
     assert problems(mesh) == []
+
+
+def test_a_quarantined_split_is_left_out_for_a_proxy_with_few_reachable_services_too(store: Store) -> None:
+    revision = store.apply(split_text("shop/split", "store", store_v1=1))
+    caller(store, reachable=("shop/store",))
+    mesh = store.build()
+    assert [*upstreams(mesh)] == ["shop/store-v1|80"]
+    store.quarantine("shop/caller", SPLIT, revision)
+    mesh = store.build(mesh)
+    assert shares(mesh) == {"shop/store": 1000}
+    assert [*upstreams(mesh)] == ["shop/store|80"]
+
+
+def test_a_quarantined_split_that_comes_to_count_when_an_older_one_goes_is_left_out(store: Store) -> None:
+    store.apply(split_text("shop/inner", "store", store_v2=1), created=1)
+    revision = store.apply(split_text("shop/split", "store", store_v1=1), created=2)
+    store.quarantine("shop/caller", SPLIT, revision)
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v2": 1000}
+    store.delete(KEYS.manifest(INNER))
+    assert shares(store.build(mesh)) == {"shop/store": 1000}

@@ -191,7 +191,12 @@ def test_a_mesh_built_step_by_step_equals_one_built_from_nothing(steps: list[lis
         for change in step:
             change(written)
         before, told = mesh, said(mesh)
-        mesh = build(before, written.view(), POLICIES)
+        view = written.view()
+        mesh = build(before, view, POLICIES)
+        again = build(before, view, POLICIES)
+        assert (said(again), again.affected) == (said(mesh), mesh.affected), (
+            "what is behind the Mesh before was changed"
+        )
         assert said(before) == told, "the Mesh before was changed"
         check_identity(before, mesh)
         fresh = written.build()
