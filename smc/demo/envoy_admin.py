@@ -68,6 +68,13 @@ class EnvoyAdmin:
         found = await self.stats(r"ssl_context_update_by_sds")
         return {name: value for name, value in found.items() if _BY_SDS.search(name)}
 
+    async def pending(self) -> str:
+        """What it was sent and does not use, in words: `1 warming`, `2 refused`; "" if it uses all of it."""
+        found = await self.stats(r"^cluster_manager\.warming_clusters$|^listener_manager\.total_listeners_warming$")
+        refused = await self.stats(r"\.update_rejected$")
+        counts = (("warming", sum(found.values())), ("refused", sum(refused.values())))
+        return ", ".join(f"{count} {what}" for what, count in counts if count)
+
     async def control_plane_bytes(self) -> int:
         """Bytes received from the control plane, over all connections, TLS included."""
         return await self.stat("cluster.xds.upstream_cx_rx_bytes_total")

@@ -34,6 +34,8 @@ class Figures:
     """The control plane that each sidecar last heard, by workload; "" if none or if it does not answer."""
     serials: Mapping[str, tuple[str, ...]]
     """Serial numbers of the workload certificates that each sidecar holds."""
+    pending: Mapping[str, str]
+    """What each sidecar has been sent and does not use, in words; "" if it uses all of it."""
 
     def __sub__(self, earlier: Figures) -> Figures:
         return Figures(
@@ -44,6 +46,7 @@ class Figures:
             _between(self.denied, earlier.denied),
             self.heard,
             self.serials,
+            self.pending,
         )
 
     def statuses(self, visitor: str) -> Counter[int]:
@@ -89,9 +92,10 @@ class Figures:
             ),
             failed=Counter({name: found["failed"] for name, found in visited.items()}),
             reached=_reached(served),
-            denied=Counter({name: denied for name, (denied, _, _) in spoken.items()}),
-            heard={name: identifier for name, (_, identifier, _) in spoken.items()},
-            serials={name: serials for name, (_, _, serials) in spoken.items()},
+            denied=Counter({name: denied for name, (denied, _, _, _) in spoken.items()}),
+            heard={name: identifier for name, (_, identifier, _, _) in spoken.items()},
+            serials={name: serials for name, (_, _, serials, _) in spoken.items()},
+            pending={name: pending for name, (_, _, _, pending) in spoken.items()},
         )
 
 
@@ -112,9 +116,11 @@ async def _all(apps: Mapping[str, App]) -> dict[str, dict[str, Any]]:
     return dict(zip(apps, await asyncio.gather(*(app.counters() for app in apps.values())), strict=True))
 
 
-async def _ask(admin: EnvoyAdmin) -> tuple[int, str, tuple[str, ...]]:
+async def _ask(admin: EnvoyAdmin) -> tuple[int, str, tuple[str, ...], str]:
     try:
-        (_, denied), identifier, serials = await asyncio.gather(admin.verdicts(), admin.identifier(), admin.serials())
+        (_, denied), identifier, serials, pending = await asyncio.gather(
+            admin.verdicts(), admin.identifier(), admin.serials(), admin.pending()
+        )
     except (aiohttp.ClientError, TimeoutError):
-        return 0, "", ()
-    return denied, identifier, serials
+        return 0, "", (), "no answer"
+    return denied, identifier, serials, pending

@@ -124,10 +124,12 @@ def picture(mesh: LocalMesh, happened: Figures, leader: str) -> RenderableType:
     for replica in mesh.replicas:
         alive = f"pid {replica.process.pid}" if replica.process.alive else Text("dead", "red")
         replicas.add_row(replica.name, alive, "yes" if replica.name == leader else "")
-    sidecars = Table("SIDECAR", "SERVED BY", "CERTIFICATE", title="sidecars", title_justify="left")
+    sidecars = Table("SIDECAR", "SERVED BY", "IN SYNC", "CERTIFICATE", title="sidecars", title_justify="left")
     for workload in mesh.sidecars:
         heard = happened.heard.get(workload, "")
         by = next((replica.name for replica in mesh.replicas if replica.name in heard), heard or "-")
         serials = happened.serials.get(workload, ())
-        sidecars.add_row(workload, by, ", ".join(serial[-8:] for serial in serials) or "-")
+        pending = happened.pending.get(workload, "no answer")
+        in_sync = Text(f"no: {pending}", "yellow") if pending else "yes"
+        sidecars.add_row(workload, by, in_sync, ", ".join(serial[-8:] for serial in serials) or "-")
     return Group(traffic, replicas, sidecars)

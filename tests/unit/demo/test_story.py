@@ -58,7 +58,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.share, self.serial, self.since = 0.0, "one", 0.0
-        self.counts = Figures(Counter(), Counter(), Counter(), Counter(), Counter(), {}, {})
+        self.counts = Figures(Counter(), Counter(), Counter(), Counter(), Counter(), {}, {}, {})
         self.newcomers: list[str] = []
         self.sidecars = {
             workload: SimpleNamespace(admin=SimpleNamespace(stat=self._stat)) for workload in (BUYER, THIEF, *STORES)
@@ -101,6 +101,7 @@ class World:
             Counter(found.denied),
             {},
             dict.fromkeys(self.sidecars, (self.serial,)),
+            {},
         )
 
     def _count(self) -> None:
@@ -175,12 +176,13 @@ async def test_one_failed_request_is_told_in_every_chapter(chapter: str, when: C
     assert "every request of the bookbuyer is answered" in {claim.text for claim in claims if not claim.held}
 
 
-async def test_the_table_shows_verdicts_the_leader_the_dead_and_who_serves_whom() -> None:
+async def test_the_table_shows_verdicts_the_leader_the_dead_who_serves_whom_and_who_is_not_in_sync() -> None:
     world = World()
     world.share = 0.5
     before = await world.figures()
     await asyncio.sleep(1)
-    happened = replace(await world.figures() - before, heard={BUYER: "cluster/1/replica-2"})
+    pending = {BUYER: "", THIEF: "1 refused"}
+    happened = replace(await world.figures() - before, heard={BUYER: "cluster/1/replica-2"}, pending=pending)
     await world.replicas[1].kill()
     mesh = SimpleNamespace(replicas=world.replicas, sidecars=world.sidecars, visitors=[BUYER, THIEF])
     console = Console(width=120, file=io.StringIO())
@@ -192,4 +194,5 @@ async def test_the_table_shows_verdicts_the_leader_the_dead_and_who_serves_whom(
     assert ["replica-2", "pid", "4711", "yes"] in rows
     assert [BUYER, "50", "25", "25", "0", "0", "0"] in rows
     assert [THIEF, "0", "0", "0", "50", "0", "0"] in rows
-    assert [BUYER, "replica-2", "one"] in rows
+    assert [BUYER, "replica-2", "yes", "one"] in rows
+    assert [THIEF, "-", "no", "1", "refused", "one"] in rows
