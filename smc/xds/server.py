@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -35,6 +36,8 @@ from smc.xds.stream import ProtocolError, Request, Response
 
 FIRST_REQUEST = 10.0
 """Seconds that a new stream has to say what it wants."""
+MOST_OF_ONE = 3
+"""Streams of one proxy: the one that is served, one that takes its place, and one that it has not read to the end."""
 MOST_REPORTED = 100
 """Laggards and NACKs in one report."""
 BALANCE_EVERY = 1.0
@@ -88,6 +91,7 @@ class Streams:
         self._listening = listening
         self._sessions: dict[Session, None] = {}
         self._opening = 0
+        self._calls: Counter[Name] = Counter()
         self._draining = False
 
     @property
@@ -113,21 +117,24 @@ class Streams:
 
     async def serve(self, _requests: object, call: _Call) -> None:
         """One stream, from its first request to its end. Its requests are read from the call."""
-        try:
-            await self._serve(call)
-        except Refused as refused:
-            self._metrics.refused.labels(refused.reason).inc()
-            log.info("stream refused", peer=call.peer(), reason=refused.reason, error=str(refused))
-            await call.abort(refused.code, str(refused))
-        except Ended as ended:
-            await call.abort(grpc.StatusCode.UNAVAILABLE, str(ended))
-        except ProtocolError as broken:
-            log.warning("stream ended", peer=call.peer(), error=str(broken))
-            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
+        with ExitStack() as held:
+            try:
+                await self._serve(call, held)
+            except Refused as refused:
+                self._metrics.refused.labels(refused.reason).inc()
+                log.info("stream refused", peer=call.peer(), reason=refused.reason, error=str(refused))
+                await call.abort(refused.code, str(refused))
+            except Ended as ended:
+                await call.abort(grpc.StatusCode.UNAVAILABLE, str(ended))
+            except ProtocolError as broken:
+                log.warning("stream ended", peer=call.peer(), error=str(broken))
+                await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
 
-    async def _serve(self, call: _Call) -> None:
+    async def _serve(self, call: _Call, held: ExitStack) -> None:
+        """What is put on `held` lasts until the proxy has read how the stream ended."""
         self._check_room()
         proxy, expires = self._authenticate(call)
+        held.enter_context(self._one_of(proxy))
         self._opening += 1
         try:
             first = await self._first_request(call, proxy)
@@ -149,6 +156,8 @@ class Streams:
             await call.write(encoded)
             return len(encoded)
 
+        # gRPC cannot end a call whose first write was cancelled, unless it has sent this before.
+        await call.send_initial_metadata(())
         session = Session(proxy, slot, self._metrics, receive=receive, send=send, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
@@ -177,6 +186,20 @@ class Streams:
         if len(self._sessions) + self._opening >= self._max_streams:
             text = f"this replica serves at most {self._max_streams} streams: try another one, or raise --max-streams"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", text)
+
+    @contextmanager
+    def _one_of(self, proxy: Name) -> Iterator[None]:
+        """Bound what one proxy can hold: gRPC keeps what it does not read, also after the end of the stream."""
+        if self._calls[proxy] >= MOST_OF_ONE:
+            text = f"{proxy} has {MOST_OF_ONE} streams here already, open or with an end that it has not read"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_of_one", text)
+        self._calls[proxy] += 1
+        try:
+            yield
+        finally:
+            self._calls[proxy] -= 1
+            if not self._calls[proxy]:
+                del self._calls[proxy]
 
     def _authenticate(self, call: _Call) -> tuple[Name, float]:
         """Whose proxy calls, and when its credential expires, in seconds since 1970."""
@@ -236,10 +259,12 @@ class Streams:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(BALANCE_EVERY)
-            excess = balance.surplus(len(self._sessions), others())
+            # One that was asked to end may take a while, and is not here any more.
+            staying = [session for session in self._sessions if not session.slot.ended]
+            excess = balance.surplus(len(staying), others())
             # What the others say is up to a second old: a third of it, and then look again.
             most = -(-excess // 3)
-            settled = [session for session in self._sessions if session.opened + SETTLED <= loop.time()]
+            settled = [session for session in staying if session.opened + SETTLED <= loop.time()]
             for session in settled[-most:] if most else ():
                 session.slot.end("another replica has fewer streams")
 
