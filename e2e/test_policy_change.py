@@ -86,8 +86,8 @@ async def test_verdicts_change_within_a_second_on_open_connections(mesh: Mesh) -
         found = _verdicts(thief, at + DEADLINE, end)
         assert set(found) == {status}, f"{DEADLINE:g} s after the change to {status}, and until the next: {found}"
         assert found.total() > 100
-    for found in thief.probes:
-        assert found.status != 200 or found.source.endswith("/ns/bookthief/sa/bookthief")
+    for answer in thief.probes:
+        assert answer.status != 200 or answer.source.endswith("/ns/bookthief/sa/bookthief")
 
     assert after.listeners == before.listeners
     assert before.listeners.keys() == mesh.sidecars.keys()

@@ -22,6 +22,7 @@ from smc.api.credentials import answer
 from smc.certificates import requests, tokens, x509
 from smc.errors import Exhausted, Invalid, NotFound, Unavailable
 from smc.manifests import schema
+from smc.mesh import Mesh
 from smc.model import Name
 from smc.records import ManifestRecord, UnreadableRecord
 from smc.v1 import smc_pb2 as pb
@@ -142,7 +143,8 @@ class MeshService:
     async def proxies(self, request: pb.ProxiesRequest, caller: Caller) -> pb.ProxiesResponse:
         b = self.backends
         own = b.replica()
-        response = pb.ProxiesResponse(proxies=[_proxy(p, own.name) for p in b.proxies()])
+        mesh = b.mesh()
+        response = pb.ProxiesResponse(proxies=[_proxy(p, own.name, mesh) for p in b.proxies()])
         response.replicas.add(
             name=own.name,
             leader=own.leader,
@@ -186,7 +188,14 @@ class MeshService:
         return await answer(b, caller.path, chain)
 
 
-def _proxy(status: ProxyStatus, replica: str) -> pb.Proxy:
+def _proxy(status: ProxyStatus, replica: str, mesh: Mesh | None) -> pb.Proxy:
+    """What it refuses now comes first, then what it goes without because it refused it before."""
+    known = mesh.proxies.get(status.name) if mesh is not None else None
+    nacks = [
+        pb.Nack(proxy=str(n.proxy), type_url=n.type_url, resource=", ".join(n.resources)[:1000], text=n.text)
+        for n in status.nacks[:100]
+    ]
+    left_out = [objects.left_out(q) for q in (known.quarantined if known is not None else ())[:100]]
     return pb.Proxy(
         name=str(status.name),
         replica=replica,
@@ -196,10 +205,7 @@ def _proxy(status: ProxyStatus, replica: str) -> pb.Proxy:
         acked=status.acked,
         state=status.state,
         versions=dict(status.versions),
-        nacks=[
-            pb.Nack(proxy=str(n.proxy), type_url=n.type_url, resource=", ".join(n.resources)[:1000], text=n.text)
-            for n in status.nacks[:100]
-        ],
+        nacks=[*nacks, *left_out],
     )
 
 

@@ -84,3 +84,10 @@ def nack(record: QuarantineRecord) -> pb.Nack:
         text=record.reason,
         resource_version=record.mod_revision,
     )
+
+
+def left_out(record: QuarantineRecord) -> pb.Nack:
+    """The same for the proxy's own page, where the manifest has to be named."""
+    found = nack(record)
+    found.text = f"{record.manifest} is left out: {record.reason}"
+    return found

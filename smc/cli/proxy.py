@@ -85,7 +85,7 @@ def status(session: Session, name: str | None, output: str) -> None:
     """Which proxies are connected to which replica, and whether they have what they should have.
 
     States: synced, it has ACKed all; pending, it was sent something; stalled, it does not answer; nacked, it
-    refused something.
+    refused something. What was left out for a proxy after it had refused it is listed below, with its words.
     """
     from smc.v1 import smc_pb2 as pb
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -294,6 +295,15 @@ async def test_proxies_of_every_replica_are_shown_and_those_that_do_not_answer_a
     assert [r.name for r in shown.replicas] == ["replica-1", "replica-2"]
     assert list(shown.unreachable) == ["replica-3"]
     assert [p.name for p in local.proxies] == ["shop/buyer"]
+
+
+async def test_a_proxy_is_shown_with_what_is_left_out_for_it(replica: Replica) -> None:
+    buyer = Name("shop", "buyer")
+    refusal = QuarantineRecord(buyer, ID, 5, "type.googleapis.com/x.Route", "outbound", "Envoy says no")
+    replica.mesh = mesh(MeshConfig(), {buyer: proxy(buyer, refusal)})
+    replica.streams = [replace(stream("buyer"), nacks=(), state="synced")]
+    (shown,) = (await call(replica, replica.operator, "Proxies", pb.ProxiesRequest())).proxies
+    assert [(n.resource, n.text) for n in shown.nacks] == [("outbound", f"{ID} is left out: Envoy says no")]
 
 
 async def test_own_proxies_are_shown_while_the_store_cannot_be_reached(replica: Replica) -> None:
