@@ -417,6 +417,8 @@ class EtcdKV:
             began = loop.time()
             share = min(left, PATIENCE) if untried else left
             sent = False
+            # Whoever waits, waits; what comes after it is sent elsewhere.
+            overdue = loop.call_later(PATIENCE, self._blame, endpoint, f"no answer within {PATIENCE:g} s")
             try:
                 await endpoint.connect(share)
                 sent = True
@@ -430,17 +432,17 @@ class EtcdKV:
                 reasons[endpoint.address] = _reason(e)
                 sent = not any(text in (e.details() or "") for text in _UNHANDLED)
             except asyncio.CancelledError:
-                if loop.time() - began >= PATIENCE:
-                    # Whoever gave up would otherwise be sent to the same endpoint again.
-                    self._blame(endpoint, "no answer")
                 if not self._closed or _cancelled():
                     raise
                 # Closing the channel looks as if this task had been cancelled.
                 reasons[endpoint.address] = "the client was closed"
             else:
-                endpoint.resting_until = 0.0
-                self._current = endpoint
+                if loop.time() - began < PATIENCE:
+                    endpoint.resting_until = 0.0
+                    self._current = endpoint
                 return answer
+            finally:
+                overdue.cancel()
             self._blame(endpoint, reasons[endpoint.address])
             if writes and sent:
                 raise Ambiguous(
@@ -531,7 +533,7 @@ class _Endpoint:
                         raise _Unanswered("the client was closed")
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                         # Only a call is told why; this one changes nothing if it does get through.
-                        await self.maintenance.Status(rpc.StatusRequest(), timeout=within)
+                        await self.maintenance.Status(rpc.StatusRequest(), timeout=within, metadata=_METADATA)
                     else:
                         await channel.wait_for_state_change(state)
         except grpc.aio.AioRpcError as e:
@@ -624,7 +626,9 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer"
     details = error.details() or ""
-    return details.removeprefix("failed to connect to all addresses; last error: ") or error.code().name
+    for prefix in ("failed to connect to all addresses; last error: ", "UNKNOWN: "):
+        details = details.removeprefix(prefix)
+    return details or error.code().name
 
 
 def _refusal(endpoint: _Endpoint, what: str, error: grpc.aio.AioRpcError) -> _Refusal | None:

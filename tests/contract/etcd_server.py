@@ -261,6 +261,8 @@ class Wire:
         self._port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.connections = 0
+        """That were made so far."""
         self.swallow_requests = False
         self.swallow_answers = False
 
@@ -298,6 +300,7 @@ class Wire:
         except OSError:
             writer.transport.abort()
             return
+        self.connections += 1
         self._writers |= {writer, up_writer}
         try:
             async with asyncio.TaskGroup() as tasks:
