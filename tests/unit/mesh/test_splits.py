@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from smc.mesh import Mesh
-from smc.model import Problem
-from tests.unit.mesh.store import KEYS, Store, name, split_text
+from smc.manifests import PolicyApi, Rules
+from smc.mesh import Mesh, build
+from smc.model import Backend, Problem, Split
+from smc.records import ManifestRecord
+from tests.unit.mesh.store import KEYS, POLICIES, Store, name, split_text
 from tests.unit.mesh.test_services import assignments, caller, destinations, served_by, upstreams
 
 SPLIT = "split.smi-spec.io/TrafficSplit/shop/split"
@@ -184,3 +186,36 @@ def test_a_quarantined_split_that_comes_to_count_when_an_older_one_goes_is_left_
     assert shares(mesh) == {"shop/store-v2": 1000}
     store.delete(KEYS.manifest(INNER))
     assert shares(store.build(mesh)) == {"shop/store": 1000}
+
+
+def written_elsewhere(store: Store, *splits: Split) -> Mesh:
+    """The Mesh with another policy API beside SMI, which may say what SMI refuses."""
+    other = ManifestRecord("other.example", "v1", "Split", name("shop/split"), {}, "", "a.yaml", 1, 0.0, "")
+    store.put(KEYS.manifest(other.id), other)
+    api = PolicyApi(frozenset({"other.example"}), lambda _namespace, _manifests: Rules(splits=splits))
+    return build(None, store.whole(), (*POLICIES, api))
+
+
+def split_elsewhere(*backends: Backend) -> Split:
+    return Split("other.example/Split/shop/split", 7, name("shop/store"), backends)
+
+
+def test_SPLIT_6_a_root_among_its_own_backends_gets_nothing_as_one(store: Store) -> None:
+    mesh = written_elsewhere(store, split_elsewhere(Backend("store", 1), Backend("store-v1", 1)))
+    assert shares(mesh) == {"shop/store-v1": 1}
+    assert [p.reason for p in mesh.problems["other.example/Split/shop/split"]] == ["SelfReference"]
+
+
+def test_SPLIT_10_if_every_weight_is_0_the_root_keeps_the_traffic(store: Store) -> None:
+    mesh = written_elsewhere(store, split_elsewhere(Backend("store-v1", 0), Backend("store-v2", 0)))
+    assert shares(mesh) == {"shop/store": 1000}
+    assert [p.reason for p in mesh.problems["other.example/Split/shop/split"]] == ["NoWeight"]
+
+
+def test_of_two_policy_apis_that_split_one_root_the_first_counts(store: Store) -> None:
+    store.apply(split_text("shop/split", "store", store_v1=1))
+    mesh = written_elsewhere(store, split_elsewhere(Backend("store-v2", 1)))
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    (problem,) = mesh.problems["other.example/Split/shop/split"]
+    assert problem.reason == "Conflict"
+    assert SPLIT in problem.message
