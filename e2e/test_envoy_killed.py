@@ -44,20 +44,21 @@ async def test_a_killed_envoy_takes_only_what_it_holds_with_it_and_is_left_out_u
         assert held > 0
         # Its supervisor hangs, so that it stays dead for as long as the test looks.
         victim.process.pause()
-        killed = loop.time()
-        pid = _kill(victim)
-        app.process.resume()
-        out = await eventually(
-            lambda: _all_see(mesh, victim, False), timeout=OUT, every=0.01, what="the victim is out of every set"
-        )
-        await eventually(lambda: not _runs(pid), timeout=1, what="the victim is gone")
-        await buyer.more(1000)
-        assert await _all_see(mesh, victim, False), "it was let in again while it was dead"
-        assert victim.envoy_pid in (0, pid)
-        served = await _served(mesh)
-
-        back = loop.time()
-        victim.process.resume()
+        try:
+            killed = loop.time()
+            pid = _kill(victim)
+            app.process.resume()
+            out = await eventually(
+                lambda: _all_see(mesh, victim, False), timeout=OUT, every=0.01, what="the victim is out of every set"
+            )
+            await eventually(lambda: not _runs(pid), timeout=1, what="the victim is gone")
+            await buyer.more(1000)
+            assert await _all_see(mesh, victim, False), "it was let in again while it was dead"
+            assert victim.envoy_pid in (0, pid)
+            served = await _served(mesh)
+            back = loop.time()
+        finally:
+            victim.process.resume()
         await eventually(lambda: _back(victim, pid), timeout=20, what="its supervisor has started another Envoy")
         await eventually(lambda: _all_see(mesh, victim, True), timeout=10, what="every caller has the victim again")
         await eventually(lambda: _serves_again(mesh, served), timeout=10, what="it gets requests again")
