@@ -177,7 +177,10 @@ async def test_a_half_open_connection_of_a_watch_is_noticed(shared: EtcdServer, 
         Ledger(writer, kv, "/half-open/").kept() as ledger,
     ):
         wire.swallow_requests = wire.swallow_answers = True
+        began = asyncio.get_running_loop().time()
         await ledger.until_seen(10)
+        # gRPC itself may notice after 3 s, or after 13.
+        assert asyncio.get_running_loop().time() - began < 2.5
 
 
 async def test_a_quiet_watch_is_not_taken_for_a_dead_one(shared: EtcdServer, impatient: None) -> None:
@@ -216,6 +219,22 @@ async def test_an_endpoint_that_says_nothing_is_left_and_not_asked_again_at_once
         for _ in range(10):
             await kv.get("/hole")
         assert loop.time() - began < etcd.PATIENCE
+
+
+async def test_an_endpoint_that_came_back_is_not_gone_back_to(
+    shared: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "COOL_DOWN", 0.1)
+    await shared.until_ready()
+    async with Wire(shared.endpoint) as wire, client(wire.endpoint, shared.endpoint) as kv:
+        await wire.cut()
+        await kv.status()
+        await wire.open()
+        await asyncio.sleep(0.2)
+        before = wire.connections
+        await kv.status()
+        assert kv._order()[0].address == shared.endpoint
+        assert wire.connections == before
 
 
 async def test_while_one_call_waits_for_an_endpoint_later_ones_are_sent_elsewhere(shared: EtcdServer) -> None:
@@ -282,6 +301,29 @@ async def test_a_transaction_whose_answer_was_lost_is_ambiguous(shared: EtcdServ
         item = await kv.get(key)
         assert item is not None
         assert (item.value, item.create_revision) == (b"once", item.mod_revision)
+
+
+async def test_closing_ends_what_is_under_way_with_an_error_not_a_cancellation(shared: EtcdServer) -> None:
+    await shared.until_ready()
+    async with Wire(shared.endpoint) as wire, client(wire.endpoint) as kv:
+        after = await kv.status()
+        wire.swallow_answers = True
+        reading = asyncio.create_task(kv.get("/closing"))
+        writing = asyncio.create_task(kv.transact([Put("/closing", b"")]))
+        renewing = asyncio.create_task(kv.renew(1))
+        await asyncio.sleep(0.2)
+        await kv.close()
+        for task, error in ((reading, Unavailable), (writing, Ambiguous), (renewing, Unavailable)):
+            with pytest.raises(error, match="closed"):
+                await task
+    async with Wire(shared.endpoint) as hole, client(hole.endpoint) as kv:
+        hole.swallow_answers = True
+        reading, watching = asyncio.create_task(kv.get("/a")), asyncio.create_task(first(kv, "/", after))
+        await asyncio.sleep(0.2)
+        await kv.close()
+        for task in (reading, watching):
+            with pytest.raises(Unavailable, match="closed"):
+                await task
 
 
 async def test_a_transaction_that_writes_nothing_is_asked_again(shared: EtcdServer) -> None:
@@ -519,7 +561,7 @@ async def test_a_transaction_is_a_span(shared: EtcdServer, monkeypatch: pytest.M
     assert refused.status.status_code is StatusCode.ERROR
 
 
-# ------------------------------------------------------------------------------------------- what no etcd does on demand
+# ------------------------------------------------------------------------------------------ what no etcd does on demand
 
 
 @dataclass
@@ -527,11 +569,12 @@ class Script:
     """An etcd that answers as it is told to, and remembers what it was asked."""
 
     watches: list[list[Any]] = field(default_factory=list)
-    """Responses of each stream; after the last one the stream breaks, and the last stream stays open."""
+    """Responses of each stream, which then breaks; the last stream stays open, and so does one that ends with None."""
     revision: int = 100
     failure: tuple[grpc.StatusCode, str] | None = None
     starts: list[int] = field(default_factory=list)
     calls: list[tuple[str, dict[str, str], float | None]] = field(default_factory=list)
+    transactions: list[Any] = field(default_factory=list)
 
     @property
     def header(self) -> Any:
@@ -547,6 +590,8 @@ class Script:
         self.calls.append(("Watch", dict(context.invocation_metadata()), context.time_remaining()))
         self.starts.append((await anext(requests)).create_request.start_revision)
         for response in self.watches.pop(0):
+            if response is None:
+                await asyncio.Event().wait()
             yield response
         if not self.watches:
             await asyncio.Event().wait()
@@ -576,11 +621,15 @@ async def scripted(script: Script) -> AsyncIterator[EtcdKV]:
     def header(kind: Any) -> Callable[[Any], Any]:
         return lambda _: kind(header=script.header)
 
+    def committed(request: Any) -> Any:
+        script.transactions.append(request)
+        return rpc.TxnResponse(header=script.header, succeeded=True)
+
     server = grpc.aio.server()
     services = {
         "KV": {
             "Range": unary("Range", rpc.RangeRequest, header(rpc.RangeResponse)),
-            "Txn": unary("Txn", rpc.TxnRequest, lambda _: rpc.TxnResponse(header=script.header, succeeded=True)),
+            "Txn": unary("Txn", rpc.TxnRequest, committed),
             "Compact": unary("Compact", rpc.CompactionRequest, header(rpc.CompactionResponse)),
         },
         "Lease": {
@@ -643,10 +692,10 @@ async def test_a_watch_that_etcd_cancels_for_another_reason_is_resumed() -> None
     script = Script()
     created = rpc.WatchResponse(header=script.header, created=True)
     script.watches = [
-        [created, rpc.WatchResponse(header=script.header, canceled=True, cancel_reason="it is overloaded")],
+        [created, rpc.WatchResponse(header=script.header, canceled=True, cancel_reason="it is overloaded"), None],
         [created, response(script, event(51, "/a"))],
     ]
-    async with scripted(script) as kv, asyncio.timeout(10), aclosing(kv.watch("/", Status(7, 50))) as batches:
+    async with scripted(script) as kv, asyncio.timeout(etcd.QUIET), aclosing(kv.watch("/", Status(7, 50))) as batches:
         assert (await anext(batches)).revision == 51
 
 
@@ -675,6 +724,18 @@ async def test_every_call_has_a_deadline_and_asks_for_a_member_with_a_leader() -
         if name != "Watch":
             assert remaining is not None
             assert 0 < remaining < 2.5
+
+
+async def test_a_transaction_of_nothing_is_not_answered_from_what_one_member_knows() -> None:
+    # etcd answers so where a transaction has no read that must be linearizable.
+    script = Script()
+    async with scripted(script) as kv:
+        await kv.transact([])
+        await kv.transact([], [Guard("/a", create_revision=0)])
+    for request in script.transactions:
+        [read] = request.success
+        assert read.HasField("request_range")
+        assert not read.request_range.serializable
 
 
 @pytest.mark.parametrize(
