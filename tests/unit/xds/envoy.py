@@ -71,7 +71,9 @@ class Envoy:
                     errors = ["something is bad"]  # and the rest is dropped
                     break
             else:
-                self.refused[type_].pop(resource.name, None)
+                had = self.has[type_].get(resource.name)
+                if had is None or had.version != resource.version:  # else it is the last good one, once more
+                    self.refused[type_].pop(resource.name, None)
                 self._take(resource)
         for name in response.removed:
             self.refused[type_].pop(name, None)
