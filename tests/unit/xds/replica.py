@@ -317,6 +317,8 @@ class Client:
                 found[Type.SECRET].update(("identity", "bundle"))
             if type_ is Type.LISTENER:
                 for chain in (*message.filter_chains, message.default_filter_chain):
+                    if chain.HasField("transport_socket"):
+                        found[Type.SECRET].update(("identity", "bundle"))
                     for filter_ in chain.filters:
                         manager = http_connection_manager_pb2.HttpConnectionManager()
                         if filter_.typed_config.Unpack(manager) and manager.rds.route_config_name:
