@@ -156,9 +156,12 @@ async def test_when_every_suspect_is_left_out_there_is_nothing_to_do() -> None:
     async with judged() as mesh:
         suspect = await mesh.write("split")
         await mesh.report(nack(await mesh.revision(), suspect))
+        assert await mesh.left_out() == [suspect]
+        written = await mesh.kv.get(KEYS.quarantine(PROXY, *suspect))
         await mesh.report(nack(await mesh.revision() + 5, suspect, text="again"))
         await mesh.report(nack(await mesh.revision() + 5, text="without a suspect"))
         assert await mesh.left_out() == [suspect]
+        assert await mesh.kv.get(KEYS.quarantine(PROXY, *suspect)) == written
 
 
 async def test_what_was_reported_before_there_was_a_leader_is_judged() -> None:
