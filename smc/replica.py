@@ -299,7 +299,7 @@ class Replica:
 
 async def _sleep_until(moment: float) -> None:
     """Sleep until the wall clock says `moment`, in seconds since 1970; it may be set meanwhile."""
-    while (left := moment - time.time()) > 0:
+    while (left := moment - time.time()) > 0:  # noqa: ASYNC110 - nobody tells when the clock is set
         await asyncio.sleep(min(60.0, left))
 
 
