@@ -63,17 +63,21 @@ class Recorded(Store):
         self.written.append(Delete(key))
 
 
-def history() -> list[Put | Delete]:
-    """Everything that a mesh goes through: the same in every run, and in no order that a table would have."""
+def history() -> tuple[list[Put | Delete], list[Put | Delete]]:
+    """What a mesh goes through, in two halves: the same in every run, and in no order that a table would have."""
     store, order = Recorded(), random.Random(20)
-    for _ in range(2):  # what is written twice changes, or stays as it is at another revision
-        for write in _shuffled(order, ("services", "workloads", "policy", "certificates")):
-            {"services": _services, "workloads": _workloads, "policy": _policy, "certificates": _certificates}[write](
-                store, order
-            )
-        _gone(store)
+    _all(store, order)
+    _ghost(store)
+    before, store.written = store.written, []
+    _all(store, order)  # what is written twice changes, or stays as it is at another revision
+    _exorcise(store)
     store.apply(config_text("deny"))
-    return store.written
+    return before, store.written
+
+
+def _all(store: Recorded, order: random.Random) -> None:
+    for write in _shuffled(order, (_services, _workloads, _policy, _certificates)):
+        write(store, order)
 
 
 def _services(store: Recorded, order: random.Random) -> None:
@@ -125,8 +129,9 @@ def _policy(store: Recorded, order: random.Random) -> None:
             for n in _shuffled(order, (0, 1)):
                 callers = [f"{where}/{who}-{n}" for where in SIDES for who in SERVICES if who != service]
                 order.shuffle(callers)
-                group = "pages" if n else "all"
-                store.apply(target_text(f"{side}/to-{service}-{n}", f"{service}-{n}", *callers[:6], group=group))
+                for group in _shuffled(order, ("all", "pages")):
+                    some = callers[:6] if group == "all" else callers[4:8]
+                    store.apply(target_text(f"{side}/{group}-{service}-{n}", f"{service}-{n}", *some, group=group))
         # Nobody has ever heard of its group: a Problem.
         store.apply(target_text(f"{side}/nowhere", "mail-0", "shop/search-0", group="nothing"))
     refused = store.apply(target_text("shop/refused", "mail-0", "shop/checkout-0"))
@@ -142,7 +147,7 @@ def _certificates(store: Recorded, order: random.Random) -> None:
     store.put(KEYS.bundle, BundleRecord(("ROOT", f"ANOTHER {order.randint(1, 1000)}")))
 
 
-def _gone(store: Recorded) -> None:
+def _ghost(store: Recorded) -> None:
     """What was there once, and is not in the end."""
     store.offer_service("shop/ghost", (80, "8080"))
     store.offer_endpoints("shop/ghost", endpoint("shop/ghost-0", "ghost", (80, 8080)))
@@ -151,6 +156,9 @@ def _gone(store: Recorded) -> None:
     store.certify("shop/ghost")
     store.apply(target_text("shop/ghost", "mail-0", "shop/ghost"))
     store.apply(split_text("depot/ghost", "mail", search=1))
+
+
+def _exorcise(store: Recorded) -> None:
     for key in (
         KEYS.manifest("split.smi-spec.io/TrafficSplit/depot/ghost"),
         KEYS.manifest("access.smi-spec.io/TrafficTarget/shop/ghost"),
@@ -224,8 +232,7 @@ async def _write(kv: KV, operations: list[Put | Delete], watching: Replica) -> i
 
 
 async def test_three_replicas_with_different_pasts_have_equal_bytes_under_equal_versions(tmp_path: Path) -> None:
-    first, *operations = history()
-    half = len(operations) // 2
+    (first, *before), after = history()
     with etcds(tmp_path) as factory:
         server = factory.one()
         await server.until_ready()
@@ -238,10 +245,10 @@ async def test_three_replicas_with_different_pasts_have_equal_bytes_under_equal_
             reading(wire.endpoint, SEEDS[1]) as cut_off,
         ):
             await every.until(FIRST)
-            revision = await _write(kv, operations[:half], every)
+            revision = await _write(kv, before, every)
             await cut_off.until(revision)
             await wire.cut()
-            revision = await _write(kv, operations[half:], every)
+            revision = await _write(kv, after, every)
             await kv.compact(revision)
             await wire.open()
             await cut_off.until(revision)
@@ -251,10 +258,10 @@ async def test_three_replicas_with_different_pasts_have_equal_bytes_under_equal_
 
     step_by_step, listed_again, at_once = reports
     assert len({report.pop("seed") for report in reports}) == 3
-    assert every.seen == list(range(FIRST, FIRST + len(operations) + 1))
+    assert every.seen == list(range(FIRST, FIRST + len(before + after) + 1))
     assert [report.pop("compactions") for report in reports] == [0, 1, 0]
     views = [report.pop("views") for report in reports]
-    assert views[0] == len(operations) + 1
+    assert views[0] == len(before + after) + 1
     assert views[2] == 1
 
     proxies = step_by_step["proxies"]
