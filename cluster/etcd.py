@@ -328,7 +328,8 @@ class EtcdKV:
                         yield batch
             except _Unanswered as e:
                 self._blame(endpoint, str(e))
-                log.info("a watch broke and is resumed", prefix=prefix, revision=seen, reason=str(e))
+                if retry.fresh:
+                    log.info("a watch broke and is resumed", prefix=prefix, revision=seen, reason=str(e))
             if loop.time() - began > CALM:
                 retry.reset()
             await retry.wait()
