@@ -9,7 +9,7 @@ most one can be applied, however late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -79,7 +79,7 @@ class Registry:
     ) -> Written:
         """Create or replace a manifest; when it returns, the manifest is in the store for good.
 
-        What is stored already, up to who wrote it and when, is left alone. What is replaced keeps its `created`: the
+        One that says the same as what is stored is left alone, wherever it comes from. What is replaced keeps its `created`: the
         first write decides which of two manifests is the older. `expected` is the mod_revision that it must have (0:
         it must not be there), None for whatever is there.
 
@@ -168,6 +168,9 @@ class Registry:
     ) -> Replaced:
         """Make everything below `registry/<source>/` say exactly what was observed, and `synced` that it does.
 
+        While the observation has something `unknown`, nothing is taken away: no record is deleted, and a service keeps
+        the endpoints of workloads that were not observed.
+
         Only what differs is written, in transactions of CHUNK_OPERATIONS at most: what is new or changed first, then
         what is gone, `synced` last. A service and its endpoints change at one revision. A record above CHUNK_BYTES is
         left as it is, and becomes a Problem. Cancelled or failed half-way it can be repeated; a source that was not
@@ -191,7 +194,7 @@ class Registry:
                     source,
                     listing.items,
                     wanted,
-                    observation.problems,
+                    observation,
                     traceparent,
                     self._read.get(source, {}),
                 )
@@ -248,8 +251,8 @@ def _readable(item: KeyValue | None) -> ManifestRecord | None:
 
 
 def _says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
-    """Whether only who wrote it, and when, differ. Where it was written counts: problems are reported there."""
-    return replace(stored, created=record.created, author=record.author) == record
+    """Whether the manifest itself is equal, however and wherever it was written down."""
+    return (stored.version, stored.object) == (record.version, record.object)
 
 
 # ---------------------------------------------------------------------------------------------------- what was observed
@@ -295,12 +298,14 @@ def _difference(
     source: str,
     items: Sequence[KeyValue],
     wanted: Sequence[Mapping[str, _Record]],
-    problems: Sequence[Problem],
+    observation: Observation,
     traceparent: str,
     read: _Read,
 ) -> _Difference:
     there = {item.key: item.value for item in items}
     synced = keys.synced(source)
+    if observation.unknown:
+        wanted = _with_what_may_be_there(wanted, there, frozenset(w.name for w in observation.workloads))
     changes: list[_Unit] = []
     too_large: list[Problem] = []
     unchanged = 0
@@ -322,8 +327,8 @@ def _difference(
         if puts:
             changes.append(tuple(puts))
     known = {synced}.union(*wanted)
-    deletions = _by_name([key for key in there if key not in known])
-    record_ = SyncedRecord(source, tuple(sorted([*problems, *too_large]))[:MOST_PROBLEMS])
+    deletions = [] if observation.unknown else _by_name([key for key in there if key not in known])
+    record_ = SyncedRecord(source, tuple(sorted([*observation.problems, *too_large]))[:MOST_PROBLEMS])
     is_new = synced not in there or not equal(there[synced], record_)
     return _Difference(
         changes=tuple(changes),
@@ -332,6 +337,28 @@ def _difference(
         counts=Replaced(sum(map(len, changes)), sum(map(len, deletions)), unchanged),
         read=now_read,
     )
+
+
+def _with_what_may_be_there(
+    wanted: Sequence[Mapping[str, _Record]], there: Mapping[str, bytes], observed: Collection[Name]
+) -> Sequence[Mapping[str, _Record]]:
+    """The same, and each service keeps the endpoints that it has of workloads that were not observed."""
+    return [
+        {
+            key: _joined(record, there[key], observed) if isinstance(record, Endpoints) and key in there else record
+            for key, record in unit.items()
+        }
+        for unit in wanted
+    ]
+
+
+def _joined(endpoints: Endpoints, stored: bytes, observed: Collection[Name]) -> Endpoints:
+    try:
+        before = decode(Endpoints, stored)
+    except UnreadableRecord:
+        return endpoints
+    kept = [endpoint for endpoint in before.endpoints if endpoint.workload not in observed]
+    return replace(endpoints, endpoints=tuple(sorted([*endpoints.endpoints, *kept])))
 
 
 def _by_name(keys: Iterable[str]) -> list[_Unit]:

@@ -155,9 +155,18 @@ async def test_the_same_manifest_by_somebody_else_and_later_writes_nothing(regis
 
 
 @pytest.mark.parametrize("moved", [{"file": "other.yaml"}, {"line": 4}, {"text": "# why\nport: 80\n"}])
-async def test_where_it_was_written_is_kept_up_to_date(registry: Registry, kv: Lossy, moved: dict[str, object]) -> None:
+async def test_the_same_manifest_written_down_otherwise_writes_nothing(
+    registry: Registry, kv: Lossy, moved: dict[str, object]
+) -> None:
     await put(registry, record())
     new = replace(record(), **moved)  # type: ignore[arg-type]
+    assert (await put(registry, new)).outcome is Outcome.UNCHANGED
+    assert await stored(kv) == record()
+
+
+async def test_the_same_fields_under_another_version_are_another_manifest(registry: Registry, kv: Lossy) -> None:
+    await put(registry, record())
+    new = replace(record(), version="v2")
     assert (await put(registry, new)).outcome is Outcome.CONFIGURED
     assert await stored(kv) == new
 
