@@ -26,6 +26,7 @@ def store(settings: Settings) -> KV:
         Invalid: a TLS file cannot be read.
     """
     from cluster.etcd import EtcdKV, EtcdTLS
+    from smc.records import Keys
 
     tls = None
     if settings.etcd_ca is not None:
@@ -34,7 +35,8 @@ def store(settings: Settings) -> KV:
             _pem(settings.etcd_certificate) if settings.etcd_certificate else None,
             _pem(settings.etcd_key) if settings.etcd_key else None,
         )
-    return EtcdKV(settings.etcd, tls=tls)
+    # What this client may read, should etcd's access control end at the mesh's prefix.
+    return EtcdKV(settings.etcd, tls=tls, probe=Keys(settings.mesh).epoch)
 
 
 def signer(settings: Settings) -> Signer:
