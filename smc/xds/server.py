@@ -156,8 +156,6 @@ class Streams:
             await call.write(encoded)
             return len(encoded)
 
-        # gRPC cannot end a call whose first write was cancelled, unless it has sent this before.
-        await call.send_initial_metadata(())
         session = Session(proxy, slot, self._metrics, receive=receive, send=send, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
@@ -166,6 +164,8 @@ class Streams:
         self._metrics.streams.set(len(self._sessions))
         log.info("stream opened", **{telemetry.PROXY: str(proxy)}, resumed=bool(first.initial))
         try:
+            # gRPC cannot end a call whose first write was cancelled, unless it has sent this before.
+            await call.send_initial_metadata(())
             if self._draining:
                 slot.end("this replica shuts down")
             await session.run(first)

@@ -23,9 +23,16 @@ from smc.records import Laggard, Nack
 from smc.xds.slot import Offer, Slot
 from smc.xds.snapshot import Type
 from smc.xds.stream import Refusal, Request, Response, Stream
+from smc.xds.subscription import LONGEST_TEXT
 
 WRITE_DEADLINE = 15.0
 """Seconds that a proxy may take to make room for a response; longer, and the stream ends."""
+
+MOST_TOLD, LONGEST_TOLD = 5, 1_024
+"""Refusals of one proxy, names and suspects of one refusal, and characters of its text that others are told.
+
+A report of many proxies has to fit into one transaction, or nothing would be known of any.
+"""
 
 log = structlog.get_logger(__name__)
 tracer = telemetry.tracer(__name__)
@@ -115,13 +122,17 @@ class Session:
 
     @property
     def nacks(self) -> tuple[Nack, ...]:
-        return tuple(self._nack(refusal) for refusal in self.stream.refusals)
+        """What it refuses: a few of it, those that have a suspect first, so that one proxy cannot fill a report."""
+        refusals = sorted(self.stream.refusals, key=lambda refusal: not refusal.suspects)
+        return tuple(self._nack(refusal) for refusal in refusals[:MOST_TOLD])
 
     def laggard(self) -> Laggard | None:
         """Why it has not ACKed all it should have; None if it has."""
-        if self.stream.refusals:
-            first = self.stream.refusals[0]
-            return Laggard(self.proxy, f"NACKed {short(first.type)} {', '.join(first.names)}", self.stream.acked)
+        if refusals := self.stream.refusals:
+            first = refusals[0]
+            others = f" and {len(first.names) - MOST_TOLD} more" if len(first.names) > MOST_TOLD else ""
+            names = ", ".join(first.names[:MOST_TOLD])
+            return Laggard(self.proxy, f"NACKed {short(first.type)} {names}{others}", self.stream.acked)
         if not self._is_behind:
             return None
         if self.slot.stale:
@@ -129,8 +140,10 @@ class Session:
         return Laggard(self.proxy, "stalled" if self.stream.stalled else "pending", self.stream.acked)
 
     def _nack(self, refusal: Refusal) -> Nack:
-        suspects = tuple((source.manifest, source.mod_revision) for source in refusal.suspects)
-        return Nack(self.proxy, refusal.type.value, refusal.names, refusal.text, suspects, refusal.revision)
+        # One suspect is left out at a time, and is none any more: the next ones move up.
+        suspects = tuple((source.manifest, source.mod_revision) for source in refusal.suspects[:MOST_TOLD])
+        names, text = refusal.names[:MOST_TOLD], refusal.text[:LONGEST_TOLD]
+        return Nack(self.proxy, refusal.type.value, names, text, suspects, refusal.revision)
 
     # ------------------------------------------------------------------------------------------------------- the life
 
@@ -162,7 +175,8 @@ class Session:
             self._metrics.nacks.labels(short(request.type)).inc()
             log.warning(
                 "a proxy refuses what it was sent",
-                **{telemetry.PROXY: str(self.proxy), telemetry.TYPE: short(request.type), "reason": request.error},
+                **{telemetry.PROXY: str(self.proxy), telemetry.TYPE: short(request.type)},
+                reason=request.error[:LONGEST_TEXT],
             )
         self.stream.receive(request, asyncio.get_running_loop().time())
         self.slot.wake()

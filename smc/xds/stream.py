@@ -36,10 +36,8 @@ PATIENCE = 3.0
 MOST_NAMES = 50_000
 """The most names of one type that a client may ask for or say that it has."""
 
-LONGEST_NAME = 2_048
-
-LONGEST_TEXT = 4_096
-"""What is kept of a refusal's text, in characters."""
+LONGEST_NAME = 256
+"""Characters of a name that a client may ask for; what is served here has shorter ones."""
 
 _WARMING = frozenset({Type.CLUSTER, Type.LISTENER})
 """What makes Envoy ask for more; also the types of which it means all when it names none."""
@@ -81,7 +79,7 @@ class Refusal:
     type: Type
     names: tuple[str, ...]
     text: str
-    """The client's own, at most LONGEST_TEXT of it."""
+    """The client's own, shortened."""
     suspects: tuple[Source, ...]
     """The sources that changed since the client's last ACK of these names, newest first."""
     revision: int
@@ -110,6 +108,8 @@ class Stream:
         """When the sequence goes on without it; None while its ACK has not come."""
         self._resumed_at: float | None = None
         self._listening = False
+        self._refusals: tuple[Refusal, ...] | None = None
+        """As they were told last; None: look again."""
         self._now = float("-inf")
 
     # ------------------------------------------------------------------------------------------------------ in and out
@@ -130,6 +130,7 @@ class Stream:
         subscription = self._subscriptions[request.type]
         _check(request, subscription)
         self._now = now
+        self._refusals = None
         first, subscription.heard = not subscription.heard, True
         flight = subscription.flight
         if flight is not None and flight.nonce == request.nonce:
@@ -145,6 +146,7 @@ class Stream:
     def to_send(self, now: float) -> tuple[Response, ...]:
         """What goes out now, in this order. Each response is returned once, and is in flight from then on."""
         self._now = now
+        self._refusals = None
         self._proceed()
         sent = []
         if self._target is not None:
@@ -195,18 +197,19 @@ class Stream:
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """One for each NACK of which a name is still refused: not ACKed since, still wanted, and not changed back."""
-        found = []
+        if self._refusals is None:
+            self._refusals = tuple(self._refused())
+        return self._refusals
+
+    def _refused(self) -> Iterator[Refusal]:
         for subscription in self._subscriptions.values():
             names: dict[Nack, list[str]] = {}
             for name, refused in subscription.refused.items():
                 names.setdefault(refused.nack, []).append(name)
             for nack, refused_names in names.items():
                 suspects = sorted(_suspects(subscription, refused_names), key=lambda s: (-s.mod_revision, s.manifest))
-                text = nack.text[:LONGEST_TEXT]
-                found.append(
-                    Refusal(subscription.type, tuple(sorted(refused_names)), text, tuple(suspects), nack.revision)
-                )
-        return tuple(found)
+                names_ = tuple(sorted(refused_names))
+                yield Refusal(subscription.type, names_, nack.text, tuple(suspects), nack.revision)
 
     @property
     def listening(self) -> bool:

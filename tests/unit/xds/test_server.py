@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from cluster.kv import Delete
+from smc.certificates import x509
 from smc.errors import Unavailable
 from smc.model import Name
 from smc.records import ReadyRecord, decode
@@ -446,6 +447,31 @@ async def test_a_stream_that_must_end_while_it_is_first_written_to_ends() -> Non
         for _ in range(50):
             code, _ = await answer_to(replica, credential, FIRST, request(Type.SECRET, "*"))
             assert code is Code.PERMISSION_DENIED
+
+
+async def test_a_proxy_that_goes_while_it_is_admitted_leaves_nothing_behind() -> None:
+    async with world() as (mesh, replica):
+        credential = await mesh.credential("proxy/shop/buyer")
+
+        class Gone:
+            """A call that its client cancels as soon as it has been admitted."""
+
+            def peer(self) -> str:
+                return "test"
+
+            def auth_context(self) -> dict[str, list[bytes]]:
+                return {"x509_pem_cert": [x509.pem(x509.load(credential.chain)[0]).encode()]}
+
+            async def read(self) -> bytes:
+                return FIRST
+
+            async def send_initial_metadata(self, _: object) -> None:
+                raise asyncio.CancelledError
+
+        with pytest.raises(asyncio.CancelledError):
+            await replica.streams.serve(None, Gone())  # type: ignore[arg-type]
+        assert not replica.streams.sessions
+        assert not replica.pipeline._slots
 
 
 # ----------------------------------------------------------------------------------------------------------- the report

@@ -13,12 +13,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cluster.kv import MOST_BYTES
 from smc import telemetry
 from smc.metrics import Metrics
 from smc.model import Name
-from smc.records import Laggard
+from smc.records import AckRecord, Laggard, encode
 from smc.xds import session as module
-from smc.xds.session import WRITE_DEADLINE, Ended, Session
+from smc.xds.server import MOST_REPORTED
+from smc.xds.session import MOST_TOLD, WRITE_DEADLINE, Ended, Session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import STALLED_AFTER, ProtocolError, Request, Response
@@ -346,6 +348,39 @@ async def test_a_refusal_is_reported_with_its_suspects_and_its_own_text() -> Non
         assert laggard is not None
         assert laggard.reason == "NACKed Cluster bad"
         assert client.metric("smc_xds_nacks_total", type="Cluster") == 1
+
+
+async def test_what_one_proxy_refuses_leaves_room_in_a_report_for_what_others_do() -> None:
+    client = Client()
+    client.acks = False
+    names = [f"{'n' * 60}/{number}|80" for number in range(1000)]
+    sources = tuple(source(f"{'m' * 60}-{number}", number) for number in range(1000))
+    client.offer(9, *(Resource(Type.CLUSTER, name, name.encode(), sources) for name in names))
+    async with client.connected():
+        await settle()
+        client.refuse("".join(f"{name}: bad\n" for name in names))
+        await settle()
+        (nack,) = client.session.nacks
+        laggard = client.session.laggard()
+        assert nack.suspects == tuple((f.manifest, f.mod_revision) for f in sources[:-6:-1])  # the newest
+        assert laggard is not None
+        assert laggard.reason.endswith("more")
+        report = AckRecord("r", 9, 100, (laggard,) * MOST_REPORTED, (nack,) * MOST_REPORTED)
+        assert len(encode(report)) < MOST_BYTES
+
+
+async def test_one_proxy_fills_no_report_with_many_refusals_and_tells_first_what_can_be_left_out() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(9, *(static(f"c{n}") for n in range(10)), Resource(Type.CLUSTER, "z", b"z", (source("new", 7),)))
+    async with client.connected():
+        await settle()
+        for _ in range(30):  # it blames nobody, so each is tried by itself
+            client.refuse("no")
+            await settle()
+        assert len(client.session.stream.refusals) == 11
+        assert len(client.session.nacks) == MOST_TOLD
+        assert client.session.nacks[0].resources == ("z",)
 
 
 async def test_the_way_to_the_last_ack_is_measured_from_the_offer() -> None:

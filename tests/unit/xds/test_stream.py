@@ -7,6 +7,7 @@ import pytest
 from smc.xds import stream as limits
 from smc.xds.snapshot import Resource, Source
 from smc.xds.stream import ProtocolError, Request, Stream
+from smc.xds.subscription import LONGEST_TEXT
 from tests.unit.xds.conversation import Conversation, running
 from tests.unit.xds.resources import (
     CLUSTER,
@@ -141,11 +142,21 @@ class TestWhatAClientAsksFor:
         with pytest.raises(ProtocolError, match="more than 3 CLUSTER names"):
             talk.ask(CLUSTER, initial={str(n): "1" for n in range(4)})
         with pytest.raises(ProtocolError, match="longer than"):
-            talk.ask(ENDPOINT, "a" * 3_000)
+            talk.ask(ENDPOINT, "a" * 257)
         with pytest.raises(ProtocolError, match="empty"):
             talk.ask(ENDPOINT, "")
         assert talk.hear() == []
         assert talk.ask(ENDPOINT, "a", "b", "c") == ["ENDPOINT a=1 -b -c"]
+
+    def test_a_refusals_text_is_kept_in_part(self) -> None:
+        talk = Conversation()
+        talk.offer(*(static(f"c{n}") for n in range(4)))
+        talk.ask(CLUSTER, "*")
+        for _ in range(8):  # it blames nobody, so each is tried by itself
+            talk.nack(CLUSTER, "x" * 1_000_000)
+        texts = {refused.nack.text for refused in talk.stream._subscriptions[CLUSTER].refused.values()}
+        assert len(talk.stream.refusals) == 4
+        assert {len(text) for text in texts} == {LONGEST_TEXT}
 
     def test_nonces_count_by_type(self) -> None:
         talk = running(*SHOP)
