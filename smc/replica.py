@@ -12,7 +12,7 @@ import structlog
 
 from cluster.election import Election, Leadership
 from cluster.kv import KV
-from cluster.members import Members
+from cluster.members import Members, NameTaken
 from cluster.mirror import Mirror
 from smc import health, plugins, records
 from smc.api import server as api
@@ -24,7 +24,7 @@ from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
 from smc.config import API_PORT, HEALTH_PORT, JOIN_PORT, XDS_PORT, Settings
 from smc.envoy.snapshot import Generator
-from smc.errors import Unavailable
+from smc.errors import Conflict, SmcError, Unavailable
 from smc.leading import Duties
 from smc.metrics import Metrics
 from smc.model import Name
@@ -189,14 +189,17 @@ class Replica:
         return self._credential
 
     async def _keep_credential(self) -> None:
-        """Get this replica's credential, and the next one at half of its life, for ever."""
+        """Get this replica's credential, and the next one at half of its life, for ever.
+
+        Whatever is in the way, a store that is full for one, ends nothing that is served with the one it has.
+        """
         while True:
             try:
                 self._credential = await replica_credential(
                     self._kv, self._keys, self._keyring, self._settings.name, now=time.time()
                 )
-            except Unavailable as e:
-                log.warning("no credential for this replica yet", error=str(e))
+            except SmcError as e:
+                log.warning("this replica's credential cannot be made yet; trying on", error=str(e))
                 await asyncio.sleep(RENEW_RETRY)
                 continue
             log.info("credential", uri=self._credential.uri, not_after=self._credential.not_after)
@@ -215,7 +218,11 @@ class Replica:
     # --------------------------------------------------------------------------------------------- what others are told
 
     async def _announce(self, members: Members, value: Callable[[], bytes]) -> None:
-        await members.announce(self._settings.name, value, ttl=self._ttl)
+        """Raises Conflict if another live replica has this one's name."""
+        try:
+            await members.announce(self._settings.name, value, ttl=self._ttl)
+        except NameTaken as e:
+            raise Conflict(str(e)) from None
 
     def _acks(self) -> bytes:
         return records.encode(self._streams.report())
