@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from e2e.kit.mesh import Mesh, eventually, module_mesh
+from e2e.kit.mesh import INBOUND_PORT, Mesh, eventually, module_mesh
 from e2e.kit.prober import statuses
 from smc.demo import bookstore
 from smc.demo.programs import Sidecar
@@ -97,6 +97,7 @@ async def _refusals(sidecar: Sidecar) -> int:
 async def test_what_one_envoy_refuses_is_kept_from_it_alone(mesh: Mesh) -> None:
     odd = await mesh.add(ODD, "--re2-max-program-size", "100")
     await mesh.apply(_archive(SHORT) + "---" + TARGET)
+    await mesh.wait_synced()
     async with mesh.prober(rate=150) as prober:
         await _until_reached(mesh, PAGE, {*ALL})
         assert {await _refusals(sidecar) for sidecar in mesh.sidecars.values()} == {0}
@@ -139,7 +140,7 @@ async def test_what_one_envoy_refuses_is_kept_from_it_alone(mesh: Mesh) -> None:
             now = await odd.admin.clusters()
             return {host.address for host in now["bookstore/bookstore-v2|80"]} == {
                 *(host.address for host in clusters["bookstore/bookstore-v2|80"]),
-                f"{newcomer.address}:15003",
+                f"{newcomer.address}:{INBOUND_PORT}",
             }
 
         await eventually(known, timeout=10, what="the odd proxy knows a new endpoint")

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from e2e.kit.mesh import Mesh, eventually, module_mesh
+from e2e.kit.mesh import INBOUND_PORT, Mesh, eventually, module_mesh
 from smc import records
 from smc.demo import bookstore
 from smc.demo.apps import XFCC, document
@@ -23,7 +23,6 @@ from smc.records import CertificateRecord
 mesh = module_mesh()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-INBOUND_PORT = 15003
 SHORT = "20s"
 """The life of a certificate here; it is renewed at half of that."""
 
@@ -65,6 +64,7 @@ async def _stored(mesh: Mesh, identity: str) -> x509.Certificate:
 
 
 async def test_workload_certificates_rotate_under_traffic(mesh: Mesh) -> None:
+    await mesh.wait_synced()
     buyer = mesh.sidecar("bookbuyer")
     servers = {name: mesh.sidecar(name) for name in ("bookstore-v1", "bookstore-v2")}
     # A caller has connections of its own for each service that it asks: this one for bookstore-v1 stays open.

@@ -33,6 +33,7 @@ async def _in_force(mesh: Mesh, v1: int, v2: int) -> None:
 
 @pytest.mark.parametrize(("v1", "v2"), [(50, 50), (1, 2), (1000, 500)])
 async def test_requests_are_spread_by_weight(mesh: Mesh, v1: int, v2: int) -> None:
+    await mesh.wait_synced()
     await _in_force(mesh, v1, v2)
     before = await mesh.seen_by_apps()
 

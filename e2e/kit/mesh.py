@@ -18,6 +18,7 @@ from e2e.kit import invariants
 from e2e.kit.prober import Connections, Probe, Prober, send
 from smc.demo.local import LocalMesh, Plan
 
+INBOUND_PORT = 15003
 BOOKS = "http://bookstore.bookstore/books"
 
 
@@ -34,11 +35,29 @@ class Mesh(LocalMesh):
         """Names of logs in which a traceback is no failure, because the test asked for it."""
 
     async def __aenter__(self) -> Self:
+        """Returns once every Envoy knows every endpoint: what is asked from then on finds somebody."""
         try:
-            return await super().__aenter__()
+            await super().__aenter__()
         except BaseException:
             self._say_where()
             raise
+        try:
+            await eventually(self._all_known, timeout=30, every=0.1, what="every Envoy knows every endpoint")
+        except BaseException as e:
+            await self.__aexit__(type(e), e, e.__traceback__)
+            raise
+        return self
+
+    async def _all_known(self) -> bool:
+        wanted = {
+            (f"{placement.namespace}/{service}|80", f"{self.sidecars[placement.workload].address}:{INBOUND_PORT}")
+            for placement in self.plan.workloads
+            for service in placement.services
+        }
+        found = await asyncio.gather(*(sidecar.admin.clusters() for sidecar in self.sidecars.values()))
+        return all(
+            wanted <= {(name, host.address) for name, hosts in clusters.items() for host in hosts} for clusters in found
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
