@@ -131,6 +131,9 @@ class Settings:
                 wrong.append(f"{option(setting.name)} is {text!r}, which is not {e}")
         if (values.get("etcd_certificate") is None) != (values.get("etcd_key") is None):
             wrong.append(f"{option('etcd_certificate')} and {option('etcd_key')} go together")
+        etcd = flags.get("etcd") or environment.get(f"{PREFIX}ETCD", "")
+        if values.get("etcd_ca") is None and ("https://" in etcd or values.get("etcd_certificate") is not None):
+            wrong.append(f"{option('etcd_ca')} is missing: without it the connection to etcd would not be encrypted")
         if wrong:
             raise Invalid("; ".join(wrong), hint="see smc serve --help")
         return cls(**values)

@@ -39,6 +39,15 @@ def test_a_client_certificate_without_its_key_is_refused() -> None:
         Settings.read({**GOOD, "SMC_ETCD_CERTIFICATE": "/c"})
 
 
+@pytest.mark.parametrize(
+    "asked", [{"SMC_ETCD": "https://etcd:2379"}, {"SMC_ETCD_CERTIFICATE": "/c", "SMC_ETCD_KEY": "/k"}]
+)
+def test_whoever_asks_for_encryption_gets_it_or_an_error(asked: dict[str, str]) -> None:
+    with pytest.raises(Invalid, match="SMC_ETCD_CA.* is missing"):
+        Settings.read({**GOOD, **asked})
+    assert Settings.read({**GOOD, **asked, "SMC_ETCD_CA": "/ca"}).etcd_ca == Path("/ca")
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("500ms", 0.5), ("10s", 10), ("1.5m", 90), ("1h30m", 5400)])
 def test_durations_read_as_go_writes_them(text: str, seconds: float) -> None:
     assert duration(text).total_seconds() == seconds
