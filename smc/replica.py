@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -137,6 +138,8 @@ class Replica:
                     await servers.enter_async_context(self._servers())
                     background.append(tasks.create_task(self._streams.balance(self._others), name="balance"))
                     self._serving = True
+                    # The mesh is here to stay: no collection needs to look through it again.
+                    gc.freeze()
                     log.info("serving", address=settings.address, version=VERSION)
                     await stop.wait()
                 log.info("stopping")
