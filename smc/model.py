@@ -135,12 +135,19 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The whole truth of one source at one moment. Never a part of it: what is missing is gone."""
+    """The whole truth of one source at one moment, and how far it goes: what is missing is gone, unless there is
+    something `unknown`.
+    """
 
     services: tuple[Service, ...] = ()
     endpoints: tuple[Endpoints, ...] = ()
     workloads: tuple[Workload, ...] = ()
     problems: tuple[Problem, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """Parts of the source that cannot be read and that the informer has never read, such as files; sorted.
+
+    While there are any, what is missing may well be there. Each has a Problem too.
+    """
 
 
 class Severity(Enum):

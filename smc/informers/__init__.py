@@ -38,9 +38,10 @@ class Informer(Protocol):
         """Yield the whole truth of the source, for ever: at once, and again after each change.
 
         Changes may be put together, so what is yielded is the newest when it is asked for. It is sorted: equal truth
-        gives equal observations, on every replica. One object that cannot be read is a Problem in the observation; a
-        source that cannot be read is an exception, never an observation without what it had. Close it with
-        `contextlib.aclosing`. Cancelling is safe, and it may be called again at any time.
+        gives equal observations. One object that cannot be read is a Problem in the observation, which has what it
+        said before, or says that this is `unknown`; a source that cannot be read is an exception, never an observation
+        without what it had. Close it with `contextlib.aclosing`. Cancelling is safe, and it may be called again at any
+        time: another replica may have led meanwhile.
 
         Raises:
             Unavailable: the source cannot be read now, so what it has is unknown.

@@ -4,8 +4,9 @@ Every `*.yaml`, `*.yml` and `*.json` directly in it is read; dot-files and what 
 looked at again every POLL seconds, and only what changed is read. Write a new file by renaming it into place: one that
 is written where it lies may be read half.
 
-A file with a mistake hurts only itself: what it said before stays in effect, and each mistake is a Problem. That memory
-is this process's own. A directory that cannot be read is unknown; an empty one is empty.
+A file with a mistake hurts only itself: what it said before stays in effect, and each mistake is a Problem. What it
+said before the first look is in the registry alone: a file that is bad from then on is `unknown`, so that nothing is
+removed until it is mended. A directory that cannot be read is unknown as a whole; an empty one is empty.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ _ATTEMPTS = 3
 
 
 class FilesInformer:
-    """`smc.informers.Informer` over a directory. Several `observe` share what good version of a file was last seen."""
+    """`smc.informers.Informer` over a directory.
+
+    It remembers nothing from one `observe` to the next: another replica may have led meanwhile, and have read more.
+    """
 
     name = NAME
 
     def __init__(self, directory: Path, *, poll: float = POLL) -> None:
         self._directory = directory
         self._poll = poll
-        self._files: Mapping[str, _File] = {}
 
     async def observe(self) -> AsyncGenerator[Observation, None]:
         """As `Informer.observe`.
@@ -51,15 +54,16 @@ class FilesInformer:
         Raises:
             Unavailable: the directory is gone, or may not be read.
         """
+        known: Mapping[str, _File] | None = None
         last: Observation | None = None
         while True:
-            files = await asyncio.to_thread(_look, self._directory, self._files)
-            known, self._files = self._files, files
-            if last is None or _changed(known, files):
+            files = await asyncio.to_thread(_look, self._directory, known)
+            if known is None or _changed(known, files):
                 observation = await asyncio.to_thread(_observation, files)
                 if observation != last:
                     last = observation
                     yield observation
+            known = files
             await asyncio.sleep(self._poll)
 
 
@@ -82,6 +86,8 @@ class _File:
     """What the last version without a mistake says."""
     good: bool = False
     """Whether there was one."""
+    unknown: bool = False
+    """There may have been one before the first look: what it said is not known."""
     findings: tuple[Finding, ...] = ()
     """What is wrong with it now."""
     reason: str = ""
@@ -94,8 +100,11 @@ class _File:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _look(directory: Path, known: Mapping[str, _File]) -> Mapping[str, _File]:
-    """Every file of the directory, sorted by name; one that did not change is the same object as in `known`."""
+def _look(directory: Path, known: Mapping[str, _File] | None) -> Mapping[str, _File]:
+    """Every file of the directory, sorted by name; one that did not change is the same object as in `known`.
+
+    None: this is the first look.
+    """
     try:
         names = sorted(os.listdir(directory))
     except OSError as e:
@@ -107,7 +116,9 @@ def _look(directory: Path, known: Mapping[str, _File]) -> Mapping[str, _File]:
     for name in names:
         if name.startswith(".") or not name.endswith(SUFFIXES):
             continue
-        file = _file(directory / name, known.get(name))
+        # What is there at the first look may have been there before; of what comes later nobody has read anything.
+        before = known.get(name) if known is not None else _File(None, b"", unknown=True)
+        file = _file(directory / name, before)
         if file is not None:
             files[name] = file
     return files
@@ -200,11 +211,16 @@ def _observation(files: Mapping[str, _File]) -> Observation:
         workloads,
         manifest_of_workload={n: _manifest(file) for (kind, n), file in where.items() if kind == "Workload"},
     )
+    unknown = tuple(_text(path) for path, file in files.items() if file.unknown)
+    if unknown:
+        # The service may be in one of these.
+        unmatched = tuple(problem for problem in unmatched if problem.reason != "ServiceNotFound")
     return Observation(
         services=tuple(sorted(services, key=lambda service: service.name)),
         endpoints=joined,
         workloads=tuple(sorted(workloads, key=lambda workload: workload.name)),
         problems=tuple(sorted([*problems, *unmatched])),
+        unknown=tuple(sorted(unknown)),
     )
 
 
@@ -214,5 +230,10 @@ def _manifest(file: str) -> str:
 
 def _problem(name: str, file: _File, finding: Finding) -> Problem:
     hint = f" ({finding.hint})" if finding.hint else ""
-    effect = "what it said before stays in effect" if file.good else "nothing in it has effect"
+    if file.good:
+        effect = "what it said before stays in effect"
+    elif file.unknown:
+        effect = "what it said before is not known, so nothing is removed from the mesh until it is mended"
+    else:
+        effect = "nothing in it has effect"
     return Problem(_manifest(name), file.reason, f"{finding.where}: {finding.reason}{hint}; {effect}", finding.field)

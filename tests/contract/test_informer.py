@@ -149,6 +149,16 @@ class InformerContract:
             assert part(spoilt, "buyer") == part(before, "buyer")
             assert all(p.manifest.startswith(f"{source.informer().name}:") for p in spoilt.problems)
 
+    async def test_what_cannot_be_used_from_the_first_look_on_is_unknown_and_not_gone(self, source: Source) -> None:
+        await source.add("buyer")
+        await source.add("store")
+        await source.spoil("store")
+        async with observing(source.informer()) as observations:
+            observation = await anext(observations)
+        assert "buyer" in names(observation)
+        assert observation.problems
+        assert observation.unknown or "store" in names(observation)
+
     async def test_it_may_be_cancelled_at_any_time(self, source: Source) -> None:
         await source.add("buyer")
         informer = source.informer()

@@ -562,6 +562,46 @@ async def test_an_observation_that_names_something_twice_is_refused(
     assert kv.transactions == []
 
 
+async def test_while_something_is_unknown_nothing_is_taken_away(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    await registry.replace(leading, "files", observation("a", "b", "c"))
+    some = replace(observation("a", "d", port=81), unknown=("b.yaml",))
+    # Of a new leader, which has read nothing before.
+    assert await Registry(kv, KEYS).replace(leading, "files", some) == Replaced(written=5, unchanged=1)
+    before, now = said(observation("a", "b", "c")), await below(kv)
+    assert now == {**before, **said(some)}
+    assert await registry.replace(leading, "files", some) == Replaced(unchanged=6)
+    known = observation("a", "d", port=81)
+    assert await registry.replace(leading, "files", known) == Replaced(deleted=6, unchanged=6)
+    assert await below(kv) == said(known)
+
+
+async def test_while_something_is_unknown_a_service_keeps_the_endpoints_of_workloads_that_were_not_observed(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    three = Observation((service("a"),), (endpoints("a", "w1", "w2", "w3"),), tuple(map(workload, ("w1", "w2", "w3"))))
+    await registry.replace(leading, "files", three)
+    # w1 backs it no more, which is known; w2 and w3 are unknown; w0 is new.
+    some = Observation((service("a"),), (endpoints("a", "w0"),), (workload("w0"), workload("w1")), unknown=("w.yaml",))
+    for _ in range(2):
+        await Registry(kv, KEYS).replace(leading, "files", some)
+        assert (await below(kv))["endpoints/shop/a"] == endpoints("a", "w0", "w2", "w3")
+    await kv.transact([Put(KEYS.endpoints("files", Name("shop", "a")), b"garbage")])
+    await registry.replace(leading, "files", some)
+    assert (await below(kv))["endpoints/shop/a"] == endpoints("a", "w0")
+    await registry.replace(leading, "files", replace(some, unknown=()))
+    assert await below(kv) == said(replace(some, unknown=()))
+
+
+async def test_a_mesh_that_never_had_more_than_is_known_can_begin(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    some = replace(observation("a", problems=(Problem("files:b.yaml", "R", "m"),)), unknown=("b.yaml",))
+    await registry.replace(leading, "files", some)
+    assert await below(kv) == said(some)
+
+
 NAMES = st.sets(st.sampled_from([f"s{n}" for n in range(8)]))
 FATES = st.lists(st.sampled_from(["", "", "applied", "lost", "late"]), max_size=4)
 

@@ -261,25 +261,61 @@ async def test_a_mistake_keeps_what_the_file_said_and_tells_where_it_is(director
     assert (mended.workloads, mended.problems) == ((), ())
 
 
-async def test_what_a_spoilt_file_said_is_kept_when_the_directory_is_observed_anew(directory: Directory) -> None:
-    directory.write("a.yaml", service("a"))
-    await directory.next()
-    await directory.close()
-    directory.write("a.yaml", "nonsense")
-    observation = await directory.next()
-    assert names(observation) == ["a"]
-    assert len(observation.problems) == 1
-
-
-async def test_a_file_that_never_was_good_is_a_problem_and_nothing_else(directory: Directory) -> None:
+async def test_a_file_that_is_spoilt_at_the_first_look_is_unknown_until_it_is_mended_or_gone(
+    directory: Directory,
+) -> None:
     directory.write("a.yaml", service("a"))
     directory.write("b.yaml", service("b"), "kind: [")
+    directory.write("c.yaml", service("c"), "kind: [")
     observation = await directory.next()
-    assert names(observation) == ["a"]
+    assert (names(observation), observation.unknown) == (["a"], ("b.yaml", "c.yaml"))
+    assert {p.manifest for p in observation.problems} == {"files:b.yaml", "files:c.yaml"}
+    effect = "; what it said before is not known, so nothing is removed from the mesh until it is mended"
+    assert all(p.message.endswith(effect) for p in observation.problems)
+    directory.write("b.yaml", "nonsense")
+    assert (await directory.next()).unknown == ("b.yaml", "c.yaml")
+    directory.write("b.yaml", service("b"))
+    observation = await directory.next()
+    assert (names(observation), observation.unknown) == (["a", "b"], ("c.yaml",))
+    directory.write("b.yaml", "nonsense")
+    observation = await directory.next()
+    assert (names(observation), observation.unknown) == (["a", "b"], ("c.yaml",))
+    directory.delete("c.yaml")
+    observation = await directory.next()
+    assert (names(observation), observation.unknown) == (["a", "b"], ())
+
+
+async def test_a_file_that_came_after_the_first_look_and_never_was_good_is_a_problem_and_nothing_else(
+    directory: Directory,
+) -> None:
+    directory.write("a.yaml", service("a"))
+    await directory.next()
+    directory.write("b.yaml", service("b"), "kind: [")
+    observation = await directory.next()
+    assert (names(observation), observation.unknown) == (["a"], ())
     assert {p.manifest for p in observation.problems} == {"files:b.yaml"}
     assert all(p.message.endswith("; nothing in it has effect") for p in observation.problems)
     directory.delete("b.yaml")
     assert (await directory.next()).problems == ()
+
+
+async def test_what_was_known_when_it_was_last_observed_is_not_taken_for_what_stands_now(directory: Directory) -> None:
+    directory.write("a.yaml", service("a", 80))
+    await directory.next()
+    await directory.close()
+    # Another replica leads and reads 81; then it is spoilt, and we lead again.
+    directory.write("a.yaml", service("a", 81))
+    directory.write("a.yaml", "nonsense")
+    observation = await directory.next()
+    assert (names(observation), observation.unknown) == ([], ("a.yaml",))
+
+
+async def test_a_service_that_may_be_in_an_unknown_file_is_not_called_missing(directory: Directory) -> None:
+    directory.write("a.yaml", workload("a-1", "127.0.0.9", "a"))
+    directory.write("b.yaml", "nonsense")
+    assert told(await directory.next()) == [("files:b.yaml", "InvalidManifest", "")]
+    directory.write("b.yaml", service("b"))
+    assert told(await directory.next()) == [("files:a.yaml", "ServiceNotFound", "spec.services[0]")]
 
 
 @pytest.mark.parametrize("text", ["", "\xff", "a: &a [*a, *a]", "x" * (module.MAX_TEXT + 1)])
