@@ -61,10 +61,15 @@ async def run(leadership: Leadership, kv: KV, keys: Keys) -> None:
         try:
             listing = await kv.list(keys.acks)
             await _judge(leadership, kv, keys, _nacks(listing.items))
+            judged = {item.key: _nacks([item]) for item in listing.items}
             async with aclosing(kv.watch(keys.acks, Status(listing.cluster_id, listing.revision))) as batches:
                 async for batch in batches:
-                    if nacks := _nacks(batch.puts):
-                        await _judge(leadership, kv, keys, nacks)
+                    for report in batch.puts:
+                        # A report changes with every revision; what is refused seldom does, and judging reads a lot.
+                        nacks = _nacks([report])
+                        if nacks and nacks != judged.get(report.key):
+                            await _judge(leadership, kv, keys, nacks)
+                        judged[report.key] = nacks
         except Deposed:
             raise
         except StoreError as e:

@@ -43,7 +43,7 @@ def test_a_client_certificate_without_its_key_is_refused() -> None:
     "asked", [{"SMC_ETCD": "https://etcd:2379"}, {"SMC_ETCD_CERTIFICATE": "/c", "SMC_ETCD_KEY": "/k"}]
 )
 def test_whoever_asks_for_encryption_gets_it_or_an_error(asked: dict[str, str]) -> None:
-    with pytest.raises(Invalid, match="SMC_ETCD_CA.* is missing"):
+    with pytest.raises(Invalid, match=r"SMC_ETCD_CA.* is missing"):
         Settings.read({**GOOD, **asked})
     assert Settings.read({**GOOD, **asked, "SMC_ETCD_CA": "/ca"}).etcd_ca == Path("/ca")
 

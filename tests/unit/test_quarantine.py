@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.election import Deposed, Election, Leadership
-from cluster.kv import KV, Delete, Put
+from cluster.kv import KV, Delete, Listing, Put
 from cluster.memory import MemoryKV, MemoryStore
 from smc import quarantine
 from smc.model import Name
@@ -162,6 +162,26 @@ async def test_when_every_suspect_is_left_out_there_is_nothing_to_do() -> None:
         await mesh.report(nack(await mesh.revision() + 5, text="without a suspect"))
         assert await mesh.left_out() == [suspect]
         assert await mesh.kv.get(KEYS.quarantine(PROXY, *suspect)) == written
+
+
+async def test_a_report_in_which_no_refusal_is_new_costs_no_reading_of_every_manifest() -> None:
+    class Counting(MemoryKV):
+        read = 0
+
+        async def list(self, prefix: str, *, revision: int = 0) -> Listing:
+            self.read += prefix == KEYS.manifests
+            return await super().list(prefix, revision=revision)
+
+    kv = Counting(MemoryStore())
+    task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
+    stands = nack(1)
+    for revision in range(10):
+        await asyncio.sleep(1)
+        await kv.transact([Put(KEYS.acks + "a", encode(AckRecord("a", revision, 1, nacks=(stands,))))])
+    await asyncio.sleep(1)
+    assert kv.read == 2  # at the start, and when it was first reported
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_what_was_reported_before_there_was_a_leader_is_judged() -> None:
