@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from smc.demo.show import show
+from smc.demo.story import CHAPTERS
 
 INTERRUPTED, TERMINATED = 130, 143
 EXITS = "Exit codes: 0 every claim held; 1 one did not, and is named; 130 interrupted; 143 terminated."
@@ -16,10 +17,11 @@ EXITS = "Exit codes: 0 every claim held; 1 one did not, and is named; 130 interr
 
 @click.command(epilog=EXITS)
 @click.option("--check", is_flag=True, help="Without a terminal: print each claim with its figure, and end.")
-def demo(check: bool) -> None:
+@click.option("--only", type=click.Choice(CHAPTERS), multiple=True, help="Only this chapter; may be given again.")
+def demo(check: bool, only: tuple[str, ...]) -> None:
     """Run a whole mesh on this machine, and show what it does. No root, no Kubernetes."""
     try:
-        sys.exit(asyncio.run(show(Console(soft_wrap=True), check=check)))
+        sys.exit(asyncio.run(show(Console(soft_wrap=True), check=check, only=only or CHAPTERS)))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except asyncio.CancelledError:

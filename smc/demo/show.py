@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import aiohttp
@@ -19,13 +19,13 @@ from rich.text import Text
 from smc.demo.figures import Figures
 from smc.demo.local import LocalMesh
 from smc.demo.processes import ProcessFailed
-from smc.demo.story import Claim, Story
+from smc.demo.story import CHAPTERS, Claim, Story
 
 REFRESH = 1.0
 
 
-async def show(console: Console, *, check: bool) -> int:
-    """Run the demo; the exit code is 0 if every claim held.
+async def show(console: Console, *, check: bool, only: Collection[str] = CHAPTERS) -> int:
+    """Run the demo, of its chapters those that are named in `only`; the exit code is 0 if every claim held.
 
     With `check` it ends after the last chapter; without, it goes on until it is interrupted. Cancelling it ends every
     process. What the processes logged is kept if a claim failed, and its place printed.
@@ -43,9 +43,11 @@ async def show(console: Console, *, check: bool) -> int:
             story = Story(mesh)
             await story.begin()
             async with _live(console, mesh) if not check else contextlib.nullcontext():
-                for title, chapter in story.chapters:
-                    console.print(f"\n{title}", style="bold")
-                    async for claim in chapter():
+                for chapter in story.chapters:
+                    if chapter.name not in only:
+                        continue
+                    console.print(f"\n{chapter.title}", style="bold")
+                    async for claim in chapter.tell():
                         console.print(_line(claim))
                         if not claim.held:
                             failed.append(claim)

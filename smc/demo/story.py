@@ -33,6 +33,17 @@ class Claim:
     figure: str
 
 
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    name: str
+    title: str
+    tell: Callable[[], AsyncIterator[Claim]]
+
+
+CHAPTERS = ("policy", "shift", "leader", "everyone", "rotation")
+"""Their names, in order. None needs what another one did."""
+
+
 class Story:
     """Walks a mesh through its chapters. `rate` is what each visitor asks for, in requests a second."""
 
@@ -43,15 +54,16 @@ class Story:
         self._look = look
 
     @property
-    def chapters(self) -> tuple[tuple[str, Callable[[], AsyncIterator[Claim]]], ...]:
-        """Title and chapter, to be run in this order."""
-        return (
+    def chapters(self) -> tuple[Chapter, ...]:
+        """To be told in this order."""
+        titles = (
             ("Only the bookbuyer may buy", self.policy),
             ("Traffic moves from v1 to v2", self.shift),
             ("The leader is killed", self.leader),
             ("Every replica is killed, and comes back", self.everyone),
             ("Certificates rotate", self.rotation),
         )
+        return tuple(Chapter(name, title, tell) for name, (title, tell) in zip(CHAPTERS, titles, strict=True))
 
     async def begin(self) -> None:
         """All traffic to v1, and the visitors come. Returns once the bookbuyer is served."""

@@ -6,7 +6,7 @@ import asyncio
 import io
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -126,8 +126,7 @@ class World:
 async def _told(world: World, chapter: str = "") -> list[Claim]:
     story = Story(cast(LocalMesh, world), rate=RATE)
     await story.begin()
-    chapters: list[tuple[str, Callable[[], AsyncIterator[Claim]]]] = list(story.chapters)
-    return [claim for title, tell in chapters if chapter in title async for claim in tell()]
+    return [claim for told in story.chapters if chapter in told.title async for claim in told.tell()]
 
 
 async def test_every_claim_holds_of_a_mesh_that_does_what_it_should() -> None:
