@@ -6,7 +6,7 @@ A lost stream takes nothing back: the control plane being hurt removes no endpoi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 
 import structlog
 
@@ -18,6 +18,8 @@ from smc.mesh import Mesh
 from smc.model import Name
 from smc.records import Keys, ReadyRecord, encode
 
+LOOK_AGAIN = 5.0
+"""Seconds until all proxies are looked at again when none has come."""
 RETRY = 1.0
 """Seconds until the store is asked again."""
 AT_ONCE = 64
@@ -29,11 +31,23 @@ log = structlog.get_logger(__name__)
 class Readiness:
     """Writes `ready/<namespace>/<workload>` for the proxies of this replica. Belongs to one event loop."""
 
-    def __init__(self, kv: KV, keys: Keys, is_known: Callable[[Name], bool]) -> None:
-        """`is_known` says whether the record is there already, as far as this replica knows."""
+    def __init__(
+        self,
+        kv: KV,
+        keys: Keys,
+        is_known: Callable[[Name], bool],
+        all_listening: Callable[[], Iterable[Name]] = tuple,
+    ) -> None:
+        """
+        Args:
+            is_known: whether the record is there already, as far as this replica knows.
+            all_listening: every proxy here that has its listeners now. They are looked at again and again, because
+                what was written may go: a restore of the store takes it back, and the proxy will not say it twice.
+        """
         self._kv = kv
         self._keys = keys
         self._is_known = is_known
+        self._all_listening = all_listening
         self._seen: dict[Name, None] = {}
         self._arrived = asyncio.Event()
 
@@ -46,7 +60,12 @@ class Readiness:
     async def run(self) -> None:
         """Write what was seen, however long the store cannot be reached, until cancelled."""
         while True:
-            await self._arrived.wait()
+            try:
+                async with asyncio.timeout(LOOK_AGAIN):
+                    await self._arrived.wait()
+            except TimeoutError:
+                for proxy in self._all_listening():
+                    self.listening(proxy)
             self._arrived.clear()
             while self._seen:
                 proxies = list(self._seen)[:AT_ONCE]

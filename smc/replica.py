@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from importlib.metadata import version
 
@@ -77,7 +77,7 @@ class Replica:
             metrics=metrics,
         )
         self._registry = Registry(kv, keys)
-        self._readiness = Readiness(kv, keys, self._is_known_ready)
+        self._readiness = Readiness(kv, keys, self._is_known_ready, self._all_listening)
         self._streams = xds.Streams(
             self._pipeline,
             metrics,
@@ -244,6 +244,11 @@ class Replica:
                 VERSION,
             )
         )
+
+    def _all_listening(self) -> Iterable[Name]:
+        mesh = self._pipeline.mesh
+        there = mesh.proxies if mesh is not None else {}
+        return [s.proxy for s in self._streams.sessions if s.stream.listening and s.proxy in there]
 
     def _is_known_ready(self, proxy: Name) -> bool:
         view = self._mirror.view

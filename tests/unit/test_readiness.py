@@ -43,9 +43,11 @@ class Watched(MemoryKV):
 
 
 @asynccontextmanager
-async def writing(store: MemoryStore, known: set[Name] | None = None) -> AsyncIterator[tuple[Readiness, Watched]]:
+async def writing(
+    store: MemoryStore, known: set[Name] | None = None, listening: Sequence[Name] = ()
+) -> AsyncIterator[tuple[Readiness, Watched]]:
     kv = Watched(store)
-    of = Readiness(kv, KEYS, (known or set()).__contains__)
+    of = Readiness(kv, KEYS, (set() if known is None else known).__contains__, lambda: listening)
     task = asyncio.create_task(of.run())
     try:
         yield of, kv
@@ -60,6 +62,16 @@ def ready(store: MemoryStore) -> list[Name]:
 
 
 # ------------------------------------------------------------------------------------------------------------ written
+
+
+async def test_a_record_that_a_restore_took_back_is_written_again_for_a_stream_that_is_open() -> None:
+    store, known = MemoryStore(), {A, B}
+    async with writing(store, known, listening=[A]):
+        await asyncio.sleep(60)
+        assert ready(store) == []
+        known.clear()
+        await asyncio.sleep(readiness.LOOK_AGAIN + 1)
+        assert ready(store) == [A]
 
 
 async def test_a_proxy_that_listens_is_written_under_its_name() -> None:
