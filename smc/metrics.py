@@ -25,6 +25,9 @@ class Metrics:
             "smc_store_unreachable_seconds", "For how long etcd has not answered; 0 while it does", registry=r
         )
         self.build_time = Histogram("smc_build_seconds", "View to Mesh", registry=r, buckets=_FAST)
+        self.build_failures = Counter(
+            "smc_build_failures_total", "Views that could not be built: the Mesh before stays", registry=r
+        )
         self.snapshot_time = Histogram(
             "smc_snapshot_seconds", "Mesh to the Snapshots of all affected proxies", registry=r, buckets=_FAST
         )

@@ -67,6 +67,8 @@ class Pipeline:
         self._generation = 0
         self._reached = (0, 0)
         """The generation and revision of the View that was built last."""
+        self._failed = (0, 0), ""
+        """The same of the View that could not be built last, and why."""
         self._slots: dict[Name, Slot] = {}
         self._build_context: SpanContext | None = None
         self._publishing = asyncio.Lock()
@@ -103,11 +105,15 @@ class Pipeline:
             started = loop.time()
             try:
                 mesh = await asyncio.to_thread(build, previous, view, self._policies)
-            except Exception:
+            except Exception as e:
                 # A fault of ours must not take a replica down, let alone all of them one after the other: the last
                 # good Mesh stays, and the next View is built from nothing.
                 log.exception("building the mesh failed; the last one stays", **{telemetry.REVISION: view.revision})
+                self._metrics.build_failures.inc()
                 self._generation = -1
+                async with self._built:
+                    self._failed = (view.generation, view.revision), str(e) or type(e).__name__
+                    self._built.notify_all()
                 return
             self._metrics.build_time.observe(loop.time() - started)
             self._metrics.affected.observe(len(mesh.affected))
@@ -208,9 +214,11 @@ class Pipeline:
         wanted = (view.generation, view.revision) if view is not None else (0, 0)
         try:
             async with asyncio.timeout(BUILD_DEADLINE), self._built:
-                await self._built.wait_for(lambda: self._reached >= wanted)
+                await self._built.wait_for(lambda: max(self._reached, self._failed[0]) >= wanted)
         except TimeoutError:
             raise NotAdmitted(f"the mesh at revision {wanted[1]} was not built within {BUILD_DEADLINE:.0f} s") from None
+        if self._reached < wanted:
+            raise NotAdmitted(f"the mesh at revision {wanted[1]} cannot be built: {self._failed[1]}")
 
     def _admit_stale(self, cause: Unavailable) -> None:
         since = self._mirror.unreachable_since

@@ -25,7 +25,7 @@ from smc.manifests import PolicyApi
 from smc.mesh import Mesh, build
 from smc.metrics import Metrics
 from smc.model import Name
-from smc.pipeline import BUILD_DEADLINE, COLD_REFUSAL, Pipeline
+from smc.pipeline import COLD_REFUSAL, Pipeline
 from smc.records import ReadyRecord
 from smc.xds.slot import NotAdmitted, Slot
 from smc.xds.snapshot import Snapshot, Type
@@ -222,15 +222,19 @@ async def test_a_build_that_fails_keeps_the_last_mesh_and_the_next_is_from_nothi
         assert any("buyer-to-store" in s for s in sources), "what the failed build was for is not lost"
 
 
-async def test_while_a_build_fails_no_stream_is_answered_with_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_is_refused_at_once_rather_than_answered_with_what_was_before_a_build_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fails(_previous: Mesh | None, _view: View) -> None:
         raise RuntimeError("a fault of ours")
 
     async with running() as (shop, replica):
         builds(monkeypatch, fails)
         revision = await shop.routes()
+        asked = asyncio.get_running_loop().time()
         reason = await refused(asyncio.ensure_future(replica.pipeline.admit(resumed=False)))
-        assert reason == f"the mesh at revision {revision} was not built within {BUILD_DEADLINE:.0f} s"
+        assert reason == f"the mesh at revision {revision} cannot be built: a fault of ours"
+        assert asyncio.get_running_loop().time() - asked < 1.0
 
 
 async def test_one_snapshot_that_cannot_be_made_costs_nobody_else_and_is_made_when_it_can_be() -> None:
