@@ -38,7 +38,7 @@ mesh = module_mesh(
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_every_replica_has_its_share_soon_after_the_last_join_and_after_a_restart(mesh: Mesh) -> None:
+async def test_every_replica_has_its_share_after_the_last_join_and_after_a_restart(mesh: Mesh) -> None:
     async with mesh.prober(rate=60.0) as prober:
         await mesh.add(LAST)
         assert len(mesh.sidecars) == ENVOYS
@@ -54,6 +54,27 @@ async def test_every_replica_has_its_share_soon_after_the_last_join_and_after_a_
         )
         # Connections come of age meanwhile, more than once.
         await prober.until(3000)
+    prober.assert_clean()
+
+
+async def test_replicas_that_were_away_get_their_share_although_no_connection_comes_of_age(mesh: Mesh) -> None:
+    first, *others = mesh.replicas
+    async with mesh.prober(rate=60.0) as prober:
+        for replica in mesh.replicas:
+            await replica.kill()
+            replica.process.env["SMC_MAX_CONNECTION_AGE"] = "1h"
+        await first.start()
+        await first.until_ready(60)
+        await eventually(lambda: _has_all(mesh, first), timeout=30, every=0.2, what="one replica has every Envoy")
+        for replica in others:
+            await replica.start()
+        for replica in others:
+            await replica.until_ready(60)
+        await eventually(lambda: _is_even(mesh), timeout=IN_TIME, every=0.2, what="every replica has its share")
+        await eventually(lambda: _is_even(mesh, MOST - 1), timeout=10, every=0.2, what="no replica has too many")
+        before = await mesh.serving()
+        await prober.until(3000)
+        assert await mesh.serving() == before, "once it is even nobody is sent to and fro"
     prober.assert_clean()
 
 
@@ -74,9 +95,13 @@ async def _spread(mesh: Mesh) -> Counter[str]:
     )
 
 
-async def _is_even(mesh: Mesh) -> bool:
+async def _is_even(mesh: Mesh, most: int = MOST) -> bool:
     spread = await _spread(mesh)
-    return spread.total() == ENVOYS and all(FEWEST <= spread[replica.name] <= MOST for replica in mesh.replicas)
+    return spread.total() == ENVOYS and all(FEWEST <= spread[replica.name] <= most for replica in mesh.replicas)
+
+
+async def _has_all(mesh: Mesh, replica: Replica) -> bool:
+    return (await _spread(mesh))[replica.name] == ENVOYS
 
 
 async def _has_none(mesh: Mesh, replica: Replica) -> bool:
