@@ -79,9 +79,9 @@ class Registry:
     ) -> Written:
         """Create or replace a manifest; when it returns, the manifest is in the store for good.
 
-        One that says the same as what is stored is left alone, wherever it comes from. What is replaced keeps its `created`: the
-        first write decides which of two manifests is the older. `expected` is the mod_revision that it must have (0:
-        it must not be there), None for whatever is there.
+        One that says the same as what is stored is left alone, wherever it comes from. What is replaced keeps its
+        `created`: the first write decides which of two manifests is the older. `expected` is the mod_revision that it
+        must have (0: it must not be there), None for whatever is there.
 
         Raises:
             Conflict: it is at another version than `expected`; without one, it was changed ATTEMPTS times meanwhile.
