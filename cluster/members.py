@@ -52,8 +52,9 @@ class Members:
     ) -> None:
         """Keep this replica's key for ever, rewriting it at most once an `interval` (seconds) when `value` changed.
 
-        What a replica of this name that died has left behind is waited for: it goes within `ttl` seconds. A lost store
-        is waited for as well. Cancelling gives the lease back, so that the key goes at once.
+        What a replica of this name that died has left behind is waited for: it goes within `ttl` seconds, or twice that
+        when the store's own leader changes meanwhile. A lost store is waited for as well. Cancelling gives the lease
+        back, so that the key goes at once.
 
         Raises:
             NameTaken: another live replica has the name.
@@ -158,10 +159,12 @@ class _Seat:
             NameTaken: it is kept alive.
         """
         loop = asyncio.get_running_loop()
-        log.info("another run has this name; waiting for its end", key=self._key, seconds=self._ttl + GRACE)
-        patience = loop.time() + self._ttl + GRACE
+        # A store that changes its leader gives every lease its whole TTL anew, also that of a holder which is dead.
+        patience = 2 * self._ttl + GRACE
+        log.info("another run has this name; waiting for its end", key=self._key, seconds=patience)
+        deadline = loop.time() + patience
         while (item := await self._kv.get(self._key)) is not None:
-            if item.mod_revision != found.mod_revision or loop.time() >= patience:
+            if item.mod_revision != found.mod_revision or loop.time() >= deadline:
                 raise NameTaken(f"another live replica holds {self._key}: give this one another name, or stop that one")
             await asyncio.sleep(min(self._interval, self._ttl / 5))
 
