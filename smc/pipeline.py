@@ -69,7 +69,7 @@ class Pipeline:
         """The generation and revision of the View that was built last."""
         self._failed = (0, 0), ""
         """The same of the View that could not be built last, and why."""
-        self._slots: dict[Name, Slot] = {}
+        self._slots: dict[tuple[Name, str], Slot] = {}
         self._build_context: SpanContext | None = None
         self._publishing = asyncio.Lock()
         self._generating = threading.Lock()
@@ -125,14 +125,13 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         async with self._publishing:
             started = loop.time()
-            names = [name for name, slot in self._slots.items() if everyone or slot.stale or name in mesh.affected]
+            names = {name for (name, _), slot in self._slots.items() if everyone or slot.stale or name in mesh.affected}
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
             self.mesh = mesh
             self._build_context = context
             self._generation = view.generation
-            for name in names:
-                slot = self._slots.get(name)
-                if slot is None:
+            for (name, _), slot in self._slots.items():
+                if name not in names:
                     continue
                 if name not in mesh.proxies:
                     slot.end(f"workload {name} was removed from the mesh")
@@ -228,8 +227,10 @@ class Pipeline:
         if lasted > self._max_staleness:
             raise NotAdmitted(f"etcd cannot be reached since {lasted:.0f} s, longer than the mesh may be stale")
 
-    async def subscribe(self, proxy: Name) -> Slot:
+    async def subscribe(self, proxy: Name, service: str = "") -> Slot:
         """A slot that holds the proxy's Snapshot now and gets every later one.
+
+        A proxy has one for each `service`; a newer one of the same takes its place.
 
         Raises:
             NotFound: no workload of that name.
@@ -247,15 +248,15 @@ class Pipeline:
                 slot.put(snapshots[proxy], mesh.revision, self._build_context)
             else:
                 slot.stale = True
-            if older := self._slots.get(proxy):
+            if older := self._slots.get((proxy, service)):
                 older.end(f"a newer stream of {proxy} took its place")
-            self._slots[proxy] = slot
+            self._slots[proxy, service] = slot
             return slot
 
-    def unsubscribe(self, proxy: Name, slot: Slot) -> None:
+    def unsubscribe(self, proxy: Name, slot: Slot, service: str = "") -> None:
         """Forget a slot; one that a newer subscription replaced is no error."""
-        if self._slots.get(proxy) is slot:
-            del self._slots[proxy]
+        if self._slots.get((proxy, service)) is slot:
+            del self._slots[proxy, service]
 
 
 def _merge(earlier: View, later: View) -> View:

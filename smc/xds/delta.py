@@ -9,10 +9,9 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from smc.xds.snapshot import Resource, Type
-from smc.xds.stream import ProtocolError, Request, Response
-
-_TYPES = {type_.value: type_ for type_ in Type}
+from smc.xds import messages
+from smc.xds.snapshot import Resource
+from smc.xds.stream import Request, Response
 
 
 def request(message: Any) -> Request:
@@ -21,23 +20,16 @@ def request(message: Any) -> Request:
     Raises:
         ProtocolError: a type that is not served, or names that are not plain ones.
     """
-    type_ = _TYPES.get(message.type_url)
-    if type_ is None:
-        raise ProtocolError(
-            f"resource type {message.type_url[:200]!r} is not served here", hint=f"served are {', '.join(_TYPES)}"
-        )
-    if message.resource_locators_subscribe or message.resource_locators_unsubscribe:
-        raise ProtocolError("resource locators are not served", hint="ask for resources by name")
-    error = None
-    if message.HasField("error_detail"):
-        error = message.error_detail.message or f"no reason given, code {message.error_detail.code}"
+    type_ = messages.type_of(message)
+    messages.no_locators(message.resource_locators_subscribe, message.resource_locators_unsubscribe)
     return Request(
         type_,
         tuple(message.resource_names_subscribe),
         tuple(message.resource_names_unsubscribe),
         dict(message.initial_resource_versions),
         message.response_nonce,
-        error,
+        messages.error_of(message),
+        resumed=bool(message.initial_resource_versions),
     )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -28,16 +30,17 @@ from smc.model import Name
 from smc.pipeline import Pipeline
 from smc.records import AckRecord
 from smc.tls import ServerTLS, peer_path, server_credentials
-from smc.xds import balance, delta
+from smc.xds import balance, delta, sotw
 from smc.xds.session import Ended, Session
 from smc.xds.slot import NotAdmitted
 from smc.xds.snapshot import Type
-from smc.xds.stream import ProtocolError, Request, Response
+from smc.xds.stream import ProtocolError, Request, Response, Stream
 
 FIRST_REQUEST = 10.0
 """Seconds that a new stream has to say what it wants."""
 MOST_OF_ONE = 3
-"""Streams of one proxy: the one that is served, one that takes its place, and one that it has not read to the end."""
+"""Streams of one proxy on one service: the one that is served, one that takes its place, and one that it has not read
+to the end."""
 MOST_REPORTED = 100
 """Laggards and NACKs in one report."""
 BALANCE_EVERY = 1.0
@@ -48,10 +51,45 @@ OWN_SECRETS = (names.IDENTITY, names.BUNDLE)
 GRACE = 1.0
 _MESSAGE = 4 * 1024 * 1024
 
-_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _Call = grpc.aio.ServicerContext[Any, Any]
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is served under one name: a method for each variant, and the types that one stream of it carries.
+
+    The streams that a proxy has on several services know nothing of each other, so nothing on one waits for an ACK on
+    another: make before break holds on each by itself, and over all types on the aggregated service alone.
+    """
+
+    name: str
+    resources: str
+    """What the methods are called after."""
+    types: tuple[Type, ...]
+
+
+AGGREGATED = Service("envoy.service.discovery.v3.AggregatedDiscoveryService", "AggregatedResources", tuple(Type))
+SERVICES = (
+    AGGREGATED,
+    Service("envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters", (Type.CLUSTER,)),
+    Service("envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints", (Type.ENDPOINT,)),
+    Service("envoy.service.listener.v3.ListenerDiscoveryService", "Listeners", (Type.LISTENER,)),
+    Service("envoy.service.route.v3.RouteDiscoveryService", "Routes", (Type.ROUTE,)),
+    Service("envoy.service.secret.v3.SecretDiscoveryService", "Secrets", (Type.SECRET,)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """How the protocol is spoken."""
+
+    request: Any
+    """The class of what clients say."""
+    decoder: Callable[[], Callable[[Any], Request]]
+    """Makes what reads the requests of one stream."""
+    encode: Callable[[Response, Stream], bytes]
 
 
 class Refused(Exception):
@@ -85,14 +123,25 @@ class Streams:
         self._pipeline = pipeline
         self._metrics = metrics
         self._replica = replica
-        self._encoder = delta.Encoder(identifier)
         self._trust_domain = trust_domain
         self._max_streams = max_streams
         self._listening = listening
         self._sessions: dict[Session, None] = {}
         self._opening = 0
-        self._calls: Counter[Name] = Counter()
+        self._calls: Counter[tuple[Name, str]] = Counter()
+        self._streams: dict[Name, list[Stream]] = {}
         self._draining = False
+        changes, states = delta.Encoder(identifier), sotw.Encoder(identifier)
+        self._delta = _Variant(
+            discovery_pb2.DeltaDiscoveryRequest,
+            lambda: delta.request,
+            lambda response, _: changes.encode(response),
+        )
+        self._sotw = _Variant(
+            discovery_pb2.DiscoveryRequest,
+            lambda: sotw.Decoder().request,
+            lambda response, stream: states.encode(response, stream.whole),
+        )
 
     @property
     def sessions(self) -> Collection[Session]:
@@ -115,11 +164,17 @@ class Streams:
 
     # -------------------------------------------------------------------------------------------------- the way in
 
-    async def serve(self, _requests: object, call: _Call) -> None:
-        """One stream, from its first request to its end. Its requests are read from the call."""
+    def methods(self, service: Service) -> Mapping[str, Callable[[object, _Call], Any]]:
+        """What serves one stream, from its first request to its end, by the method's name. It reads from the call."""
+        return {
+            f"Delta{service.resources}": partial(self._serve, service, self._delta),
+            f"Stream{service.resources}": partial(self._serve, service, self._sotw),
+        }
+
+    async def _serve(self, service: Service, variant: _Variant, _requests: object, call: _Call) -> None:
         with ExitStack() as held:
             try:
-                await self._serve(call, held)
+                await self._serve_one(service, variant, call, held)
             except Refused as refused:
                 self._metrics.refused.labels(refused.reason).inc()
                 log.info("stream refused", peer=call.peer(), reason=refused.reason, error=str(refused))
@@ -130,17 +185,18 @@ class Streams:
                 log.warning("stream ended", peer=call.peer(), error=str(broken))
                 await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
 
-    async def _serve(self, call: _Call, held: ExitStack) -> None:
+    async def _serve_one(self, service: Service, variant: _Variant, call: _Call, held: ExitStack) -> None:
         """What is put on `held` lasts until the proxy has read how the stream ended."""
         self._check_room()
         proxy, expires = self._authenticate(call)
-        held.enter_context(self._one_of(proxy))
+        held.enter_context(self._one_of(proxy, service))
+        read = _Reader(variant, service, proxy)
         self._opening += 1
         try:
-            first = await self._first_request(call, proxy)
+            first = await self._first_request(call, read)
             try:
-                await self._pipeline.admit(resumed=bool(first.initial))
-                slot = await self._pipeline.subscribe(proxy)
+                await self._pipeline.admit(resumed=first.resumed)
+                slot = await self._pipeline.subscribe(proxy, service.name)
             except NotAdmitted as e:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "not_admitted", str(e)) from None
             except NotFound as e:
@@ -148,21 +204,25 @@ class Streams:
         finally:
             self._opening -= 1
 
+        beside = self._streams.setdefault(proxy, [])
+        stream = Stream(service.types, beside=lambda: beside)
+
         async def receive() -> Request | None:
-            return self._request(await call.read(), proxy)
+            return read(await call.read())
 
         async def send(response: Response) -> int:
-            encoded = self._encoder.encode(response)
+            encoded = variant.encode(response, stream)
             await call.write(encoded)
             return len(encoded)
 
-        session = Session(proxy, slot, self._metrics, receive=receive, send=send, listening=self._listening)
+        session = Session(proxy, stream, slot, self._metrics, receive=receive, send=send, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
         )
         self._sessions[session] = None
+        beside.append(stream)
         self._metrics.streams.set(len(self._sessions))
-        log.info("stream opened", **{telemetry.PROXY: str(proxy)}, resumed=bool(first.initial))
+        log.info("stream opened", **{telemetry.PROXY: str(proxy)}, resumed=first.resumed)
         try:
             # gRPC cannot end a call whose first write was cancelled, unless it has sent this before.
             await call.send_initial_metadata(())
@@ -175,8 +235,11 @@ class Streams:
         finally:
             ending.cancel()
             del self._sessions[session]
+            beside.remove(stream)
+            if not beside:
+                del self._streams[proxy]
             self._metrics.streams.set(len(self._sessions))
-            self._pipeline.unsubscribe(proxy, slot)
+            self._pipeline.unsubscribe(proxy, slot, service.name)
 
     def _check_room(self) -> None:
         if self._draining:
@@ -188,18 +251,19 @@ class Streams:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", text)
 
     @contextmanager
-    def _one_of(self, proxy: Name) -> Iterator[None]:
+    def _one_of(self, proxy: Name, service: Service) -> Iterator[None]:
         """Bound what one proxy can hold: gRPC keeps what it does not read, also after the end of the stream."""
-        if self._calls[proxy] >= MOST_OF_ONE:
+        key = proxy, service.name
+        if self._calls[key] >= MOST_OF_ONE:
             text = f"{proxy} has {MOST_OF_ONE} streams here already, open or with an end that it has not read"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_of_one", text)
-        self._calls[proxy] += 1
+        self._calls[key] += 1
         try:
             yield
         finally:
-            self._calls[proxy] -= 1
-            if not self._calls[proxy]:
-                del self._calls[proxy]
+            self._calls[key] -= 1
+            if not self._calls[key]:
+                del self._calls[key]
 
     def _authenticate(self, call: _Call) -> tuple[Name, float]:
         """Whose proxy calls, and when its credential expires, in seconds since 1970."""
@@ -216,37 +280,15 @@ class Streams:
         (leaf,) = x509.load(next(iter(call.auth_context()["x509_pem_cert"])).decode("ascii"))
         return Name.parse(name), leaf.not_valid_after_utc.timestamp()
 
-    async def _first_request(self, call: _Call, proxy: Name) -> Request:
+    async def _first_request(self, call: _Call, read: _Reader) -> Request:
         try:
             async with asyncio.timeout(FIRST_REQUEST):
-                request = self._request(await call.read(), proxy, first=True)
+                request = read(await call.read())
         except TimeoutError:
             text = f"the stream said nothing for {FIRST_REQUEST:.0f} s"
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "silent", text) from None
         if request is None:
             raise Refused(grpc.StatusCode.CANCELLED, "closed", "the stream was closed before it said anything")
-        return request
-
-    def _request(self, data: Any, proxy: Name, *, first: bool = False) -> Request | None:
-        """Read one message; None at the end of the stream."""
-        if data is grpc.aio.EOF:
-            return None
-        try:
-            message = discovery_pb2.DeltaDiscoveryRequest.FromString(data)
-        except DecodeError:
-            raise ProtocolError("a message that is no DeltaDiscoveryRequest") from None
-        if (first or message.HasField("node")) and message.node.id != str(proxy):
-            text = f"node.id is {message.node.id[:300]!r}, and the credential is of {proxy}: they must be equal"
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "impostor", text)
-        request = delta.request(message)
-        if request.type is Type.SECRET:
-            foreign = [name for name in (*request.subscribe, *request.initial) if name not in OWN_SECRETS]
-            if foreign:
-                text = f"{proxy} asks for the secret {foreign[0][:300]!r}: a proxy has {' and '.join(OWN_SECRETS)}"
-                log.warning(
-                    "a proxy asks for a secret that is not its own", **{telemetry.PROXY: str(proxy)}, error=text
-                )
-                raise Refused(grpc.StatusCode.PERMISSION_DENIED, "foreign_secret", text)
         return request
 
     # ------------------------------------------------------------------------------------------------- the way out
@@ -277,6 +319,45 @@ class Streams:
             await asyncio.sleep(seconds / len(left))
 
 
+class _Reader:
+    """Reads the messages of one stream, and sees to it that they are the proxy's own."""
+
+    def __init__(self, variant: _Variant, service: Service, proxy: Name) -> None:
+        self._message = variant.request
+        self._decode = variant.decoder()
+        self._service = service
+        self._proxy = proxy
+        self._first = True
+
+    def __call__(self, data: Any) -> Request | None:
+        """What one message says; None at the end of the stream."""
+        if data is grpc.aio.EOF:
+            return None
+        try:
+            message = self._message.FromString(data)
+        except DecodeError:
+            raise ProtocolError(f"a message that is no {self._message.DESCRIPTOR.name}") from None
+        if (self._first or message.HasField("node")) and message.node.id != str(self._proxy):
+            text = f"node.id is {message.node.id[:300]!r}, and the credential is of {self._proxy}: they must be equal"
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "impostor", text)
+        self._first = False
+        if not message.type_url and self._service is not AGGREGATED:
+            message.type_url = self._service.types[0].value  # there it goes without saying
+        request = self._decode(message)
+        if request.type is Type.SECRET:
+            self._check_secrets((*request.subscribe, *request.initial))
+        return request
+
+    def _check_secrets(self, asked: Sequence[str]) -> None:
+        foreign = [name for name in asked if name not in OWN_SECRETS]
+        if foreign:
+            text = f"{self._proxy} asks for the secret {foreign[0][:300]!r}: a proxy has {' and '.join(OWN_SECRETS)}"
+            log.warning(
+                "a proxy asks for a secret that is not its own", **{telemetry.PROXY: str(self._proxy)}, error=text
+            )
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "foreign_secret", text)
+
+
 @asynccontextmanager
 async def serving(
     streams: Streams, tls: Callable[[], ServerTLS], *, address: str, max_connection_age: float
@@ -287,14 +368,15 @@ async def serving(
         Unavailable: the address cannot be bound.
     """
     server = grpc.aio.server(options=_options(max_connection_age))
+    # Bytes both ways: a request is not parsed before it is known who sent it, a response is joined from what was
+    # serialised once.
     server.add_generic_rpc_handlers(
-        (
+        tuple(
             grpc.method_handlers_generic_handler(
-                _SERVICE,
-                # Bytes both ways: a request is not parsed before it is known who sent it, a response is joined
-                # from what was serialised once.
-                {"DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(streams.serve)},
-            ),
+                service.name,
+                {name: grpc.stream_stream_rpc_method_handler(each) for name, each in streams.methods(service).items()},
+            )
+            for service in SERVICES
         )
     )
     try:

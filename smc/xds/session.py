@@ -61,6 +61,7 @@ class Session:
     def __init__(
         self,
         proxy: Name,
+        stream: Stream,
         slot: Slot,
         metrics: Metrics,
         *,
@@ -76,7 +77,7 @@ class Session:
         """
         self.proxy = proxy
         self.slot = slot
-        self.stream = Stream()
+        self.stream = stream
         self.connected = time.time()
         self.opened = asyncio.get_running_loop().time()
         self._metrics = metrics

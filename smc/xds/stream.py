@@ -8,13 +8,14 @@ points to any more goes last; each step waits for the ACKs of the ones before it
 2. listeners and routes;
 3. removals: of listeners and routes, then of Clusters, then of what these no longer ask for.
 
-A name that the client asks for is answered at once, in any step, from the target. The rules are those of
+A name that the client asks for is answered at once, in any step, from the target. A stream that carries only some of
+the types takes the same steps for these alone: nothing of the others is waited for. The rules are those of
 https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, and what Envoy was seen to need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -39,7 +40,7 @@ MOST_NAMES = 50_000
 LONGEST_NAME = 256
 """Characters of a name that a client may ask for; what is served here has shorter ones."""
 
-_WARMING = frozenset({Type.CLUSTER, Type.LISTENER})
+WARMING = frozenset({Type.CLUSTER, Type.LISTENER})
 """What makes Envoy ask for more; also the types of which it means all when it names none."""
 
 
@@ -60,6 +61,8 @@ class Request:
     nonce: str = ""
     error: str | None = None
     """Why it refuses the response `nonce` (a NACK)."""
+    resumed: bool = False
+    """It has something of the type from before this stream, whether it can say what or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,14 @@ class Stream:
     Times are seconds on any clock that only grows.
     """
 
-    def __init__(self) -> None:
-        self._subscriptions = {type_: Subscription(type_) for type_ in Type}
+    def __init__(self, types: Iterable[Type] = Type, *, beside: Callable[[], Iterable[Stream]] = tuple) -> None:
+        """
+        Args:
+            types: what it carries.
+            beside: the streams on which the same proxy is sent the rest; this one may be among them.
+        """
+        self._subscriptions = {type_: Subscription(type_) for type_ in types}
+        self._beside = beside
         self._made = self._of(Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
         self._switched = self._of(Type.LISTENER, Type.ROUTE)
         self._removed = self._switched, self._of(Type.CLUSTER), self._of(Type.ENDPOINT, Type.SECRET)
@@ -127,7 +136,12 @@ class Stream:
         Raises:
             ProtocolError: nothing was taken in.
         """
-        subscription = self._subscriptions[request.type]
+        subscription = self._subscriptions.get(request.type)
+        if subscription is None:
+            raise ProtocolError(
+                f"a stream of {_names(self._subscriptions)} is asked for a {request.type.name}",
+                hint="ask the service of that type, or the aggregated one",
+            )
         _check(request, subscription)
         self._now = now
         self._refusals = None
@@ -160,6 +174,26 @@ class Stream:
         return tuple(sent)
 
     # -------------------------------------------------------------------------------------------------- what is known
+
+    def version(self, type_: Type, name: str) -> str | None:
+        """Of the resource that the client has by this stream; None: it has none."""
+        subscription = self._subscriptions.get(type_)
+        held = subscription.has.get(name) if subscription is not None else None
+        return held.version if held is not None else None
+
+    def whole(self, type_: Type) -> tuple[Resource, ...]:
+        """All that the client has of the type once it has taken in what is in flight, by name.
+
+        For a variant whose responses say everything. Without what the client refuses: of that the last good one. What
+        it has from before this stream, and was not sent on it, is not known here, and not in it.
+        """
+        subscription = self._subscriptions[type_]
+        known: dict[str, Resource | Told] = dict(subscription.has)
+        if subscription.flight is not None:
+            known.update((n, r) for n, r in subscription.flight.resources.items() if subscription.wants(n))
+            for name in subscription.flight.removed:
+                known.pop(name, None)
+        return tuple(found for _, found in sorted(known.items()) if isinstance(found, Resource))
 
     @property
     def deadline(self) -> float | None:
@@ -213,7 +247,10 @@ class Stream:
 
     @property
     def listening(self) -> bool:
-        """The client had all the listeners of a target once, with what they warm on, and its identity."""
+        """The client had all the listeners of a target once, with what they warm on, and its identity.
+
+        What it has on the streams beside this one counts.
+        """
         return self._listening
 
     @property
@@ -230,7 +267,7 @@ class Stream:
 
     def _subscribe(self, subscription: Subscription, request: Request, *, first: bool) -> None:
         names = dict.fromkeys(name for name in request.subscribe if name != WILDCARD)
-        legacy = first and not request.subscribe and request.type in _WARMING
+        legacy = first and not request.subscribe and request.type in WARMING
         wildcard = (legacy or WILDCARD in request.subscribe) and not subscription.wildcard
         initial = request.initial if first else {}
         if initial:
@@ -254,7 +291,7 @@ class Stream:
 
     def _answered(self, subscription: Subscription, flight: Flight, error: str | None) -> None:
         subscription.flight = None
-        if subscription.type in _WARMING:
+        if subscription.type in WARMING:
             self._patience = self._now + PATIENCE
         if error is None:
             subscription.accept(flight, flight.names)
@@ -328,7 +365,9 @@ class Stream:
         """Envoy does not ask again for the load assignment of a changed Cluster, and warms 15 s without it: send it."""
         for name, resource in flight.resources.items():
             for warm_type, warm_name in resource.warms:
-                subscription = self._subscriptions[warm_type]
+                subscription = self._subscriptions.get(warm_type)
+                if subscription is None:
+                    continue
                 if warm_type is Type.ENDPOINT:
                     subscription.refresh(warm_name)
                 if not subscription.wants(warm_name):
@@ -349,17 +388,21 @@ class Stream:
         self._listening = self._listening or self._is_listening(target)
 
     def _is_listening(self, target: Snapshot) -> bool:
-        has = {type_: subscription.has for type_, subscription in self._subscriptions.items()}
         listeners = target.of_type(Type.LISTENER)
         return (
             bool(listeners)
-            and IDENTITY in has[Type.SECRET]
-            and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
-            and all(name in has[type_] for listener in listeners.values() for type_, name in listener.warms)
+            and self._has(Type.SECRET, IDENTITY) is not None
+            and all(self._has(Type.LISTENER, name) == found.version for name, found in listeners.items())
+            and all(self._has(*warmed) is not None for found in listeners.values() for warmed in found.warms)
         )
 
+    def _has(self, type_: Type, name: str) -> str | None:
+        """The version that the client has, by this stream or by one beside it."""
+        versions = (stream.version(type_, name) for stream in (self, *self._beside()))
+        return next((version for version in versions if version is not None), None)
+
     def _of(self, *types: Type) -> tuple[Subscription, ...]:
-        return tuple(self._subscriptions[type_] for type_ in types)
+        return tuple(self._subscriptions[type_] for type_ in types if type_ in self._subscriptions)
 
     def _flights(self) -> Iterator[Flight]:
         return (s.flight for s in self._subscriptions.values() if s.flight is not None)
@@ -372,6 +415,10 @@ def _suspects(subscription: Subscription, names: Iterable[str]) -> set[Source]:
         if resource is not None:
             suspects.update(set(resource.sources).difference(held.sources if held is not None else ()))
     return suspects
+
+
+def _names(types: Iterable[Type]) -> str:
+    return " and ".join(type_.name for type_ in types)
 
 
 def _check(request: Request, subscription: Subscription) -> None:

@@ -19,7 +19,7 @@ def test_a_request_is_read_whole() -> None:
         initial_resource_versions={"a": "1"},
         response_nonce="7",
     )
-    assert delta.request(message) == Request(ENDPOINT, ("a", "b"), ("c",), {"a": "1"}, "7")
+    assert delta.request(message) == Request(ENDPOINT, ("a", "b"), ("c",), {"a": "1"}, "7", resumed=True)
 
 
 def test_an_error_makes_it_a_nack() -> None:

@@ -468,8 +468,9 @@ async def test_a_proxy_that_goes_while_it_is_admitted_leaves_nothing_behind() ->
             async def send_initial_metadata(self, _: object) -> None:
                 raise asyncio.CancelledError
 
+        serve = replica.streams.methods(server.AGGREGATED)["DeltaAggregatedResources"]
         with pytest.raises(asyncio.CancelledError):
-            await replica.streams.serve(None, Gone())  # type: ignore[arg-type]
+            await serve(None, Gone())  # type: ignore[arg-type]
         assert not replica.streams.sessions
         assert not replica.pipeline._slots
 

@@ -23,7 +23,7 @@ from smc.xds.server import MOST_REPORTED
 from smc.xds.session import MOST_TOLD, WRITE_DEADLINE, Ended, Session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
-from smc.xds.stream import STALLED_AFTER, ProtocolError, Request, Response
+from smc.xds.stream import STALLED_AFTER, ProtocolError, Request, Response, Stream
 from tests.unit.xds.resources import assignment, cluster, listener, route, secret, source, static
 
 pytestmark = pytest.mark.looptime
@@ -46,7 +46,7 @@ class Client:
         self.acks = True
         self.requests: asyncio.Queue[Request | Exception | None] = asyncio.Queue()
         self.session = Session(
-            PROXY, self.slot, self.metrics, receive=self.receive, send=self.send, listening=self.ready.append
+            PROXY, Stream(), self.slot, self.metrics, receive=self.receive, send=self.send, listening=self.ready.append
         )
 
     async def receive(self) -> Request | None:
