@@ -21,7 +21,7 @@ def span(name: str) -> Iterator[dict[str, str]]:
     from smc import telemetry
 
     # Whoever sets up exporters imports the SDK: by name, so that nobody else does.
-    exporting = importlib.import_module("smc.serve").exporting
+    exporting = importlib.import_module("smc.exporting").exporting
     with exporting("smc"), telemetry.tracer(__name__).start_as_current_span(name):
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
