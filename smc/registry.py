@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import structlog
@@ -29,6 +29,8 @@ CHUNK_BYTES = 1024 * 1024
 """Of one transaction of `replace`, and of one record in it."""
 MOST_PROBLEMS = 100
 """In one `synced` record."""
+LIST_AGAIN = 300.0
+"""Seconds after which what the leader remembers of a source is read again: an operator's own hand may have written."""
 ATTEMPTS = 5
 """At one write, when others write the same or the store's answer is lost."""
 
@@ -64,12 +66,16 @@ class Replaced:
 
 
 class Registry:
-    """Writes below `manifests/` and `registry/`. Any number may write to one store: none trusts what it remembers."""
+    """Writes below `manifests/` and `registry/`. Belongs to one event loop.
+
+    Any number may write to one store: what one remembers guards what it writes, so a wrong memory is rejected, and read
+    again.
+    """
 
     def __init__(self, kv: KV, keys: Keys) -> None:
         self._kv = kv
         self._keys = keys
-        self._read: dict[str, _Read] = {}
+        self._remembered: dict[str, _Memory] = {}
         """By source, so that a change costs no reading of what did not change."""
 
     # ------------------------------------------------------------------------------------------------------ manifests
@@ -176,6 +182,9 @@ class Registry:
         left as it is, and becomes a Problem. Cancelled or failed half-way it can be repeated; a source that was not
         whole before is not `synced` until it is.
 
+        What is there is listed once in a term, after whatever failed, and when the last listing is older than
+        LIST_AGAIN. Otherwise it is what was written last: the leader alone writes here.
+
         Raises:
             Deposed: another replica leads; nothing more was written.
             Invalid: the observation names something twice.
@@ -183,31 +192,27 @@ class Registry:
             Unavailable, Refused, Ambiguous: the store does not take it now.
         """
         with tracer.start_as_current_span("smc.replace", attributes={telemetry.SOURCE: source}) as span:
-            wanted = _wanted(self._keys, source, observation)
+            # Comparing every record takes a while in a large mesh, and the streams must not wait for it.
+            wanted = await asyncio.to_thread(_wanted, self._keys, source, observation)
+            memory = self._remembered.setdefault(source, _Memory())
             lost: Ambiguous | None = None
             for _ in range(ATTEMPTS):
-                listing = await self._kv.list(self._keys.source(source))
-                # Comparing every record takes a while in a large mesh, and the streams must not wait for it.
+                stored = await self._stored(leadership, source, memory)
                 difference = await asyncio.to_thread(
-                    _difference,
-                    self._keys,
-                    source,
-                    listing.items,
-                    wanted,
-                    observation,
-                    traceparent,
-                    self._read.get(source, {}),
+                    _difference, self._keys, source, stored, wanted, observation, traceparent
                 )
-                self._read[source] = difference.read
                 try:
-                    if not await _write_all(leadership, difference, listing.items):
-                        continue
+                    written = await _write_all(leadership, difference, stored)
                 except Ambiguous as e:
                     log.warning(
                         "what was written is unknown and is read again", **{telemetry.SOURCE: source, "error": str(e)}
                     )
                     lost = e
                     continue
+                if written is None:
+                    continue
+                memory.stored = {**difference.stays, **written}
+                memory.term = leadership
                 span.set_attribute(_WRITTEN, difference.counts.written)
                 span.set_attribute(_DELETED, difference.counts.deleted)
                 return difference.counts
@@ -215,6 +220,16 @@ class Registry:
                 f"what {source} observed was changed by somebody else {ATTEMPTS} times while it was written",
                 hint=f"only the leader writes below {self._keys.source(source)}",
             )
+
+    async def _stored(self, leadership: Leadership, source: str, memory: _Memory) -> Mapping[str, _Stored]:
+        """What a source has in the store, from memory if that can be trusted. Nobody trusts it while it is written."""
+        now = asyncio.get_running_loop().time()
+        term, memory.term = memory.term, None
+        if term is not leadership or now >= memory.until:
+            listing = await self._kv.list(self._keys.source(source))
+            memory.stored = await asyncio.to_thread(_recognised, listing.items, memory.stored)
+            memory.until = now + LIST_AGAIN
+        return memory.stored
 
 
 # ------------------------------------------------------------------------------------------------------------ manifests
@@ -260,8 +275,27 @@ def _says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
 _Record = Service | Endpoints | Workload
 _Unit = tuple[Operation, ...]
 """What changes at one revision."""
-_Read = Mapping[str, tuple[bytes, _Record]]
-"""By key, the bytes of a value and the record that they say."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A value in the store."""
+
+    mod_revision: int
+    value: bytes
+    record: _Record | None = None
+    """What it says; None as long as nobody had to know."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a source has in the store, by key, as far as is known here."""
+
+    stored: Mapping[str, _Stored] = field(default_factory=dict)
+    term: Leadership | None = None
+    """In which it is to be trusted, for its leader wrote it; None: it has to be read again."""
+    until: float = 0.0
+    """No longer than this, by the loop's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +305,20 @@ class _Difference:
     deletions: tuple[_Unit, ...]
     synced: tuple[_Unit, ...]
     counts: Replaced
-    read: _Read
+    stays: Mapping[str, _Stored]
+    """By key, what is there and is not deleted."""
+    records: Mapping[str, _Record]
+    """By key, what the changes say."""
+
+
+def _recognised(items: Iterable[KeyValue], before: Mapping[str, _Stored]) -> Mapping[str, _Stored]:
+    """What was listed, by key; a value that was there before says what it said then."""
+    found: dict[str, _Stored] = {}
+    for item in items:
+        known = before.get(item.key)
+        record = known.record if known is not None and known.value == item.value else None
+        found[item.key] = _Stored(item.mod_revision, item.value, record)
+    return found
 
 
 def _wanted(keys: Keys, source: str, observation: Observation) -> Sequence[Mapping[str, _Record]]:
@@ -296,56 +343,62 @@ def _wanted(keys: Keys, source: str, observation: Observation) -> Sequence[Mappi
 def _difference(
     keys: Keys,
     source: str,
-    items: Sequence[KeyValue],
+    stored: Mapping[str, _Stored],
     wanted: Sequence[Mapping[str, _Record]],
     observation: Observation,
     traceparent: str,
-    read: _Read,
 ) -> _Difference:
-    there = {item.key: item.value for item in items}
     synced = keys.synced(source)
     if observation.unknown:
-        wanted = _with_what_may_be_there(wanted, there, frozenset(w.name for w in observation.workloads))
+        wanted = _with_what_may_be_there(wanted, stored, frozenset(w.name for w in observation.workloads))
     changes: list[_Unit] = []
     too_large: list[Problem] = []
     unchanged = 0
-    now_read: dict[str, tuple[bytes, _Record]] = {}
+    stays = dict(stored)
+    records: dict[str, _Record] = {}
     for unit in wanted:
         puts: list[Operation] = []
         for key, record in unit.items():
-            value = there.get(key)
-            if value is not None and (read.get(key) == (value, record) or equal(value, record)):
+            there = stored.get(key)
+            if there is not None and (there.record == record or equal(there.value, record)):
                 unchanged += 1
-                now_read[key] = (value, record)
+                if there.record is None:
+                    stays[key] = replace(there, record=record)
                 continue
             put = Put(key, encode(record, traceparent=traceparent))
-            now_read[key] = (put.value, record)
             if len(put.value) > CHUNK_BYTES:
                 too_large.append(_too_large(source, key.removeprefix(keys.source(source)), len(put.value)))
             else:
                 puts.append(put)
+                records[key] = record
         if puts:
             changes.append(tuple(puts))
     known = {synced}.union(*wanted)
-    deletions = [] if observation.unknown else _by_name([key for key in there if key not in known])
+    gone = [] if observation.unknown else [key for key in stored if key not in known]
+    for key in gone:
+        del stays[key]
+    deletions = _by_name(gone)
     record_ = SyncedRecord(source, tuple(sorted([*observation.problems, *too_large]))[:MOST_PROBLEMS])
-    is_new = synced not in there or not equal(there[synced], record_)
+    is_new = synced not in stored or not equal(stored[synced].value, record_)
     return _Difference(
         changes=tuple(changes),
         deletions=tuple(deletions),
         synced=((Put(synced, encode(record_, traceparent=traceparent)),),) if is_new else (),
         counts=Replaced(sum(map(len, changes)), sum(map(len, deletions)), unchanged),
-        read=now_read,
+        stays=stays,
+        records=records,
     )
 
 
 def _with_what_may_be_there(
-    wanted: Sequence[Mapping[str, _Record]], there: Mapping[str, bytes], observed: Collection[Name]
+    wanted: Sequence[Mapping[str, _Record]], stored: Mapping[str, _Stored], observed: Collection[Name]
 ) -> Sequence[Mapping[str, _Record]]:
     """The same, and each service keeps the endpoints that it has of workloads that were not observed."""
     return [
         {
-            key: _joined(record, there[key], observed) if isinstance(record, Endpoints) and key in there else record
+            key: _joined(record, stored[key].value, observed)
+            if isinstance(record, Endpoints) and key in stored
+            else record
             for key, record in unit.items()
         }
         for unit in wanted
@@ -377,15 +430,24 @@ def _too_large(source: str, what: str, size: int) -> Problem:
     return Problem(f"{source}:{what}", "TooLarge", message)
 
 
-async def _write_all(leadership: Leadership, difference: _Difference, items: Sequence[KeyValue]) -> bool:
-    """Write each phase after the one before it; False: something is not what it was when it was listed."""
-    versions = {item.key: item.mod_revision for item in items}
+async def _write_all(
+    leadership: Leadership, difference: _Difference, stored: Mapping[str, _Stored]
+) -> Mapping[str, _Stored] | None:
+    """Write each phase after the one before it; returns what is new in the store, by key.
+
+    None: something is not what it was when it was listed or written last.
+    """
+    written: dict[str, _Stored] = {}
     for units in (difference.changes, difference.deletions, difference.synced):
         for chunk in _chunks(units):
-            guards = [Guard(o.key, mod_revision=versions.get(o.key, 0)) for o in chunk]
-            if not isinstance(await leadership.transact(chunk, guards), Committed):
-                return False
-    return True
+            guards = [Guard(o.key, mod_revision=stored[o.key].mod_revision if o.key in stored else 0) for o in chunk]
+            outcome = await leadership.transact(chunk, guards)
+            if not isinstance(outcome, Committed):
+                return None
+            for o in chunk:
+                if isinstance(o, Put):
+                    written[o.key] = _Stored(outcome.revision, o.value, difference.records.get(o.key))
+    return written
 
 
 def _chunks(units: Iterable[_Unit]) -> Iterator[Sequence[Operation]]:

@@ -5,8 +5,10 @@ observations are written as the difference, with the fence.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -20,6 +22,7 @@ from cluster.kv import (
     Batch,
     Delete,
     Guard,
+    Listing,
     Operation,
     Put,
     Status,
@@ -44,7 +47,7 @@ from smc.model import (
     Workload,
 )
 from smc.records import Keys, ManifestRecord, SyncedRecord, decode, encode, traceparent
-from smc.registry import CHUNK_OPERATIONS, Outcome, Registry, Replaced, Written
+from smc.registry import CHUNK_OPERATIONS, LIST_AGAIN, Outcome, Registry, Replaced, Written
 from tests.unit.leadership import elect
 
 KEYS = Keys("default")
@@ -78,9 +81,14 @@ class Lossy(MemoryKV):
 
     def __init__(self, store: MemoryStore | None = None) -> None:
         super().__init__(store)
-        self.fates: deque[str | Exception | Operation] = deque()
+        self.fates: deque[str | BaseException | Operation] = deque()
         self.transactions: list[Sequence[Operation]] = []
+        self.listed = 0
         self._late: list[tuple[Sequence[Operation], Sequence[Guard]]] = []
+
+    async def list(self, prefix: str, *, revision: int = 0) -> Listing:
+        self.listed += 1
+        return await super().list(prefix, revision=revision)
 
     async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Transacted:
         self.transactions.append(operations)
@@ -88,7 +96,7 @@ class Lossy(MemoryKV):
         late, self._late = self._late, []
         try:
             match fate:
-                case Exception():
+                case BaseException():
                     raise fate
                 case "applied":
                     await super().transact(operations, guards)
@@ -387,6 +395,95 @@ async def test_what_did_not_change_is_not_read_again(
     assert len(read) > 12
 
 
+async def test_a_changed_endpoint_costs_no_listing_of_its_source(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    many = [f"s{n}" for n in range(50)]
+    for source in ("files", "kubernetes"):
+        await registry.replace(leading, source, observation(*many))
+    assert kv.listed == 2
+    before = observation(*many)
+    for address in ("127.0.0.10", "127.0.0.11"):
+        observed = replace(before, workloads=(workload(many[0], address), *before.workloads[1:]))
+        for _ in range(2):
+            await registry.replace(leading, "files", observed)
+    fewer = observation(*many[1:], problems=(Problem("files:a", "R", "m"),))
+    for observed in (fewer, replace(before, unknown=("a.yaml",)), fewer, before):
+        await registry.replace(leading, "files", observed)
+    assert kv.listed == 2, "what it wrote last is what is there"
+    assert await below(kv) == said(before)
+
+
+async def test_every_term_reads_what_is_there_once(registry: Registry, kv: Lossy, leading: Leadership) -> None:
+    await registry.replace(leading, "files", observation("a"))
+    await Registry(kv, KEYS).replace(await elect(kv, KEYS), "files", observation("b"))
+    again = await elect(kv, KEYS)
+    kv.listed = 0
+    for _ in range(3):
+        await registry.replace(again, "files", observation("a"))
+    assert kv.listed == 1
+    assert await below(kv) == said(observation("a"))
+
+
+@pytest.mark.parametrize(
+    "fate", ["applied", "lost", Unavailable("no endpoint"), Put(KEYS.service("files", Name("shop", "a")), b"x")]
+)
+async def test_after_whatever_failed_it_is_read_again(
+    registry: Registry, kv: Lossy, leading: Leadership, fate: str | Exception | Operation
+) -> None:
+    await registry.replace(leading, "files", observation("a"))
+    kv.listed = 0
+    kv.fates.append(fate)
+    for _ in range(3):
+        with suppress(Unavailable):
+            await registry.replace(leading, "files", observation("a", port=81))
+    assert kv.listed == 1
+    assert await below(kv) == said(observation("a", port=81))
+
+
+async def test_a_write_that_was_cancelled_half_way_is_read_again(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    kv.fates.extend(["", asyncio.CancelledError()])
+    with pytest.raises(asyncio.CancelledError):
+        await registry.replace(leading, "files", observation(*(f"w{n}" for n in range(70))))
+    await registry.replace(leading, "files", observation("w1"))
+    assert kv.listed == 2
+    assert await below(kv) == said(observation("w1"))
+
+
+@pytest.mark.looptime
+async def test_what_an_operator_wrote_by_hand_is_corrected_in_the_end(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    await registry.replace(leading, "files", observation("a"))
+    await kv.transact([Put(KEYS.service("files", Name("shop", "a")), encode(service("a", 9)))])
+    await asyncio.sleep(LIST_AGAIN)
+    await registry.replace(leading, "files", observation("a"))
+    assert await below(kv) == said(observation("a"))
+
+
+async def test_the_event_loop_goes_on_while_a_large_observation_is_put_in_order(
+    registry: Registry, leading: Leadership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, int] = {}
+
+    def seen(name: str) -> Callable[..., object]:
+        real = getattr(module, name)
+
+        def called(*args: object) -> object:
+            threads[name] = threading.get_ident()
+            return real(*args)
+
+        return called
+
+    for name in ("_wanted", "_recognised", "_difference"):
+        monkeypatch.setattr(module, name, seen(name))
+    await registry.replace(leading, "files", observation("a"))
+    assert len(threads) == 3
+    assert threading.get_ident() not in threads.values()
+
+
 async def test_what_was_read_before_the_store_was_restored_is_not_believed(
     registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
@@ -395,6 +492,7 @@ async def test_what_was_read_before_the_store_was_restored_is_not_believed(
     for port in (81, 80, 81):
         await registry.replace(leading, "files", observation("a", port=port))
         kv.store.restore(snapshot)
+        leading = await elect(kv, KEYS)
         await registry.replace(leading, "files", observation("a", port=port))
         assert await below(kv) == said(observation("a", port=port))
 
@@ -529,7 +627,7 @@ async def test_what_somebody_else_wrote_meanwhile_is_seen_and_corrected(
 async def test_what_cannot_be_read_is_written_anew(registry: Registry, kv: Lossy, leading: Leadership) -> None:
     await registry.replace(leading, "files", observation("a"))
     await kv.transact([Put(KEYS.service("files", Name("shop", "a")), b"x"), Put(KEYS.source("files") + "odd", b"x")])
-    await registry.replace(leading, "files", observation("a"))
+    await registry.replace(await elect(kv, KEYS), "files", observation("a"))
     assert await below(kv) == said(observation("a"))
 
 
