@@ -129,7 +129,6 @@ class Streams:
         self._sessions: dict[Session, None] = {}
         self._opening = 0
         self._calls: Counter[tuple[Name, str]] = Counter()
-        self._streams: dict[Name, list[Stream]] = {}
         self._draining = False
         changes, states = delta.Encoder(identifier), sotw.Encoder(identifier)
         self._delta = _Variant(
@@ -204,8 +203,7 @@ class Streams:
         finally:
             self._opening -= 1
 
-        beside = self._streams.setdefault(proxy, [])
-        stream = Stream(service.types, beside=lambda: beside)
+        stream = Stream(service.types)
 
         async def receive() -> Request | None:
             return read(await call.read())
@@ -220,7 +218,6 @@ class Streams:
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
         )
         self._sessions[session] = None
-        beside.append(stream)
         self._metrics.streams.set(len(self._sessions))
         log.info("stream opened", **{telemetry.PROXY: str(proxy)}, resumed=first.resumed)
         try:
@@ -235,9 +232,6 @@ class Streams:
         finally:
             ending.cancel()
             del self._sessions[session]
-            beside.remove(stream)
-            if not beside:
-                del self._streams[proxy]
             self._metrics.streams.set(len(self._sessions))
             self._pipeline.unsubscribe(proxy, slot, service.name)
 

@@ -15,7 +15,7 @@ https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, and what Envo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -95,14 +95,9 @@ class Stream:
     Times are seconds on any clock that only grows.
     """
 
-    def __init__(self, types: Iterable[Type] = Type, *, beside: Callable[[], Iterable[Stream]] = tuple) -> None:
-        """
-        Args:
-            types: what it carries.
-            beside: the streams on which the same proxy is sent the rest; this one may be among them.
-        """
+    def __init__(self, types: Iterable[Type] = Type) -> None:
+        """`types` are what it carries."""
         self._subscriptions = {type_: Subscription(type_) for type_ in types}
-        self._beside = beside
         self._made = self._of(Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
         self._switched = self._of(Type.LISTENER, Type.ROUTE)
         self._removed = self._switched, self._of(Type.CLUSTER), self._of(Type.ENDPOINT, Type.SECRET)
@@ -175,12 +170,6 @@ class Stream:
 
     # -------------------------------------------------------------------------------------------------- what is known
 
-    def version(self, type_: Type, name: str) -> str | None:
-        """Of the resource that the client has by this stream; None: it has none."""
-        subscription = self._subscriptions.get(type_)
-        held = subscription.has.get(name) if subscription is not None else None
-        return held.version if held is not None else None
-
     def whole(self, type_: Type) -> tuple[Resource, ...]:
         """All that the client has of the type once it has taken in what is in flight, by name.
 
@@ -249,7 +238,7 @@ class Stream:
     def listening(self) -> bool:
         """The client had all the listeners of a target once, with what they warm on, and its identity.
 
-        What it has on the streams beside this one counts.
+        What this stream does not carry is taken for granted: it may come from another replica.
         """
         return self._listening
 
@@ -388,18 +377,18 @@ class Stream:
         self._listening = self._listening or self._is_listening(target)
 
     def _is_listening(self, target: Snapshot) -> bool:
-        listeners = target.of_type(Type.LISTENER)
+        has = {type_: subscription.has for type_, subscription in self._subscriptions.items()}
+        listeners = target.of_type(Type.LISTENER) if Type.LISTENER in has else {}
         return (
             bool(listeners)
-            and self._has(Type.SECRET, IDENTITY) is not None
-            and all(self._has(Type.LISTENER, name) == found.version for name, found in listeners.items())
-            and all(self._has(*warmed) is not None for found in listeners.values() for warmed in found.warms)
+            and (Type.SECRET not in has or IDENTITY in has[Type.SECRET])
+            and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
+            and all(
+                type_ not in has or name in has[type_]
+                for listener in listeners.values()
+                for type_, name in listener.warms
+            )
         )
-
-    def _has(self, type_: Type, name: str) -> str | None:
-        """The version that the client has, by this stream or by one beside it."""
-        versions = (stream.version(type_, name) for stream in (self, *self._beside()))
-        return next((version for version in versions if version is not None), None)
 
     def _of(self, *types: Type) -> tuple[Subscription, ...]:
         return tuple(self._subscriptions[type_] for type_ in types if type_ in self._subscriptions)

@@ -365,21 +365,17 @@ def test_a_type_that_a_stream_does_not_carry_is_refused() -> None:
         talk.ask(ROUTE, "out")
 
 
-def test_an_envoy_listens_once_its_streams_together_have_all_it_takes() -> None:
-    streams: list[Stream] = []
-    talks = [Conversation(type_) for type_ in (SECRET, LISTENER, ROUTE)]
-    for talk in talks:
-        talk.stream = Stream(talk.stream._subscriptions, beside=lambda: streams)
-        streams.append(talk.stream)
+def test_a_stream_of_listeners_alone_says_that_they_are_acked_and_others_never() -> None:
+    for type_ in Type:
+        talk = Conversation(type_)
         talk.offer(*SHOP)
-    heard = []
-    for talk, names in zip(talks, (("identity",), (), ("out",)), strict=True):
-        (type_,) = talk.stream._subscriptions
-        talk.ask(type_, *names)
-        heard.append(talk.stream.listening)
+        talk.ask(
+            type_, *(() if type_ in (CLUSTER, LISTENER) else (found.name for found in SHOP if found.type is type_))
+        )
+        assert not talk.stream.listening
         talk.ack(type_)
-        heard.append(talk.stream.listening)
-    assert heard == [False] * 5 + [True]
+        assert talk.stream.acked == 1
+        assert talk.stream.listening is (type_ is LISTENER)
 
 
 def test_resources_of_another_type_do_not_get_in_each_others_way() -> None:
