@@ -14,7 +14,8 @@ from cluster import kv as store
 from cluster.kv import Guard, Operation, Outcome, Put
 from cluster.memory import MemoryKV
 from smc.certificates import x509
-from smc.certificates.issuing import LAST_RETRY, RETIRE_AFTER, Issuer
+from smc.certificates.issuing import AT_A_TIME, LAST_RETRY, RETIRE_AFTER, Issuer
+from smc.certificates.sealing import Keyring
 from smc.model import Identity
 from smc.records import encode
 from tests.unit.certificates.issuer import BUYER, DAY, START, STORE, Deposed, Mesh, half_life, now
@@ -248,6 +249,36 @@ async def test_two_hundred_identities_take_few_revisions() -> None:
         await asyncio.sleep(5)
         assert len((await mesh.kv.list(mesh.keys.certificates)).items) == 200
         assert (await mesh.kv.status()).revision - before <= 8
+
+
+class Opened(Keyring):
+    """Counts what it opens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "count", 0)
+
+    def open(self, path: str, sealed: bytes) -> bytes:
+        object.__setattr__(self, "count", self.count + 1)
+        return super().open(path, sealed)
+
+
+async def test_the_event_loop_goes_on_while_many_certificates_are_made_and_read() -> None:
+    mesh = await Mesh.make()
+    mesh.keyring = opened = Opened(mesh.keyring.mesh_id, mesh.keyring.deks)
+    mesh.want(*(Identity("shop", f"a{n}") for n in range(200)))
+    signed_in_a_turn, opened_in_a_turn = 0, 0
+    for _ in range(2):
+        async with mesh.leading():
+            signatures, openings = len(mesh.signer.attempts), opened.count
+            for _ in range(1000):
+                await asyncio.sleep(0)
+                signed_in_a_turn = max(signed_in_a_turn, len(mesh.signer.attempts) - signatures)
+                opened_in_a_turn = max(opened_in_a_turn, opened.count - openings)
+                signatures, openings = len(mesh.signer.attempts), opened.count
+    assert len((await mesh.kv.list(mesh.keys.certificates)).items) == 200
+    assert signed_in_a_turn == 1
+    assert 0 < opened_in_a_turn <= AT_A_TIME
 
 
 async def test_the_log_says_what_was_issued_and_holds_no_key() -> None:
