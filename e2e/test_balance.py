@@ -97,13 +97,15 @@ async def _spread(mesh: Mesh) -> Counter[str]:
 
 async def _is_even(mesh: Mesh, most: int = MOST) -> bool:
     spread = await _spread(mesh)
-    return spread.total() == ENVOYS and all(FEWEST <= spread[replica.name] <= most for replica in mesh.replicas)
+    return spread.total() == len(mesh.sidecars) and all(
+        FEWEST <= spread[replica.name] <= most for replica in mesh.replicas
+    )
 
 
 async def _has_all(mesh: Mesh, replica: Replica) -> bool:
-    return (await _spread(mesh))[replica.name] == ENVOYS
+    return (await _spread(mesh))[replica.name] == len(mesh.sidecars)
 
 
 async def _has_none(mesh: Mesh, replica: Replica) -> bool:
     spread = await _spread(mesh)
-    return spread.total() == ENVOYS and spread[replica.name] == 0
+    return spread.total() == len(mesh.sidecars) and spread[replica.name] == 0
