@@ -263,22 +263,32 @@ class Opened(Keyring):
         return super().open(path, sealed)
 
 
-async def test_the_event_loop_goes_on_while_many_certificates_are_made_and_read() -> None:
+async def test_the_event_loop_goes_on_while_many_certificates_are_made_and_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = 0
+
+    def judging(*of: float | str) -> float:
+        nonlocal judged
+        judged += 1
+        return real(*of)
+
+    real = x509.renew_at
+    monkeypatch.setattr(x509, "renew_at", judging)
     mesh = await Mesh.make()
     mesh.keyring = opened = Opened(mesh.keyring.mesh_id, mesh.keyring.deks)
     mesh.want(*(Identity("shop", f"a{n}") for n in range(200)))
-    signed_in_a_turn, opened_in_a_turn = 0, 0
+    most = [0, 0, 0]
     for _ in range(2):
         async with mesh.leading():
-            signatures, openings = len(mesh.signer.attempts), opened.count
+            before = [len(mesh.signer.attempts), opened.count, judged]
             for _ in range(1000):
                 await asyncio.sleep(0)
-                signed_in_a_turn = max(signed_in_a_turn, len(mesh.signer.attempts) - signatures)
-                opened_in_a_turn = max(opened_in_a_turn, opened.count - openings)
-                signatures, openings = len(mesh.signer.attempts), opened.count
+                now_ = [len(mesh.signer.attempts), opened.count, judged]
+                most = [max(m, n - b) for m, n, b in zip(most, now_, before, strict=True)]
+                before = now_
     assert len((await mesh.kv.list(mesh.keys.certificates)).items) == 200
-    assert signed_in_a_turn == 1
-    assert 0 < opened_in_a_turn <= AT_A_TIME
+    assert most == [1, AT_A_TIME, AT_A_TIME]
 
 
 async def test_the_log_says_what_was_issued_and_holds_no_key() -> None:
