@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
 
+from cluster.backoff import Backoff
 from cluster.election import Leadership
 from cluster.kv import KV, StoreError
 from smc import informers, quarantine, readiness
 from smc.certificates.issuing import Issuer, Wanted
+from smc.errors import SmcError
 from smc.mesh import Mesh
 from smc.records import Keys
 from smc.registry import Registry
@@ -24,6 +26,8 @@ from smc.registry import Registry
 COMPACT_EVERY = 300.0
 KEEP_HISTORY = 600.0
 """Seconds: a replica that was away for less catches up without listing everything again."""
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0
+"""Seconds between attempts to load the authority, doubled each time; see `Backoff`."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +45,11 @@ class Duties:
     """Whether this mesh has its etcd for itself."""
 
     async def run(self, leadership: Leadership) -> None:
-        """Lead until cancelled or deposed."""
+        """Lead until cancelled or deposed.
+
+        Raises:
+            Deposed, HistoryChanged (in a group): it is over.
+        """
         async with (
             aclosing(self.meshes()) as for_issuer,
             aclosing(self.meshes()) as for_readiness,
@@ -50,11 +58,21 @@ class Duties:
         ):
             for informer in self.informers:
                 tasks.create_task(informers.run(leadership, self.registry, informer), name=f"informer {informer.name}")
-            tasks.create_task(self.issuer.run(leadership, wanted), name="issuer")
+            tasks.create_task(self._issue(leadership, wanted), name="issuer")
             tasks.create_task(quarantine.run(leadership, self.kv, self.keys), name="quarantine")
             tasks.create_task(readiness.forget(leadership, self.kv, self.keys, for_readiness), name="readiness")
             if self.compacts:
                 tasks.create_task(compact(self.kv), name="compaction")
+
+    async def _issue(self, leadership: Leadership, wanted: AsyncIterable[Wanted]) -> None:
+        """Have certificates issued. While the authority cannot be loaded there are none, and all else goes on."""
+        backoff = Backoff(FIRST_RETRY, LAST_RETRY)
+        while True:
+            try:
+                await self.issuer.run(leadership, wanted)
+            except SmcError as e:
+                log.warning("no certificate can be issued; trying on", error=str(e))
+            await backoff.wait()
 
 
 async def _wanted(meshes: AsyncGenerator[Mesh, None]) -> AsyncGenerator[Wanted, None]:

@@ -9,16 +9,17 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import structlog
 
 from cluster.election import Deposed
-from cluster.kv import Put, Refused
+from cluster.kv import Delete, Put, Refused
 from cluster.memory import MemoryKV, MemoryStore
 from smc.certificates import x509
 from smc.certificates.authority import load_keyring
 from smc.certificates.initialise import initialise
 from smc.certificates.issuing import Issuer
 from smc.certificates.signers.local import LocalSigner
-from smc.leading import COMPACT_EVERY, KEEP_HISTORY, Duties, compact
+from smc.leading import COMPACT_EVERY, KEEP_HISTORY, LAST_RETRY, Duties, compact
 from smc.mesh import Mesh
 from smc.model import Identity, MeshConfig, Name, Observation, Service
 from smc.records import CertificateRecord, Keys, ReadyRecord, SyncedRecord, decode, encode
@@ -212,6 +213,28 @@ async def test_the_issuer_hears_of_new_identities_and_of_another_life() -> None:
         record = await led.certificate(STORE)
         assert record is not None
         assert record.not_after - x509.issued(record.not_before, record.not_after) <= 3600
+
+
+async def test_an_authority_that_cannot_be_loaded_is_tried_again_and_stops_nothing_else() -> None:
+    led = Led(MemoryStore())
+    with structlog.testing.capture_logs() as logs:
+        async with led.leading() as task:
+            key = KEYS.ca("intermediates", 1)
+            authority = led.kv.store.get(key)
+            assert authority is not None
+            led.kv.store.transact([Delete(key)], ())
+            led.have(BUYER)
+            await asyncio.sleep(3 * LAST_RETRY)
+            assert not task.done()
+            assert led.kv.store.get(KEYS.synced("files")) is not None
+            assert await led.certificate(BUYER) is None
+            await led.kv.transact([Put(key, authority.value)])
+            await asyncio.sleep(LAST_RETRY + 1)
+            assert await led.certificate(BUYER) is not None
+    refused = [line for line in logs if line["event"] == "no certificate can be issued; trying on"]
+    assert 4 <= len(refused) <= 12, "each pause is longer than the one before"
+    assert {(line["log_level"], "exc_info" in line) for line in refused} == {("warning", False)}
+    assert "has no authority" in refused[0]["error"]
 
 
 @pytest.mark.parametrize("compacts", [True, False])
