@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from smc.errors import NotFound
@@ -34,6 +34,8 @@ class Schema:
     fields: tuple[Field, ...]
     noun: Callable[..., Any]
     """(Metadata, the fields' values in order) -> what the manifest says; may raise Unfit."""
+    strange: Mapping[str, str] = field(default_factory=dict)
+    """What to do about keys that are not taken but often met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def _checked(root: Node, kinds: Sequence[Kind], findings: Findings) -> tuple[Kin
             *schema_.fields,
         ),
         build,
-        {"status": "the control plane tells the status: remove it"},
+        {"status": "the control plane tells the status: remove it", **schema_.strange},
     )
     value = whole.read(root, "", findings)
     return None if value is BAD else (kind, version, metadata[0], value)

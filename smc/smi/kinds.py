@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from smc.manifests import Kind, expressions, schema
 from smc.manifests.findings import Unfit, shown
 from smc.manifests.kinds import Metadata, Schema
-from smc.manifests.schema import Field, Integer, ListOf, MapOf, Object, OneOf, Text, Within
+from smc.manifests.schema import Field, Integer, ListOf, MapOf, Object, OneOf, Shape, Text, Within
 from smc.model import Backend, HttpMatch, Identity, Name
 
 SPLIT = "split.smi-spec.io"
@@ -24,7 +25,9 @@ SPECS = "specs.smi-spec.io"
 GROUPS = frozenset({SPLIT, ACCESS, SPECS})
 
 MILLI = 1000
-"""A whole weight in thousandths, which is what versions with fractions of one need."""
+"""A whole weight in thousandths, which is what v1alpha1 needs: its weights are quantities, such as `500m`."""
+MOST = 1_000_000
+"""The largest weight, in wholes."""
 
 
 # ------------------------------------------------------------------------------------------------------- TrafficSplit
@@ -81,23 +84,75 @@ def _split_spec(
             )
         return TrafficSplit(
             Name(own, service[0]),
-            tuple(Backend(name, weight * MILLI) for (name, _), weight in backends),
+            tuple(Backend(name, weight) for (name, _), weight in backends),
             matches or (),
         )
 
     return of
 
 
-_BACKEND = Object(
-    (Field("service", Text(_service_name), required=True), Field("weight", Integer(0, 1_000_000), required=True)),
-    lambda service, weight: (service, weight),
+_QUANTITY = re.compile(
+    r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:e([+-]?[0-9]{1,2})|([numkMGTPE]|[KMGTPE]i)?)", re.IGNORECASE
 )
+_SUFFIXES = {
+    "": Fraction(1),
+    **{suffix: Fraction(1, 1000**n) for n, suffix in enumerate("mun", 1)},
+    **{suffix: Fraction(1000**n) for n, suffix in enumerate("kMGTPE", 1)},
+    **{f"{suffix}i": Fraction(1024**n) for n, suffix in enumerate("KMGTPE", 1)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A weight that is a whole number, read in thousandths."""
+
+    def read(self, node: Any, field: str, findings: Any) -> Any:
+        value = Integer(0, MOST).read(node, field, findings)
+        return value if value is schema.BAD else value * MILLI
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantity:
+    """A weight as Kubernetes writes resources, `1`, `0.5` or `"500m"`, read in thousandths: 1 is 1000m."""
+
+    def read(self, node: Any, field: str, findings: Any) -> Any:
+        wholes = _Whole()
+        text = Text(_thousandths)
+        if isinstance(node.value, float):  # a stored object has no raw text, and both must read alike
+            try:
+                return _thousandths(repr(node.value))
+            except Unfit as e:
+                return findings.unfit(node, field, e)
+        return OneOf({int: wholes, str: text}, "quantity").read(node, field, findings)
+
+
+def _thousandths(text: str) -> int:
+    match = _QUANTITY.fullmatch(text) if len(text) <= 40 else None
+    number, exponent, suffix = match.groups() if match else ("", None, "?")
+    if (suffix or "") not in _SUFFIXES:
+        raise Unfit(f"{shown(text)} is no quantity", 'write one such as 1, 0.5 or "500m"')
+    weight = Fraction(number) * _SUFFIXES[suffix or ""] * Fraction(10) ** int(exponent or 0) * MILLI
+    if not 0 <= weight <= MOST * MILLI:
+        raise Unfit(f"{text} is not from 0 to {MOST}")
+    if weight.denominator != 1:
+        raise Unfit(
+            f"{text} is no whole number of thousandths", "multiply every weight of the split: only ratios count"
+        )
+    return int(weight)
+
+
 _SERVICE = Field("service", Text(_service_name), required=True)
-_BACKENDS = Field(
-    "backends",
-    ListOf(_BACKEND, least=1, most=100, unique=lambda b: b[0][0], named=lambda b: f"backend {b[0][0]}"),
-    required=True,
-)
+
+
+def _backends(weight: Shape) -> Field:
+    backend = Object((_SERVICE, Field("weight", weight, required=True)), lambda service, weight: (service, weight))
+    return Field(
+        "backends",
+        ListOf(backend, least=1, most=100, unique=lambda b: b[0][0], named=lambda b: f"backend {b[0][0]}"),
+        required=True,
+    )
+
+
 _NO_MATCHES = dict.fromkeys(("TCPRoute", "UDPRoute"), "a split tells HTTP requests apart")
 _ROUTE_GROUP_REFERENCE = Object(
     (
@@ -117,16 +172,27 @@ _NO_PORT = {"port": "a split is for every port of its root: remove it"}
 def _spec(*fields: Field, build: Callable[..., Any], strange: dict[str, str] | None = None) -> Schema:
     """A schema whose fields are all under `spec`; `build` makes of them a function of the metadata."""
     spec = Field("spec", Object(fields, build, strange or {}), required=True)
-    return Schema((spec,), lambda metadata, of: of(metadata))
+    moved = dict.fromkeys((f.name for f in fields), "in this version it is under spec")
+    return Schema((spec,), lambda metadata, of: of(metadata), moved)
 
 
-_SPLIT_V1ALPHA2 = _spec(
-    _SERVICE,
-    _BACKENDS,
-    build=_split_spec,
-    strange=_NO_PORT | {"matches": "v1alpha2 has none: it came with v1alpha3"},
-)
-_SPLIT_V1ALPHA4 = _spec(_SERVICE, _BACKENDS, _SPLIT_MATCHES, build=_split_spec, strange=_NO_PORT)
+def _top(*fields: Field, build: Callable[..., Any], strange: dict[str, str] | None = None) -> Schema:
+    """A schema of the versions that have no `spec`; `build` makes of the fields a function of the metadata."""
+    hints = {"spec": "this version has none: its fields are at the top"}
+    return Schema(fields, lambda metadata, *values: build(*values)(metadata), hints | (strange or {}))
+
+
+def _split(weight: Shape, *more: Field, strange: dict[str, str]) -> Schema:
+    return _spec(_SERVICE, _backends(weight), *more, build=_split_spec, strange=_NO_PORT | strange)
+
+
+_MATCHES_CAME = {"matches": "it came with v1alpha3: write that version"}
+_SPLITS = {
+    "v1alpha1": _split(_Quantity(), strange=_MATCHES_CAME),
+    "v1alpha2": _split(_Whole(), strange=_MATCHES_CAME),
+    "v1alpha3": _split(_Whole(), _SPLIT_MATCHES, strange={}),
+    "v1alpha4": _split(_Whole(), _SPLIT_MATCHES, strange={}),
+}
 
 
 # ------------------------------------------------------------------------------------------------------ TrafficTarget
@@ -282,34 +348,55 @@ def _match(
     return name, HttpMatch(path, () if any_method else tuple(sorted(methods or ())), headers or ())
 
 
+_NAME = Field("name", Text(_match_name), required=True)
+_METHODS_OF_A_MATCH = ListOf(
+    Text(schema.choice({method: method for method in (_ANY, *_METHODS)})),
+    least=1,
+    unique=str,
+    empty="leave methods out, or write ['*'], to match any",
+)
+_MISSPELT = {"path": "write pathRegex", "method": "write methods: [GET]"}
+_MATCH_V1ALPHA1 = Object(
+    (
+        _NAME,
+        Field("pathRegex", Text(expressions.prefix), required=True),
+        Field("methods", _METHODS_OF_A_MATCH, required=True),
+    ),
+    lambda name, path, methods: _match(name, path, methods, None),
+    _MISSPELT | {"headers": "they came with v1alpha2: write that version"},
+)
 _MATCH = Object(
     (
-        Field("name", Text(_match_name), required=True),
+        _NAME,
         Field("pathRegex", Text(expressions.prefix)),
-        Field(
-            "methods",
-            ListOf(
-                Text(schema.choice({method: method for method in (_ANY, *_METHODS)})),
-                least=1,
-                unique=str,
-                empty="leave methods out, or write ['*'], to match any",
-            ),
-        ),
+        Field("methods", _METHODS_OF_A_MATCH),
         Field("headers", _HeadersShape()),
     ),
     _match,
-    {"path": "write pathRegex", "method": "write methods: [GET]"},
-)
-_MATCHES = ListOf(_MATCH, least=1, unique=lambda match: match[0], named=lambda match: f"match {match[0]}")
-_GROUP = _spec(
-    # Every replica and every proxy of the destination compiles all of its expressions.
-    Field("matches", Within(_MATCHES, characters=64 * 1024), required=True),
-    build=lambda matches: lambda _metadata: RouteGroup(matches),
+    _MISSPELT,
 )
 
+
+def _matches(match: Shape) -> Field:
+    matches = ListOf(match, least=1, unique=lambda m: m[0], named=lambda m: f"match {m[0]}")
+    # Every replica and every proxy of the destination compiles all of its expressions.
+    return Field("matches", Within(matches, characters=64 * 1024), required=True)
+
+
+def _group(matches: tuple[tuple[str, HttpMatch], ...]) -> Callable[[Metadata], RouteGroup]:
+    return lambda _metadata: RouteGroup(matches)
+
+
+_GROUPS = {
+    "v1alpha1": _top(_matches(_MATCH_V1ALPHA1), build=_group),
+    "v1alpha2": _top(_matches(_MATCH), build=_group),
+    "v1alpha3": _spec(_matches(_MATCH), build=_group),
+    "v1alpha4": _spec(_matches(_MATCH), build=_group),
+}
+
 KINDS: tuple[Kind, ...] = (
-    Kind(SPLIT, "TrafficSplit", "trafficsplits", ("ts",), {"v1alpha2": _SPLIT_V1ALPHA2, "v1alpha4": _SPLIT_V1ALPHA4}),
+    Kind(SPLIT, "TrafficSplit", "trafficsplits", ("ts",), _SPLITS),
     Kind(ACCESS, "TrafficTarget", "traffictargets", ("tt",), {"v1alpha3": _TARGET}),
-    Kind(SPECS, "HTTPRouteGroup", "httproutegroups", ("htr",), {"v1alpha4": _GROUP}),
+    Kind(SPECS, "HTTPRouteGroup", "httproutegroups", ("htr",), _GROUPS),
 )
 """What `smc.manifests.read` needs to know of SMI."""

@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - the identifiers of the rules are in capitals
-"""HTTPRouteGroup v1alpha4, rule by rule; expressions are tried with RE2 on bytes, as Envoy matches them."""
+"""HTTPRouteGroup in every version, rule by rule; expressions are tried with RE2 on bytes, as Envoy matches them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tests.unit.smi.writing import compiled, group, manifest, refused, target
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 
 
-def match(text: str) -> HttpMatch:
+def match(text: str, *, version: str = "v1alpha4") -> HttpMatch:
     """What the one match of a group becomes."""
-    (permission,) = compiled(manifest(target()), manifest(group(f"[{{name: m, {text}}}]"))).permissions
+    routes = group(f"[{{name: m, {text}}}]", version=version)
+    (permission,) = compiled(manifest(target()), manifest(routes)).permissions
     (only,) = permission.http
     return only
 
@@ -180,6 +181,36 @@ def test_ROUTE_4_a_header_that_is_in_the_list_twice_is_refused() -> None:
 
 def test_ROUTE_5_a_grpc_method_is_a_path() -> None:
     assert paths("/pkg.Svc/Method", "/pkg.Svc/Method", "/other.Svc/Method") == ["/pkg.Svc/Method"]
+
+
+@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"])
+def test_ROUTE_6_a_group_says_the_same_in_every_version(version: str) -> None:
+    assert match("pathRegex: /a, methods: [GET]", version=version) == HttpMatch("(?:/a).*", ("GET",))
+
+
+@pytest.mark.parametrize("version", ["v1alpha2", "v1alpha3", "v1alpha4"])
+def test_ROUTE_6_since_v1alpha2_there_are_headers_and_nothing_but_the_name_is_required(version: str) -> None:
+    for headers in ("{a: '1'}", "[{a: '1'}]"):
+        assert match(f"headers: {headers}", version=version) == HttpMatch(headers=(("a", "1"),))
+
+
+def test_ROUTE_6_v1alpha1_has_no_headers_and_requires_the_path_and_the_methods() -> None:
+    """To leave a header out would widen access."""
+    assert refused(group("[{name: m, headers: {a: b}}]", version="v1alpha1")) == (
+        "matches[0].pathRegex: is missing (add pathRegex)\n"
+        "matches[0].methods: is missing (add methods)\n"
+        "matches[0].headers: unknown field (they came with v1alpha2: write that version)"
+    )
+
+
+def test_ROUTE_6_the_first_two_versions_have_no_spec_and_the_others_have_one() -> None:
+    with_spec = group().replace("v1alpha4", "v1alpha2")
+    assert refused(with_spec) == (
+        "matches: is missing (add matches)\nspec: unknown field (this version has none: its fields are at the top)"
+    )
+    assert refused(group(version="v1alpha2").replace("v1alpha2", "v1alpha3")) == (
+        "spec: is missing (add spec)\nmatches: unknown field (in this version it is under spec)"
+    )
 
 
 def test_a_match_with_nothing_but_a_name_is_any_request_and_makes_the_others_needless() -> None:

@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - the identifiers of the rules are in capitals
-"""TrafficSplit v1alpha2 and v1alpha4, rule by rule.
+"""TrafficSplit in every version, rule by rule.
 
 What needs the mesh to be seen, such as which ports and endpoints a backend has, is tested where the mesh is built; what
 needs traffic, end to end.
@@ -11,13 +11,18 @@ import itertools
 
 import pytest
 
+from smc.manifests import Manifest
 from smc.model import Backend, Name, Split
+from smc.records import ManifestRecord, decode, encode
 from tests.unit.smi.writing import compiled, manifest, problem, reasons, refused, split, split_text
 
 ROOT = Name("shop", "store")
 
 
-@pytest.mark.parametrize("version", ["v1alpha2", "v1alpha4"])
+VERSIONS = ["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_split_says_which_backends_get_the_traffic_of_its_root(version: str) -> None:
     written = split(backends="[{service: a, weight: 90}, {service: b, weight: 10}]", version=version, mod_revision=7)
     rules = compiled(written)
@@ -81,8 +86,9 @@ def test_SPLIT_3_a_weight_of_0_is_kept_so_that_nothing_goes_there() -> None:
         ("", "must be an integer, and is empty (give it a value, or remove the line)"),
     ],
 )
-def test_SPLIT_3_these_versions_take_whole_weights_only(weight: str, reason: str) -> None:
-    text = split_text(backends=f"[{{service: a, weight: {weight}}}]")
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_SPLIT_3_since_v1alpha2_weights_are_whole_numbers(version: str, weight: str, reason: str) -> None:
+    text = split_text(backends=f"[{{service: a, weight: {weight}}}]", version=version)
     assert refused(text) == f"spec.backends[0].weight: {reason}"
 
 
@@ -139,9 +145,10 @@ def test_SPLIT_7_a_split_with_matches_does_not_stand_in_the_way_of_one_without()
     assert reasons(rules) == [("old", "MatchesNotSupported")]
 
 
-def test_SPLIT_7_v1alpha2_has_no_matches() -> None:
-    text = split_text(version="v1alpha2", more=MATCHES)
-    assert refused(text) == "spec.matches: unknown field (v1alpha2 has none: it came with v1alpha3)"
+@pytest.mark.parametrize("version", VERSIONS[:2])
+def test_SPLIT_7_the_first_two_versions_have_no_matches(version: str) -> None:
+    text = split_text(version=version, more=MATCHES)
+    assert refused(text) == "spec.matches: unknown field (it came with v1alpha3: write that version)"
 
 
 @pytest.mark.parametrize(
@@ -196,6 +203,69 @@ def test_SPLIT_13_there_is_nothing_in_a_split_that_could_rewrite_the_host() -> N
     """That Envoy leaves the Host header as it is can be seen in the golden routes."""
     assert set(Split.__slots__) == {"manifest", "mod_revision", "root", "backends"}
     assert refused(split_text(more="hostRewrite: x")).startswith("spec.hostRewrite: unknown field")
+
+
+@pytest.mark.parametrize(
+    ("weight", "thousandths"),
+    [
+        ("1", 1000),
+        ("500m", 500),
+        ("'1'", 1000),
+        ("0.5", 500),
+        ("'.5'", 500),
+        ("1.", 1000),
+        ("1e2", 100_000),
+        ("'1e-3'", 1),
+        ("1k", 1_000_000),
+        ("1Ki", 1_024_000),
+        ("1000000u", 1000),
+        ("1M", 1_000_000_000),
+        ("0.1", 100),
+    ],
+)
+def test_SPLIT_14_weights_of_v1alpha1_are_quantities_and_none_is_a_thousand_times_another(
+    weight: str, thousandths: int
+) -> None:
+    """1 is 1000m. To take the digits alone would make 500m five hundred times as heavy as 1."""
+    written = split(backends=f"[{{service: a, weight: {weight}}}]", version="v1alpha1")
+    (one,) = compiled(written).splits
+    assert one.backends == (Backend("a", thousandths),)
+
+
+def test_SPLIT_14_a_stored_weight_reads_as_the_written_one() -> None:
+    written = split(backends="[{service: a, weight: 1}, {service: b, weight: 500m}]", version="v1alpha1")
+    assert [b.weight for b in compiled(written).splits[0].backends] == [1000, 500]
+    assert compiled(written) == compiled(Manifest(decode(ManifestRecord, encode(written.record)), 1))
+
+
+def test_SPLIT_14_0m_is_a_weight_that_gets_nothing() -> None:
+    written = split(backends="[{service: a, weight: 1}, {service: b, weight: 0m}]", version="v1alpha1")
+    assert compiled(written).splits[0].backends == (Backend("a", 1000), Backend("b", 0))
+    all_of_them = split_text(backends="[{service: a, weight: 0m}, {service: b, weight: 0.0}]", version="v1alpha1")
+    assert refused(all_of_them).startswith("spec.backends: every weight is 0")
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        ("-1", "-1 is not from 0 to 1000000"),
+        ("-500m", "-500m is not from 0 to 1000000"),
+        ("-0.5", "-0.5 is not from 0 to 1000000"),
+        ("1000001", "1000001 is not from 0 to 1000000"),
+        ("1G", "1G is not from 0 to 1000000"),
+        ("'1e99'", "1e99 is not from 0 to 1000000"),
+        ("500u", "500u is no whole number of thousandths (multiply every weight of the split: only ratios count)"),
+        ("1K", '"1K" is no quantity (write one such as 1, 0.5 or "500m")'),
+        ("50%", '"50%" is no quantity (write one such as 1, 0.5 or "500m")'),
+        ("''", '"" is no quantity (write one such as 1, 0.5 or "500m")'),
+        (".nan", '".nan" is no quantity (write one such as 1, 0.5 or "500m")'),
+        ("true", "must be a quantity, not the boolean true"),
+        ("010", "010 begins with 0, which some readers take for octal (write 10)"),
+    ],
+)
+def test_SPLIT_14_what_is_no_weight_is_refused_in_v1alpha1_too(weight: str, reason: str) -> None:
+    text = split_text(backends=f"[{{service: a, weight: {weight}}}]", version="v1alpha1")
+    assert refused(text) == f"spec.backends[0].weight: {reason}"
 
 
 def test_splits_are_sorted_by_root_however_they_come() -> None:

@@ -15,7 +15,7 @@ NAMESPACE = "shop"
 def manifest(text: str, *, created: float = 0.0, mod_revision: int = 1) -> Manifest:
     """One manifest, in the namespace `shop` unless it says another."""
     text = dedent(text)
-    if "namespace:" not in text.split("spec:")[0]:
+    if "namespace:" not in text.split("metadata:")[1].splitlines()[0]:
         text = text.replace("metadata: {", f"metadata: {{namespace: {NAMESPACE}, ", 1)
     record = read(text, smi.KINDS, file="policy.yaml")
     return Manifest(replace(record, created=created), mod_revision)
@@ -98,11 +98,14 @@ spec:
 """
 
 
-def group(matches: str = "[{name: all, pathRegex: /.*, methods: ['*']}]", *, name: str = "routes") -> str:
+def group(
+    matches: str = "[{name: all, pathRegex: /.*, methods: ['*']}]", *, name: str = "routes", version: str = "v1alpha4"
+) -> str:
+    spec = f"matches: {matches}\n"
+    if version > "v1alpha2":
+        spec = f"spec:\n  {spec}"
     return f"""\
-apiVersion: specs.smi-spec.io/v1alpha4
+apiVersion: specs.smi-spec.io/{version}
 kind: HTTPRouteGroup
 metadata: {{name: {name}}}
-spec:
-  matches: {matches}
-"""
+{spec}"""
