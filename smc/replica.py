@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import structlog
 
-from cluster.election import Election, Leadership
+from cluster.election import Election
 from cluster.kv import KV
 from cluster.members import Members, NameTaken
 from cluster.mirror import Mirror
@@ -128,7 +128,7 @@ class Replica:
                 tasks.create_task(self._announce(Members(self._kv, self._keys.acks), self._acks), name="acks"),
                 tasks.create_task(self._announce(self._members, self._member), name="member"),
             ]
-            election = tasks.create_task(self._election.run(self._lead), name="election")
+            election = tasks.create_task(self._election.run(self._duties.run), name="election")
             background.append(election)
             try:
                 await servers.enter_async_context(
@@ -176,13 +176,6 @@ class Replica:
             api.serving(self._backends(), self._metrics, api=_host(address, API_PORT), join=_host(address, JOIN_PORT)),
         ):
             yield
-
-    async def _lead(self, leadership: Leadership) -> None:
-        log.info("leading", revision=leadership.revision)
-        try:
-            await self._duties.run(leadership)
-        finally:
-            log.info("no longer leading")
 
     # ---------------------------------------------------------------------------------------------- who this replica is
 

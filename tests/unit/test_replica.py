@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from cluster.kv import KV, Refused
 from cluster.members import Members
@@ -83,3 +84,15 @@ async def test_a_store_that_is_full_ends_no_replica(monkeypatch: pytest.MonkeyPa
     finally:
         running.cancel()
         await asyncio.wait((running,))
+
+
+async def test_that_a_replica_leads_and_that_it_leads_no_longer_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kv = MemoryKV(MemoryStore())
+    await initialise(kv, KEYS, SIGNER, "mesh.example", time.time())
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(served_from(kv, monkeypatch))
+        await until(lambda: kv.get(KEYS.leader))
+        await asyncio.sleep(0.1)
+        running.cancel()
+        await asyncio.wait((running,))
+    assert [line["event"] for line in logs if "leading" in line["event"]] == ["leading", "leading no longer"]
