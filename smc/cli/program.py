@@ -24,6 +24,7 @@ COMMANDS = {
     "apply": ("smc.cli.apply:apply", "Create or change manifests from files."),
     "get": ("smc.cli.get:get", "List manifests, or show one."),
     "describe": ("smc.cli.describe:describe", "Show a manifest with its problems, and which proxies refuse it."),
+    "validate": ("smc.cli.validate:validate", "Check manifests in files, without a control plane."),
     "delete": ("smc.cli.apply:delete", "Delete manifests."),
     "token": ("smc.cli.credentials:token", "Let somebody else join: make a token."),
     "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
