@@ -53,6 +53,7 @@ class Duties:
         async with (
             aclosing(self.meshes()) as for_issuer,
             aclosing(self.meshes()) as for_readiness,
+            aclosing(self.meshes()) as for_quarantine,
             aclosing(_wanted(for_issuer)) as wanted,
             asyncio.TaskGroup() as tasks,
         ):
@@ -61,6 +62,8 @@ class Duties:
             tasks.create_task(self._issue(leadership, wanted), name="issuer")
             tasks.create_task(quarantine.run(leadership, self.kv, self.keys), name="quarantine")
             tasks.create_task(readiness.forget(leadership, self.kv, self.keys, for_readiness), name="readiness")
+            ended = quarantine.forget(leadership, self.kv, self.keys, for_quarantine)
+            tasks.create_task(ended, name="ended quarantines")
             if self.compacts:
                 tasks.create_task(compact(self.kv), name="compaction")
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from cluster.election import Deposed, Leadership
-from cluster.kv import KV, Delete, KeyValue, Operation, Put, Status, StoreError
+from cluster.kv import KV, Delete, KeyValue, Put, Status, StoreError
 from smc import telemetry
+from smc.mesh import Mesh
 from smc.model import Name
 from smc.records import AckRecord, Keys, Nack, QuarantineRecord, UnreadableRecord, decode, encode
 
 RETRY = 1.0
 """Seconds until the store is asked again."""
+LOOK_AGAIN = 60.0
+"""Seconds between two looks for quarantines that have ended: they do no harm, and only take room."""
 AT_ONCE = 100
 """Records in one transaction."""
 
@@ -79,21 +82,11 @@ async def run(leadership: Leadership, kv: KV, keys: Keys) -> None:
 
 async def _judge(leadership: Leadership, kv: KV, keys: Keys, nacks: Sequence[Nack]) -> None:
     quarantined: defaultdict[Name, dict[Version, int]] = defaultdict(dict)
-    ended: list[Operation] = []
     prefix = keys.manifests
     manifests = {item.key.removeprefix(prefix): item.mod_revision for item in (await kv.list(prefix)).items}
-    for item in (await kv.list(keys.quarantines)).items:
-        try:
-            record = decode(QuarantineRecord, item.value, key=item.key)
-        except UnreadableRecord as e:
-            log.warning("a quarantine cannot be read", key=item.key, reason=str(e))
-            continue
+    for item, record in await _quarantines(kv, keys):
         if manifests.get(record.manifest) == record.mod_revision:
             quarantined[record.proxy][record.manifest, record.mod_revision] = item.create_revision
-        else:
-            ended.append(Delete(item.key))
-    for start in range(0, len(ended), AT_ONCE):
-        await leadership.transact(ended[start : start + AT_ONCE])
     for nack in nacks:
         suspect = next_suspect(nack, quarantined[nack.proxy], manifests)
         if suspect is None:
@@ -105,6 +98,57 @@ async def _judge(leadership: Leadership, kv: KV, keys: Keys, nacks: Sequence[Nac
             "a manifest is left out for a proxy that refuses it",
             **{telemetry.PROXY: str(suspect.proxy), telemetry.MANIFEST: suspect.manifest, "reason": suspect.reason},
         )
+
+
+async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterable[Mesh]) -> None:
+    """Delete the quarantines that have ended: of a manifest that was written anew or is gone, or of a workload that is.
+
+    They are looked for at the first Mesh and at later ones, at most every LOOK_AGAIN seconds. A workload that comes
+    back has to refuse again what was left out for it.
+
+    Raises:
+        Deposed: another replica leads.
+    """
+    async for mesh in meshes:
+        await _forget(leadership, kv, keys, mesh)
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+async def _forget(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> None:
+    """Delete what counts for no proxy of `mesh`, however long the store cannot be reached."""
+    while True:
+        try:
+            return await _delete(leadership, kv, keys, mesh)
+        except Deposed:
+            raise
+        except StoreError as e:
+            log.warning("quarantines that have ended cannot be deleted yet", error=str(e))
+        await asyncio.sleep(RETRY)
+
+
+async def _delete(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> None:
+    def counts(record: QuarantineRecord) -> bool:
+        return record.proxy in mesh.proxies and record in mesh.proxies[record.proxy].quarantined
+
+    # What is newer than the Mesh is for the next one to judge.
+    ended = [
+        Delete(item.key)
+        for item, record in await _quarantines(kv, keys)
+        if item.mod_revision <= mesh.revision and not counts(record)
+    ]
+    for start in range(0, len(ended), AT_ONCE):
+        await leadership.transact(ended[start : start + AT_ONCE])
+
+
+async def _quarantines(kv: KV, keys: Keys) -> list[tuple[KeyValue, QuarantineRecord]]:
+    """All that can be read; what cannot is left to whoever can."""
+    found: list[tuple[KeyValue, QuarantineRecord]] = []
+    for item in (await kv.list(keys.quarantines)).items:
+        try:
+            found.append((item, decode(QuarantineRecord, item.value, key=item.key)))
+        except UnreadableRecord as e:
+            log.warning("a quarantine cannot be read", key=item.key, reason=str(e))
+    return found
 
 
 def _nacks(reports: Iterable[KeyValue]) -> tuple[Nack, ...]:

@@ -22,7 +22,7 @@ from smc.certificates.signers.local import LocalSigner
 from smc.leading import COMPACT_EVERY, KEEP_HISTORY, LAST_RETRY, Duties, compact
 from smc.mesh import Mesh
 from smc.model import Identity, MeshConfig, Name, Observation, Service
-from smc.records import CertificateRecord, Keys, ReadyRecord, SyncedRecord, decode, encode
+from smc.records import CertificateRecord, Keys, QuarantineRecord, ReadyRecord, SyncedRecord, decode, encode
 from smc.registry import Registry
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.leadership import elect
@@ -140,7 +140,8 @@ class Led:
         """From now on the replica is ready and knows these."""
         names = {Name(i.namespace, i.service_account): proxy(Name(i.namespace, i.service_account)) for i in identities}
         found = mesh(MeshConfig(workload_certificate_ttl=ttl), names)
-        self._mesh = replace(found, identities=frozenset(identities), synced=frozenset({"files"}))
+        revision = self.kv.store.revision
+        self._mesh = replace(found, revision=revision, identities=frozenset(identities), synced=frozenset({"files"}))
         self._ready.set()
 
     async def meshes(self) -> AsyncGenerator[Mesh, None]:
@@ -193,13 +194,17 @@ async def test_nothing_is_issued_and_nothing_is_forgotten_before_the_replica_is_
     gone = Name("shop", "gone")
     async with led.leading():
         await led.kv.transact([Put(KEYS.ready(gone), encode(ReadyRecord(gone)))])
+        refused = QuarantineRecord(gone, "g/k/shop/m", 1, "", "", "refused")
+        await led.kv.transact([Put(KEYS.quarantine(gone, "g/k/shop/m", 1), encode(refused))])
         await asyncio.sleep(3600)
         assert led.kv.store.list(KEYS.certificates, 0) == ()
         assert led.kv.store.get(KEYS.ready(gone)) is not None
+        assert len(led.kv.store.list(KEYS.quarantines, 0)) == 1
         led.have(BUYER, STORE)
         await asyncio.sleep(10)
         assert len(led.kv.store.list(KEYS.certificates, 0)) == 2
         assert led.kv.store.get(KEYS.ready(gone)) is None
+        assert led.kv.store.list(KEYS.quarantines, 0) == ()
 
 
 async def test_the_issuer_hears_of_new_identities_and_of_another_life() -> None:

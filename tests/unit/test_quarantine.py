@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.election import Deposed, Election, Leadership
-from cluster.kv import KV, Delete, Listing, Put
+from cluster.kv import KV, Delete, Listing, Put, View
 from cluster.memory import MemoryKV, MemoryStore
-from smc import quarantine
+from smc import plugins, quarantine
+from smc.mesh import Mesh, build
 from smc.model import Name
-from smc.quarantine import next_suspect
+from smc.quarantine import LOOK_AGAIN, next_suspect
 from smc.records import AckRecord, Keys, Nack, QuarantineRecord, decode, encode
 from smc.xds.snapshot import Resource, Snapshot, Source, Type
 from smc.xds.stream import Refusal, Request, Response, Stream
+from tests.unit.bookshop import Shop, workload
+from tests.unit.cluster.hostile import HostileKV
 from tests.unit.leadership import elect
 
 pytestmark = pytest.mark.looptime
@@ -34,7 +37,7 @@ def manifest(name: str) -> str:
     return f"split.smi-spec.io/TrafficSplit/shop/{name}"
 
 
-class Mesh:
+class Judged:
     """A store with manifests, a leader that judges, and replicas that report."""
 
     def __init__(self, kv: KV) -> None:
@@ -70,7 +73,7 @@ def nack(revision: int, *suspects: Suspect, proxy: Name = PROXY, resource: str =
 
 
 @asynccontextmanager
-async def judged() -> AsyncIterator[Mesh]:
+async def judged() -> AsyncIterator[Judged]:
     """A mesh with a leader that was really elected."""
     kv = MemoryKV(MemoryStore())
     election = Election(kv, KEYS.leader, "a")
@@ -78,7 +81,7 @@ async def judged() -> AsyncIterator[Mesh]:
     try:
         await asyncio.sleep(1)
         assert election.leading
-        yield Mesh(MemoryKV(kv.store))
+        yield Judged(MemoryKV(kv.store))
         assert election.leading, "judging has failed"
     finally:
         task.cancel()
@@ -186,7 +189,7 @@ async def test_a_report_in_which_no_refusal_is_new_costs_no_reading_of_every_man
 
 async def test_what_was_reported_before_there_was_a_leader_is_judged() -> None:
     kv = MemoryKV(MemoryStore())
-    mesh = Mesh(kv)
+    mesh = Judged(kv)
     suspect = await mesh.write("split")
     await mesh.report(nack(await mesh.revision(), suspect))
     task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
@@ -198,18 +201,6 @@ async def test_what_was_reported_before_there_was_a_leader_is_judged() -> None:
 # ------------------------------------------------------------------------------------------------------------ its end
 
 
-async def test_writing_a_manifest_anew_ends_its_quarantines() -> None:
-    async with judged() as mesh:
-        suspect, other = await mesh.write("split"), await mesh.write("other")
-        await mesh.report(nack(await mesh.revision(), suspect))
-        await mesh.report(nack(await mesh.revision(), other, proxy=OTHER), replica="b")
-        assert await mesh.left_out() == [suspect]
-        await mesh.write("split", "better")
-        await mesh.report(nack(await mesh.revision() + 1, other, proxy=OTHER, text="still"), replica="b")
-        assert await mesh.left_out() == []
-        assert await mesh.left_out(OTHER) == [other]
-
-
 async def test_a_nack_of_what_was_written_anew_meanwhile_costs_nobody_anything() -> None:
     async with judged() as mesh:
         old, new = await mesh.write("old"), await mesh.write("new")
@@ -219,18 +210,131 @@ async def test_a_nack_of_what_was_written_anew_meanwhile_costs_nobody_anything()
         assert await mesh.left_out() == []
 
 
-async def test_the_next_leader_clears_away_what_has_ended() -> None:
-    kv = MemoryKV(MemoryStore())
-    mesh = Mesh(kv)
-    gone = [await mesh.write(f"split-{number}") for number in range(250)]
-    for name, revision in gone:
-        record = QuarantineRecord(PROXY, name, revision, Type.ROUTE.value, "outbound", TEXT)
-        await kv.transact([Put(KEYS.quarantine(PROXY, name, revision), encode(record))])
-        await kv.transact([Delete(KEYS.manifest(name))])
-    task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
-    assert await mesh.quarantines() == []
-    task.cancel()
-    await asyncio.wait([task])
+async def whole(kv: KV) -> View:
+    listing = await kv.list(KEYS.root)
+    return View(listing.cluster_id, 1, listing.revision, {item.key: item for item in listing.items})
+
+
+class Forgetting:
+    """A shop whose buyer and store are proxies that refuse manifests, and a leader that forgets what has ended."""
+
+    def __init__(self) -> None:
+        self.kv = HostileKV(MemoryStore())
+        self.shop = Shop(MemoryKV(self.kv.store))
+        self.looks = 0
+
+    async def found(self) -> None:
+        await self.shop.found()
+        for name in (PROXY, OTHER):
+            await self.shop.put(KEYS.workload("files", name), workload(name.name))
+
+    async def refuse(self, proxy: Name, name: str) -> str:
+        """Have a new split left out for a proxy; returns the key of the quarantine."""
+        revision = await self.split(name)
+        key = KEYS.quarantine(proxy, manifest(name), revision)
+        await self.shop.put(key, QuarantineRecord(proxy, manifest(name), revision, Type.ROUTE.value, "outbound", TEXT))
+        return key
+
+    async def split(self, name: str, weight: int = 1) -> int:
+        return await self.shop.split(name, **{f"{name}_v1": weight})
+
+    async def meshes(self) -> AsyncGenerator[Mesh, None]:
+        """As a replica builds them: each newer one."""
+        last = 0
+        while True:
+            view = await whole(self.shop.kv)
+            if view.revision != last:
+                last = view.revision
+                self.looks += 1
+                yield build(None, view, plugins.policies())
+            await asyncio.sleep(0.1)
+
+    @asynccontextmanager
+    async def led(self) -> AsyncIterator[asyncio.Task[None]]:
+        leadership = await elect(self.kv, KEYS)
+        task = asyncio.create_task(quarantine.forget(leadership, self.kv, KEYS, self.meshes()))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def there(self) -> set[str]:
+        return {item.key for item in self.kv.store.list(KEYS.quarantines, 0)}
+
+
+@pytest.fixture
+async def mesh() -> Forgetting:
+    mesh = Forgetting()
+    await mesh.found()
+    return mesh
+
+
+async def test_a_quarantine_of_what_was_written_anew_or_is_gone_is_deleted(mesh: Forgetting) -> None:
+    changed, deleted, stays = [await mesh.refuse(PROXY, name) for name in ("changed", "deleted", "stays")]
+    theirs = await mesh.refuse(OTHER, "theirs")
+    async with mesh.led():
+        await asyncio.sleep(2 * LOOK_AGAIN)
+        assert mesh.there() == {changed, deleted, stays, theirs}
+        await mesh.split("changed", 2)
+        await mesh.shop.kv.transact([Delete(KEYS.manifest(manifest("deleted")))])
+        await asyncio.sleep(LOOK_AGAIN + 1)
+        assert mesh.there() == {stays, theirs}
+
+
+async def test_a_quarantine_of_a_workload_that_is_gone_is_deleted(mesh: Forgetting) -> None:
+    mine, theirs = await mesh.refuse(PROXY, "one"), await mesh.refuse(OTHER, "two")
+    async with mesh.led():
+        await asyncio.sleep(2 * LOOK_AGAIN)
+        await mesh.shop.kv.transact([Delete(KEYS.workload("files", PROXY))])
+        await asyncio.sleep(LOOK_AGAIN + 1)
+        assert mine not in mesh.there()
+        assert theirs in mesh.there()
+
+
+async def test_the_next_leader_clears_away_what_has_ended(mesh: Forgetting) -> None:
+    for number in range(250):
+        await mesh.refuse(Name("shop", "gone"), f"split-{number}")
+    async with mesh.led():
+        await asyncio.sleep(1)
+        assert mesh.there() == set()
+
+
+async def test_what_is_newer_than_the_mesh_is_not_judged_by_it(mesh: Forgetting) -> None:
+    """Its proxy, or its manifest, may be newer as well."""
+    old = build(None, await whole(mesh.kv), plugins.policies())
+    key = await mesh.refuse(PROXY, "new")
+
+    async def meshes() -> AsyncGenerator[Mesh, None]:
+        yield old
+
+    task = asyncio.create_task(quarantine.forget(await elect(mesh.kv, KEYS), mesh.kv, KEYS, meshes()))
+    await asyncio.wait_for(task, 2 * LOOK_AGAIN)
+    assert mesh.there() == {key}
+
+
+async def test_a_mesh_that_changes_all_the_time_is_looked_at_now_and_then(mesh: Forgetting) -> None:
+    async with mesh.led():
+        for number in range(1, 600):
+            await mesh.split("busy", number)
+            await asyncio.sleep(1)
+    assert mesh.looks <= 600 / LOOK_AGAIN + 1
+
+
+async def test_what_has_ended_is_forgotten_when_the_store_is_there_again(mesh: Forgetting) -> None:
+    key = await mesh.refuse(Name("shop", "gone"), "split")
+    async with mesh.led() as task:
+        mesh.kv.disconnect()
+        await asyncio.sleep(30)
+        assert mesh.there() == {key}
+        mesh.kv.reconnect()
+        await asyncio.sleep(2)
+        assert mesh.there() == set()
+        await elect(mesh.shop.kv, KEYS)
+        await mesh.refuse(Name("shop", "gone"), "split-2")
+        with pytest.raises(Deposed):
+            await asyncio.wait_for(task, 2 * LOOK_AGAIN)
+        assert len(mesh.there()) == 1
 
 
 # --------------------------------------------------------------------------------------------------------- what fails
@@ -259,7 +363,7 @@ async def test_a_quarantine_that_cannot_be_read_hurts_nobody() -> None:
 
 async def test_a_deposed_leader_leaves_nothing_out_and_says_so() -> None:
     kv = MemoryKV(MemoryStore())
-    mesh = Mesh(kv)
+    mesh = Judged(kv)
     suspect = await mesh.write("split")
     task = asyncio.create_task(quarantine.run(await elect(kv, KEYS), kv, KEYS))
     await asyncio.sleep(1)
@@ -272,7 +376,7 @@ async def test_a_deposed_leader_leaves_nothing_out_and_says_so() -> None:
 
 async def test_a_lost_store_delays_a_quarantine_and_does_not_end_the_leader() -> None:
     store = MemoryStore()
-    mesh, mine = Mesh(MemoryKV(store)), MemoryKV(store)
+    mesh, mine = Judged(MemoryKV(store)), MemoryKV(store)
     suspect = await mesh.write("split")
     leadership: Leadership = await elect(mine, KEYS)
     task = asyncio.create_task(quarantine.run(leadership, mine, KEYS))
