@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from smc.cli import say
+from smc.cli.completion import complete_kind, complete_name
 from smc.cli.get import as_yaml
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
 from smc.cli.session import Session, connected
@@ -19,8 +20,8 @@ from smc.cli.table import age
 @click.command(
     help=f"Show a manifest with its problems, and with the words of the proxies that refuse it.\n\n{KIND_HELP}"
 )
-@click.argument("kind")
-@click.argument("name", required=False)
+@click.argument("kind", shell_complete=complete_kind)
+@click.argument("name", required=False, shell_complete=complete_name)
 @click.option("-n", "--namespace", default="default", show_default=True)
 @connected
 def describe(session: Session, kind: str, name: str | None, namespace: str) -> None:

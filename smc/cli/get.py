@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smc.cli import say
+from smc.cli.completion import complete_kind, complete_name
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
 from smc.cli.session import Session, connected
 from smc.cli.table import age, table
@@ -59,8 +60,8 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], Callable[[Spec], tuple[str, ...]]]]
 
 
 @click.command(help=f"List the manifests of a kind, or show one.\n\n{KIND_HELP}")
-@click.argument("kind")
-@click.argument("name", required=False)
+@click.argument("kind", shell_complete=complete_kind)
+@click.argument("name", required=False, shell_complete=complete_name)
 @click.option("-n", "--namespace", default="default", show_default=True)
 @click.option("-A", "--all-namespaces", is_flag=True)
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)

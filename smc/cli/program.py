@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from smc.cli import say
 from smc.errors import SmcError
@@ -31,6 +32,7 @@ COMMANDS = {
     "recover": ("smc.cli.replica:recover_command", "Become an operator again, with the key-encryption key."),
     "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
     "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
+    "completion": ("smc.cli.completion:completion", "Print the script that completes smc's words in your shell."),
     "version": ("smc.cli.credentials:version", "Print the version."),
 }
 """Name -> (module:attribute, one line of help). A command is imported when it is run or asked for its help."""
@@ -48,6 +50,11 @@ class Program(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As a group does by importing every command for its help, but from the table."""
+        commands = [CompletionItem(n, help=help_) for n, (_, help_) in COMMANDS.items() if n.startswith(incomplete)]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from smc.cli import logs, say
+from smc.cli.completion import complete_proxy
 from smc.cli.credentials import JOIN_PORT, join_port
 from smc.cli.session import Session, connected
 from smc.cli.table import age, table
@@ -78,7 +79,7 @@ def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None
 
 
 @proxy.command()
-@click.argument("name", required=False, metavar="[NAMESPACE/WORKLOAD]")
+@click.argument("name", required=False, metavar="[NAMESPACE/WORKLOAD]", shell_complete=complete_proxy)
 @click.option("-o", "--output", type=click.Choice(["table", "wide", "json", "yaml", "name"]), default="table")
 @connected
 def status(session: Session, name: str | None, output: str) -> None:

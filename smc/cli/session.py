@@ -111,8 +111,10 @@ class Session:
             raise Invalid("it is not known where the control plane is", hint=f"--server <host>:{API_PORT}")
         return credential
 
-    def call(self, method: str, request: Any, *, metadata: Mapping[str, str] | None = None) -> Any:
-        """Call one method of the service Mesh.
+    def call(
+        self, method: str, request: Any, *, metadata: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+    ) -> Any:
+        """Call one method of the service Mesh; `timeout` is the seconds that each replica has.
 
         Raises:
             SmcError: what the replica says; Unavailable if none answers, with each one's reason.
@@ -121,7 +123,7 @@ class Session:
         failures: list[Unavailable] = []
         for server in tuple(self._servers):
             try:
-                response = self._ask(server, credential, method, request, metadata or {})
+                response = self._ask(server, credential, method, request, metadata or {}, timeout)
             except Unavailable as e:
                 failures.append(e)
                 continue
@@ -131,7 +133,15 @@ class Session:
         reasons = list(dict.fromkeys(e.message for e in failures))
         raise Unavailable("; ".join(reasons), hint=failures[0].hint)
 
-    def _ask(self, server: str, credential: Credential, method: str, request: Any, metadata: Mapping[str, str]) -> Any:
+    def _ask(
+        self,
+        server: str,
+        credential: Credential,
+        method: str,
+        request: Any,
+        metadata: Mapping[str, str],
+        timeout: float,
+    ) -> Any:
         import grpc
 
         from smc.api.status import from_rpc
@@ -140,11 +150,11 @@ class Session:
         if server not in self._channels:
             self._channels[server] = _connect(server, credential)
         stub = smc_pb2_grpc.MeshStub(self._channels[server])  # type: ignore[no-untyped-call]
-        give_up = time.monotonic() + BUSY
+        give_up = time.monotonic() + min(BUSY, timeout)
         wait = 0.1
         while True:
             try:
-                return getattr(stub, method)(request, timeout=TIMEOUT, metadata=tuple(metadata.items()))
+                return getattr(stub, method)(request, timeout=timeout, metadata=tuple(metadata.items()))
             except grpc.RpcError as e:
                 error, findings, more = from_rpc(e, server)
                 if isinstance(error, Exhausted) and time.monotonic() + wait < give_up:
