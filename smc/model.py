@@ -203,6 +203,8 @@ class Permission:
     """Sorted, at least one; an HttpMatch without parts allows any request."""
     also: tuple[tuple[str, int], ...] = ()
     """(manifest, mod_revision) of the other manifests that it was compiled from: route groups."""
+    ports: tuple[int, ...] | None = None
+    """Sorted, at least one; None: every port. As `Inbound.numbers` has them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -310,6 +312,10 @@ class Inbound:
     protocol: Protocol
     services: tuple[tuple[Name, int], ...]
     """(service, service port), sorted: what callers may ask for by SNI."""
+    numbers: tuple[int, ...] = ()
+    """What Permissions may call it, sorted: its service ports, and its own unless that is a service port of the
+    workload, which then is what the number means.
+    """
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -318,3 +324,8 @@ class Policy:
 
     permissions: tuple[Permission, ...]
     """Sorted by manifest."""
+
+    def at(self, numbers: tuple[int, ...]) -> Policy:
+        """What of it holds for a port that is called so; itself, if all does."""
+        held = tuple(p for p in self.permissions if p.ports is None or not set(numbers).isdisjoint(p.ports))
+        return self if held == self.permissions else Policy(held)

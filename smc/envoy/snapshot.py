@@ -79,7 +79,7 @@ class Generator:
         return _Own(
             self._interned.set(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
-            tuple(settings.permitted(proxy.policy, inbound.port) for inbound in served),
+            tuple(settings.permitted(proxy.policy, inbound.port, inbound.numbers) for inbound in served),
             self._interned.set(found),
         )
 
@@ -241,9 +241,10 @@ class _Settings:
     def _local(self, inbound: Inbound, app_address: str) -> Resource:
         return self._interned.resource(clusters.local(app_address, inbound.port, inbound.protocol))
 
-    def _permitted(self, policy: Policy, app_port: int) -> Resource:
-        sources = routes.policy_sources(policy)
-        return self._interned.resource(routes.inbound(app_port, self._rules(policy), sources))
+    def _permitted(self, policy: Policy, app_port: int, numbers: tuple[int, ...]) -> Resource:
+        held = policy.at(numbers)
+        sources = routes.policy_sources(held)
+        return self._interned.resource(routes.inbound(app_port, self._rules(held), sources))
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)

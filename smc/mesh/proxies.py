@@ -159,11 +159,14 @@ class Proxies(Tables):
                 if port.number in targets:
                     leading[targets[port.number]][service_name, port.number] = port.protocol
         before = {inbound.port: inbound for inbound in self.inbounds.get(name) or ()}
+        numbers = {number for services in leading.values() for _, number in services}
         inbounds = []
         for app_port, services in sorted(leading.items()):
             first, *others = sorted(services)
             protocol = services[first]
-            inbounds.append(kept(before.get(app_port), Inbound(app_port, protocol, (first, *others))))
+            called = {number for _, number in services} | ({app_port} - numbers)
+            inbound = Inbound(app_port, protocol, (first, *others), tuple(sorted(called)))
+            inbounds.append(kept(before.get(app_port), inbound))
             for service_name, number in others:
                 other = services[service_name, number]
                 if other is not protocol:

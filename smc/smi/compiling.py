@@ -11,11 +11,23 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from smc.manifests import InvalidManifest, Manifest, Rules, noun
-from smc.model import HttpMatch, Permission, Problem, Split
-from smc.smi.kinds import KINDS, RouteGroup, RouteReference, TrafficSplit, TrafficTarget
+from smc.model import HttpMatch, Permission, Problem, Severity, Split
+from smc.smi.kinds import (
+    HTTP_ROUTES,
+    KINDS,
+    TCP_ROUTE,
+    UDP_ROUTE,
+    PortRoute,
+    RouteGroup,
+    RouteReference,
+    TrafficSplit,
+    TrafficTarget,
+)
 
 T = TypeVar("T")
 Read = tuple[Manifest, T]
+Routes = dict[tuple[str, str], Read[RouteGroup | PortRoute]]
+"""By kind and name."""
 
 
 def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
@@ -26,7 +38,7 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
     problems: list[Problem] = []
     splits: list[Read[TrafficSplit]] = []
     targets: list[Read[TrafficTarget]] = []
-    groups: dict[str, Read[RouteGroup]] = {}
+    routes: Routes = {}
     for manifest in sorted(manifests, key=lambda m: m.record.id):
         record = manifest.record
         if record.name.namespace != namespace:
@@ -38,9 +50,9 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
                 splits.append((manifest, split))
             case TrafficTarget() as target:
                 targets.append((manifest, target))
-            case RouteGroup() as group:
-                groups[record.name.name] = (manifest, group)
-    permissions = [_permission(manifest, target, groups, problems) for manifest, target in targets]
+            case RouteGroup() | PortRoute() as route:
+                routes[record.kind, record.name.name] = (manifest, route)
+    permissions = [_permission(manifest, target, routes, problems) for manifest, target in targets]
     return Rules(
         splits=_splits(splits, problems),
         permissions=tuple(p for p in permissions if p is not None),
@@ -91,38 +103,56 @@ def _splits(splits: Sequence[Read[TrafficSplit]], problems: list[Problem]) -> tu
 
 
 def _permission(
-    manifest: Manifest, target: TrafficTarget, groups: dict[str, Read[RouteGroup]], problems: list[Problem]
+    manifest: Manifest, target: TrafficTarget, routes: Routes, problems: list[Problem]
 ) -> Permission | None:
-    """What the target grants; None if nothing."""
+    """What the target grants; None if nothing.
+
+    HTTP rules are alternatives, and so are ports; a request must be one of the first, on one of the second.
+    """
     id_ = manifest.record.id
-    allowed: set[HttpMatch] = set()
+    kinds = {rule.kind for rule in target.rules}
+    # On a port of HTTP, TCP without HTTP rules is every request.
+    allowed: set[HttpMatch] = {HttpMatch()} if TCP_ROUTE in kinds and HTTP_ROUTES not in kinds else set()
+    ports: set[int] | None = set() if TCP_ROUTE in kinds else None
     also: set[tuple[str, int]] = set()
-    unknown = False
     for index, rule in enumerate(target.rules):
-        field = f"spec.rules[{index}]"
-        if rule.kind != "HTTPRouteGroup":
-            # It would restrict the ports of every other rule, so none of them may be granted without it.
-            message = f"{rule.kind} is not supported yet, so the whole target grants nothing: remove the rule"
-            problems.append(Problem(id_, "RouteKindNotSupported", message, f"{field}.kind"))
-            unknown = True
-        elif rule.name not in groups:
+        field = f"{target.rules_field}[{index}]"
+        if rule.kind == UDP_ROUTE:
+            message = "UDP does not go through the proxies, so this rule neither allows nor keeps out anything"
+            problems.append(Problem(id_, "UDPNotEnforced", message, f"{field}.kind", Severity.WARNING.value))
+        if (rule.kind, rule.name) not in routes:
             message = (
-                f"there is no HTTPRouteGroup {manifest.record.name.namespace}/{rule.name} (or it is invalid), "
+                f"there is no {rule.kind} {manifest.record.name.namespace}/{rule.name} (or it is invalid), "
                 "so the rule grants nothing: create it or correct the name"
             )
-            problems.append(Problem(id_, "RouteGroupNotFound", message, f"{field}.name"))
+            reason = "RouteGroupNotFound" if rule.kind == HTTP_ROUTES else "RouteNotFound"
+            problems.append(Problem(id_, reason, message, f"{field}.name"))
+            continue
+        source, route = routes[rule.kind, rule.name]
+        if isinstance(route, RouteGroup):
+            allowed |= _granted(id_, field, rule, route, problems)
+        elif rule.kind == TCP_ROUTE:
+            ports = None if ports is None or route.ports is None else ports.union(route.ports)
         else:
-            source, group = groups[rule.name]
-            allowed |= _granted(id_, field, rule, group, problems)
-            also.add((source.record.id, source.mod_revision))
-    if unknown:
+            continue
+        also.add((source.record.id, source.mod_revision))
+    if target.port is not None:
+        ports = {target.port} if ports is None else ports & {target.port}
+    if kinds == {UDP_ROUTE}:
         return None
-    if not allowed:
+    if not allowed or ports == set():
         message = "none of its rules grants anything, so the target has no effect"
-        problems.append(Problem(id_, "GrantsNothing", message, "spec.rules"))
+        problems.append(Problem(id_, "GrantsNothing", message, target.rules_field))
         return None
-    http = (HttpMatch(),) if HttpMatch() in allowed else tuple(sorted(allowed, key=_order))
-    return Permission(id_, manifest.mod_revision, target.destination, target.sources, http, tuple(sorted(also)))
+    return Permission(
+        id_,
+        manifest.mod_revision,
+        target.destination,
+        target.sources,
+        (HttpMatch(),) if HttpMatch() in allowed else tuple(sorted(allowed, key=_order)),
+        tuple(sorted(also)),
+        tuple(sorted(ports)) if ports is not None else None,
+    )
 
 
 def _order(match: HttpMatch) -> tuple[bool, str, tuple[str, ...], tuple[tuple[str, str], ...]]:

@@ -24,6 +24,10 @@ ACCESS = "access.smi-spec.io"
 SPECS = "specs.smi-spec.io"
 GROUPS = frozenset({SPLIT, ACCESS, SPECS})
 
+HTTP_ROUTES = "HTTPRouteGroup"
+TCP_ROUTE = "TCPRoute"
+UDP_ROUTE = "UDPRoute"
+
 MILLI = 1000
 """A whole weight in thousandths, which is what v1alpha1 needs: its weights are quantities, such as `500m`."""
 MOST = 1_000_000
@@ -213,22 +217,32 @@ class TrafficTarget:
     sources: tuple[Identity, ...]
     """Sorted."""
     rules: tuple[RouteReference, ...]
+    port: int | None = None
+    """The one port of the destination that it is for; None: it says nothing of ports, and the rules may."""
+    rules_field: str = "spec.rules"
+    """Where the version has the rules."""
 
 
 _NO_IDENTITY = {
-    "IdentityBinding": "v1alpha3 knows ServiceAccount only",
+    "IdentityBinding": "ServiceAccount is the only kind of identity that is read",
     "Group": "only service accounts are identities of workloads",
     "User": "only service accounts are identities of workloads",
     "Service": "access is granted to identities, not to services",
 }
-_IDENTITY = Object(
-    (
-        Field("kind", Text(schema.choice({"ServiceAccount": "ServiceAccount"}, refused=_NO_IDENTITY)), required=True),
-        Field("name", Text(schema.subdomain), required=True),
-        Field("namespace", Text(schema.label), default=""),
-    ),
-    lambda _kind, name, namespace: (namespace, name),
-    {"port": "since v1alpha3 ports come from the routes in spec.rules: remove it"},
+_IDENTITY_FIELDS = (
+    Field("kind", Text(schema.choice({"ServiceAccount": "ServiceAccount"}, refused=_NO_IDENTITY)), required=True),
+    Field("name", Text(schema.subdomain), required=True),
+    Field("namespace", Text(schema.label), default=""),
+)
+_IDENTITY = Object(_IDENTITY_FIELDS, lambda _kind, name, namespace: (namespace, name))
+_DESTINATION = Object(
+    _IDENTITY_FIELDS,
+    lambda _kind, name, namespace: (namespace, name, None),
+    {"port": "since v1alpha3 ports come from a TCPRoute in spec.rules: name one instead"},
+)
+_DESTINATION_WITH_PORT = Object(
+    (*_IDENTITY_FIELDS, Field("port", Integer(1, 65535))),
+    lambda _kind, name, namespace, port: (namespace, name, port),
 )
 _MATCH_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 
@@ -242,46 +256,78 @@ def _match_name(text: str) -> str:
 _MATCHES_OF_A_RULE = ListOf(
     Text(_match_name), least=1, unique=str, empty="leave matches out to allow every match of the group"
 )
-_RULE = Object(
-    (
-        Field(
-            "kind",
-            Text(schema.choice({kind: kind for kind in ("HTTPRouteGroup", "TCPRoute", "UDPRoute")})),
-            required=True,
+
+
+def _route_reference(kind: str, name: str, matches: tuple[str, ...] | None) -> RouteReference:
+    if matches is not None and kind != HTTP_ROUTES:
+        raise Unfit(f"a {kind} has no matches to choose from", "remove it", field="matches")
+    return RouteReference(kind, name, matches)
+
+
+def _rules(name: str, *kinds: str, refused: dict[str, str] | None = None) -> Field:
+    rule = Object(
+        (
+            Field("kind", Text(schema.choice({kind: kind for kind in kinds}, refused=refused)), required=True),
+            Field("name", Text(schema.subdomain), required=True),
+            Field("matches", _MATCHES_OF_A_RULE),
         ),
-        Field("name", Text(schema.subdomain), required=True),
-        Field("matches", _MATCHES_OF_A_RULE),
+        _route_reference,
+        {"namespace": "routes are looked for in the namespace of the TrafficTarget: remove it"},
+    )
+    return Field(name, ListOf(rule, least=1, most=100), required=True)
+
+
+def _target(top: str, rules_name: str) -> Callable[..., Callable[[Metadata], TrafficTarget]]:
+    """Makes the noun of a version that has its fields below `top`, and calls the rules `rules_name`."""
+
+    def fields(
+        destination: tuple[str, str, int | None],
+        rules: tuple[RouteReference, ...],
+        sources: tuple[tuple[str, str], ...],
+    ) -> Callable[[Metadata], TrafficTarget]:
+        def of(metadata: Metadata) -> TrafficTarget:
+            own = metadata.name.namespace
+            namespace, name, port = destination
+            if namespace not in ("", own):
+                raise Unfit(
+                    f"the destination is of namespace {namespace}, the TrafficTarget of {own}",
+                    f"whoever owns the destination grants the access: write it in namespace {namespace}",
+                    field=f"{top}destination.namespace",
+                )
+            identities = {Identity(source_namespace or own, source) for source_namespace, source in sources}
+            return TrafficTarget(Identity(own, name), tuple(sorted(identities)), rules, port, f"{top}{rules_name}")
+
+        return of
+
+    return fields
+
+
+_SOURCES = Field("sources", ListOf(_IDENTITY, least=1), required=True)
+_NO_UDP = {UDP_ROUTE: "it came with v1alpha3: write that version"}
+_RENAMED = {"specs": "since v1alpha2 they are called rules"}
+_TARGETS = {
+    "v1alpha1": _top(
+        Field("destination", _DESTINATION_WITH_PORT, required=True),
+        _rules("specs", HTTP_ROUTES, TCP_ROUTE, refused=_NO_UDP),
+        _SOURCES,
+        build=_target("", "specs"),
+        strange={"rules": "in v1alpha1 they are called specs"},
     ),
-    RouteReference,
-    {"namespace": "routes are looked for in the namespace of the TrafficTarget: remove it"},
-)
-
-
-def _target_spec(
-    destination: tuple[str, str], rules: tuple[RouteReference, ...], sources: tuple[tuple[str, str], ...]
-) -> Callable[[Metadata], TrafficTarget]:
-    def of(metadata: Metadata) -> TrafficTarget:
-        own = metadata.name.namespace
-        namespace, name = destination
-        if namespace not in ("", own):
-            raise Unfit(
-                f"the destination is of namespace {namespace}, the TrafficTarget of {own}",
-                f"whoever owns the destination grants the access: write it in namespace {namespace}",
-                field="spec.destination.namespace",
-            )
-        identities = {Identity(source_namespace or own, source) for source_namespace, source in sources}
-        return TrafficTarget(Identity(own, name), tuple(sorted(identities)), rules)
-
-    return of
-
-
-_TARGET = _spec(
-    Field("destination", _IDENTITY, required=True),
-    Field("rules", ListOf(_RULE, least=1, most=100), required=True),
-    Field("sources", ListOf(_IDENTITY, least=1), required=True),
-    build=_target_spec,
-    strange={"specs": "since v1alpha2 they are called rules"},
-)
+    "v1alpha2": _spec(
+        Field("destination", _DESTINATION_WITH_PORT, required=True),
+        _rules("rules", HTTP_ROUTES, TCP_ROUTE, refused=_NO_UDP),
+        _SOURCES,
+        build=_target("spec.", "rules"),
+        strange=_RENAMED,
+    ),
+    "v1alpha3": _spec(
+        Field("destination", _DESTINATION, required=True),
+        _rules("rules", HTTP_ROUTES, TCP_ROUTE, UDP_ROUTE),
+        _SOURCES,
+        build=_target("spec.", "rules"),
+        strange=_RENAMED,
+    ),
+}
 
 
 # ----------------------------------------------------------------------------------------------------- HTTPRouteGroup
@@ -394,9 +440,51 @@ _GROUPS = {
     "v1alpha4": _spec(_matches(_MATCH), build=_group),
 }
 
+# ------------------------------------------------------------------------------------------------ TCPRoute, UDPRoute
+
+
+@dataclass(frozen=True, slots=True)
+class PortRoute:
+    """A TCPRoute or a UDPRoute: ports of a destination."""
+
+    kind: str
+    ports: tuple[int, ...] | None
+    """Sorted; None: every port."""
+
+
+def _port_route(kind: str) -> Callable[..., Callable[[Metadata], PortRoute]]:
+    def of(ports: tuple[int, ...] | None = None) -> Callable[[Metadata], PortRoute]:
+        return lambda _metadata: PortRoute(kind, tuple(sorted(ports)) if ports else None)
+
+    return of
+
+
+def _v1alpha4(kind: str) -> Schema:
+    matches = Object(
+        (Field("name", Text(_match_name)), Field("ports", ListOf(Integer(1, 65535), unique=int), default=())),
+        lambda _name, ports: ports,
+        {"port": "write ports: [8080]"},
+    )
+    spec = Object((Field("matches", matches, default=()),), _port_route(kind))
+    return Schema((Field("spec", spec, default=_port_route(kind)()),), lambda metadata, of: of(metadata))
+
+
+_PORTS_CAME = {"matches": "ports came with v1alpha4: write that version"}
+_TCP_ROUTES = {
+    "v1alpha1": _top(build=_port_route(TCP_ROUTE)),
+    "v1alpha2": _top(build=_port_route(TCP_ROUTE)),
+    "v1alpha3": Schema(
+        (Field("spec", Object((), _port_route(TCP_ROUTE), _PORTS_CAME), default=_port_route(TCP_ROUTE)()),),
+        lambda metadata, of: of(metadata),
+    ),
+    "v1alpha4": _v1alpha4(TCP_ROUTE),
+}
+
 KINDS: tuple[Kind, ...] = (
     Kind(SPLIT, "TrafficSplit", "trafficsplits", ("ts",), _SPLITS),
-    Kind(ACCESS, "TrafficTarget", "traffictargets", ("tt",), {"v1alpha3": _TARGET}),
-    Kind(SPECS, "HTTPRouteGroup", "httproutegroups", ("htr",), _GROUPS),
+    Kind(ACCESS, "TrafficTarget", "traffictargets", ("tt",), _TARGETS),
+    Kind(SPECS, HTTP_ROUTES, "httproutegroups", ("htr",), _GROUPS),
+    Kind(SPECS, TCP_ROUTE, "tcproutes", ("tr",), _TCP_ROUTES),
+    Kind(SPECS, UDP_ROUTE, "udproutes", ("ur",), {"v1alpha4": _v1alpha4(UDP_ROUTE)}),
 )
 """What `smc.manifests.read` needs to know of SMI."""

@@ -67,7 +67,12 @@ def destination(service: str, port: int, targets: dict[str, int] | None = None, 
 
 
 def permission(
-    manifest: str, destination: str, sources: Sequence[str], *http: HttpMatch, also: Iterable[tuple[str, int]] = ()
+    manifest: str,
+    destination: str,
+    sources: Sequence[str],
+    *http: HttpMatch,
+    also: Iterable[tuple[str, int]] = (),
+    ports: tuple[int, ...] | None = None,
 ) -> Permission:
     return Permission(
         manifest,
@@ -76,6 +81,7 @@ def permission(
         tuple(sorted(identity(s) for s in sources)),
         tuple(http) or (HttpMatch(),),
         tuple(also),
+        ports,
     )
 
 

@@ -99,7 +99,7 @@ def _mesh(policy: Policy, egress: Egress) -> Mesh:
     outbound = _outbound()
     served = tuple((Name("books", service), PORT) for service in ("bookstore", "impostor", "nobody"))
     inbound = (
-        Inbound(APP_PORT, Protocol.HTTP, served),
+        Inbound(APP_PORT, Protocol.HTTP, served, (APP_PORT, PORT)),
         Inbound(DEAD_PORT, Protocol.HTTP, ((Name("books", "dead"), PORT),)),
     )
     return nouns.mesh(
@@ -313,6 +313,22 @@ def test_a_policy_without_permissions_denies_everything_and_takes_effect_at_once
         finally:
             three.enforce(ALLOWED)
         _until(lambda: status() == 200, "allowed again")
+
+
+@pytest.mark.parametrize(("port", "status"), [(PORT, 200), (APP_PORT, 200), (DEAD_PORT, 403)])
+def test_a_permission_for_one_port_allows_every_request_on_it_and_none_on_another(
+    three: Running, port: int, status: int
+) -> None:
+    only = nouns.permission(nouns.TARGET, "books/bookstore", ["books/bookthief"], ports=(port,))
+    try:
+        three.enforce(Policy((only,)))
+        _until(lambda: three.get(BUYER)[0] == 403, "the policy is the other one")
+        _until(
+            lambda: three.get(THIEF, f"http://bookstore:{PORT}/admin", "POST")[0] == status, "it counts for its port"
+        )
+    finally:
+        three.enforce(ALLOWED)
+        _until(lambda: three.get(BUYER)[0] == 200, "allowed again")
 
 
 def test_health_is_answered_before_policy_and_before_the_application(three: Running) -> None:

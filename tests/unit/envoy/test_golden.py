@@ -48,12 +48,13 @@ def _everything() -> Mesh:
             nouns.permission("a", "other/api", ["books/bookbuyer", "other/api"]),
             nouns.permission("a", "other/api", ["books/bookthief"], HttpMatch(headers=(("host", "api.*"),))),
             nouns.permission("b", "other/api", ["books/bookthief"], HttpMatch("/a", ("GET",)), HttpMatch("/b")),
+            nouns.permission("c", "other/api", ["books/bookbuyer"], ports=(9001,)),
         )
     )
     api = nouns.name("other/api")
     inbound = (
-        Inbound(9000, Protocol.GRPC, ((api, 80), (api, 81))),
-        Inbound(9001, Protocol.HTTP2, ((nouns.name("other/api-admin"), 80),)),
+        Inbound(9000, Protocol.GRPC, ((api, 80), (api, 81)), (80, 81, 9000)),
+        Inbound(9001, Protocol.HTTP2, ((nouns.name("other/api-admin"), 82),), (82, 9001)),
         Inbound(9002, Protocol.HTTP, ()),
     )
     return nouns.mesh(

@@ -1,10 +1,11 @@
+# ruff: noqa: N802 - the identifiers of the rules are in capitals
 """Who may ask what of whom, and what a quarantine takes from one proxy alone."""
 
 from __future__ import annotations
 
 from smc.mesh import Mesh
 from smc.model import Severity
-from tests.unit.mesh.store import KEYS, Store, group_text, identity, name, target_text
+from tests.unit.mesh.store import KEYS, Store, endpoint, group_text, identity, name, target_text
 
 TARGET = "access.smi-spec.io/TrafficTarget/shop/target"
 OTHER = "access.smi-spec.io/TrafficTarget/shop/other"
@@ -124,3 +125,41 @@ def test_a_policy_that_is_written_anew_leaves_the_others_alone() -> None:
     assert mesh.affected == {name("shop/buyer")}
     (permission,) = mesh.proxies[name("shop/buyer")].policy.permissions
     assert permission.sources == (identity("shop/buyer"),)
+
+
+def reached(store: Store, port: int) -> list[int]:
+    """The application ports of store-1 on which a target with a TCPRoute of `port` allows anything."""
+    store.apply(f"""\
+        apiVersion: specs.smi-spec.io/v1alpha4
+        kind: TCPRoute
+        metadata: {{name: port, namespace: shop}}
+        spec: {{matches: {{ports: [{port}]}}}}
+        """)
+    store.apply(
+        target_text("shop/target", "store", "shop/buyer").replace("HTTPRouteGroup, name: all", "TCPRoute, name: port")
+    )
+    proxy = store.build().proxies[name("shop/store-1")]
+    return [inbound.port for inbound in proxy.inbound if proxy.policy.at(inbound.numbers).permissions]
+
+
+def test_ACCESS_13_a_port_is_a_service_port_first_and_then_one_of_the_application() -> None:
+    store = mesh_of(Store())
+    store.offer_service("shop/store", (80, "8080"), (8081, "9000"), (82, "8081"))
+    store.offer_endpoints("shop/store", endpoint("shop/store-1", "store", (80, 8080), (8081, 9000), (82, 8081)))
+    assert reached(store, 80) == [8080]
+    assert reached(store, 8080) == [8080]
+    assert reached(store, 8081) == [9000]  # which is what the service calls 8081, and not the application's 8081
+    assert reached(store, 82) == [8081]
+    assert reached(store, 9000) == [9000]
+    assert reached(store, 1) == []
+
+
+def test_ACCESS_13_what_a_port_is_called_follows_the_services() -> None:
+    store = mesh_of(Store())
+    store.offer_service("shop/store", (80, "8080"))
+    store.offer_endpoints("shop/store", endpoint("shop/store-1", "store", (80, 8080)))
+    before = store.build()
+    store.offer_service("shop/store", (81, "8080"))
+    store.offer_endpoints("shop/store", endpoint("shop/store-1", "store", (81, 8080)))
+    (inbound,) = store.build(before).proxies[name("shop/store-1")].inbound
+    assert inbound.numbers == (81, 8080)

@@ -1,5 +1,8 @@
 # ruff: noqa: N802 - the identifiers of the rules are in capitals
-"""TrafficTarget v1alpha3, rule by rule. That a proxy enforces what is compiled here is shown end to end."""
+"""TrafficTarget, TCPRoute and UDPRoute, rule by rule.
+
+That a proxy enforces what is compiled here is shown with real Envoys.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import pytest
 
 from smc import smi
 from smc.manifests import Manifest
-from smc.model import HttpMatch, Identity, Name, Permission
-from tests.unit.smi.writing import compiled, group, manifest, problem, reasons, refused, target
+from smc.model import HttpMatch, Identity, Name, Permission, Severity
+from tests.unit.smi.writing import compiled, group, manifest, ports, problem, reasons, refused, target
 
 ANY_PATH = HttpMatch("(?:/.*).*")
 STORE = Identity("shop", "store")
@@ -105,20 +108,149 @@ def test_ACCESS_5_a_source_that_is_not_listed_is_not_granted() -> None:
 
 
 def test_ACCESS_6_without_routes_that_name_ports_every_port_of_the_destination_is_meant() -> None:
-    """A Permission has no ports, and the mesh applies it to every port of the workloads that have the identity."""
-    assert "port" not in " ".join(Permission.__slots__)
-    assert len(granted(target(), group())) == 1
+    (permission,) = granted(target(), group())
+    assert permission.ports is None
 
 
-@pytest.mark.parametrize("kind", ["TCPRoute", "UDPRoute"])
-def test_ACCESS_7_a_route_that_would_restrict_ports_and_is_not_known_yet_makes_the_target_grant_nothing(
-    kind: str,
-) -> None:
-    """With it the HTTP rules are for its ports only; granting them without it would widen access."""
-    rules = f"[{{kind: HTTPRouteGroup, name: routes}}, {{kind: {kind}, name: ports}}]"
-    result = compiled(manifest(target(rules)), manifest(group()))
+@pytest.mark.parametrize("spec", ["{matches: {ports: []}}", "{matches: {name: x}}", "{matches: {}}", "{}"])
+def test_ACCESS_6_a_route_without_ports_means_every_port(spec: str) -> None:
+    route = ports().replace("{matches: {ports: []}}", spec)
+    (permission,) = granted(target(BOTH), group(), route)
+    assert permission.ports is None
+
+
+@pytest.mark.parametrize(
+    ("version", "spec"), [("v1alpha1", ""), ("v1alpha2", ""), ("v1alpha3", "spec: {}"), ("v1alpha4", "spec: {}")]
+)
+def test_ACCESS_6_a_tcp_route_has_ports_since_v1alpha4_only(version: str, spec: str) -> None:
+    route = f"apiVersion: specs.smi-spec.io/{version}\nkind: TCPRoute\nmetadata: {{name: ports}}\n{spec}\n"
+    (permission,) = granted(target(BOTH), group(), route)
+    assert permission.ports is None
+    if version != "v1alpha4":
+        later = ports(80).replace("v1alpha4", version)
+        assert "unknown field" in refused(later)
+
+
+BOTH = "[{kind: HTTPRouteGroup, name: routes}, {kind: TCPRoute, name: ports}]"
+
+
+def test_ACCESS_7_a_tcp_route_restricts_the_ports_of_the_http_rules() -> None:
+    (permission,) = granted(target(BOTH), group(ROUTES), ports(8081, 8080))
+    assert permission.http == (ADMIN, READ, BUY)
+    assert permission.ports == (8080, 8081)
+    assert [m for m, _ in permission.also] == [
+        "specs.smi-spec.io/HTTPRouteGroup/shop/routes",
+        "specs.smi-spec.io/TCPRoute/shop/ports",
+    ]
+
+
+def test_ACCESS_7_ports_of_several_routes_are_alternatives() -> None:
+    rules = "[{kind: TCPRoute, name: ports}, {kind: HTTPRouteGroup, name: routes}, {kind: TCPRoute, name: more}]"
+    (permission,) = granted(target(rules), group(), ports(80), ports(81, name="more"))
+    assert permission.ports == (80, 81)
+    (permission,) = granted(target(rules), group(), ports(80), ports(name="more"))
+    assert permission.ports is None
+
+
+def test_ACCESS_7_tcp_without_http_rules_is_every_request_on_its_ports() -> None:
+    (permission,) = granted(target("[{kind: TCPRoute, name: ports}]"), ports(8080))
+    assert (permission.http, permission.ports) == ((HttpMatch(),), (8080,))
+
+
+def test_ACCESS_7_a_tcp_route_grants_no_request_that_the_http_rules_do_not() -> None:
+    result = compiled(manifest(target(BOTH)), manifest(ports(8080)))
     assert result.permissions == ()
-    assert (problem(result).reason, problem(result).field) == ("RouteKindNotSupported", "spec.rules[1].kind")
+    assert reasons(result) == [("buyers", "GrantsNothing"), ("buyers", "RouteGroupNotFound")]
+
+
+def test_ACCESS_7_a_tcp_route_that_is_missing_leaves_no_port_rather_than_every_port() -> None:
+    result = compiled(manifest(target(BOTH)), manifest(group()))
+    assert result.permissions == ()
+    assert [(p.reason, p.field) for p in result.problems] == [
+        ("GrantsNothing", "spec.rules"),
+        ("RouteNotFound", "spec.rules[1].name"),
+    ]
+    rules = "[{kind: HTTPRouteGroup, name: routes}, {kind: TCPRoute, name: gone}, {kind: TCPRoute, name: ports}]"
+    (permission,) = granted(target(rules), group(), ports(80))
+    assert permission.ports == (80,)
+
+
+def test_ACCESS_7_udp_is_taken_and_not_enforced_and_restricts_no_http() -> None:
+    rules = "[{kind: HTTPRouteGroup, name: routes}, {kind: UDPRoute, name: ports}]"
+    result = compiled(manifest(target(rules)), manifest(group()), manifest(ports(53, kind="UDPRoute")))
+    assert [(p.http, p.ports) for p in result.permissions] == [((ANY_PATH,), None)]
+    found = problem(result)
+    assert (found.reason, found.field, found.severity) == (
+        "UDPNotEnforced",
+        "spec.rules[1].kind",
+        Severity.WARNING.value,
+    )
+
+
+def test_ACCESS_7_udp_alone_grants_no_http() -> None:
+    rules = "[{kind: UDPRoute, name: ports}]"
+    result = compiled(manifest(target(rules)), manifest(ports(53, kind="UDPRoute")))
+    assert result.permissions == ()
+    assert reasons(result) == [("buyers", "UDPNotEnforced")]
+
+
+def test_ACCESS_7_a_route_of_ports_has_no_matches_to_choose_from() -> None:
+    assert refused(target("[{kind: TCPRoute, name: ports, matches: [a]}]")) == (
+        "spec.rules[0].matches: a TCPRoute has no matches to choose from (remove it)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ("0", "spec.matches.ports[0]: 0 is not from 1 to 65535"),
+        ("80, 80", "spec.matches.ports[1]: 80 is in the list twice (it is at spec.matches.ports[0] too)"),
+        ("http", 'spec.matches.ports[0]: must be an integer, not the string "http"'),
+    ],
+)
+def test_ACCESS_7_ports_are_numbers(numbers: str, reason: str) -> None:
+    assert refused(ports().replace("[]", f"[{numbers}]")) == reason
+
+
+@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2", "v1alpha3"])
+def test_ACCESS_12_a_target_says_the_same_in_every_version(version: str) -> None:
+    """The first version has no spec, and calls the rules specs."""
+    (permission,) = granted(
+        target("[{kind: HTTPRouteGroup, name: routes, matches: [buy]}]", version=version), group(ROUTES)
+    )
+    assert (permission.destination, permission.sources, permission.http) == (STORE, (BUYER,), (BUY,))
+    assert permission.ports is None
+
+
+ON_8080 = "{kind: ServiceAccount, name: store, port: 8080}"
+
+
+@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2"])
+def test_ACCESS_12_the_port_of_a_destination_is_never_dropped(version: str) -> None:
+    """To leave it out would widen access to every port."""
+    (permission,) = granted(target(destination=ON_8080, version=version), group())
+    assert permission.ports == (8080,)
+    (permission,) = granted(target(BOTH, destination=ON_8080, version=version), group(), ports(8080, 8081))
+    assert permission.ports == (8080,)
+    assert granted(target(BOTH, destination=ON_8080, version=version), group(), ports(8081)) == ()
+
+
+def test_ACCESS_12_since_v1alpha3_a_destination_has_no_port() -> None:
+    assert refused(target(destination=ON_8080)) == (
+        "spec.destination.port: unknown field "
+        "(since v1alpha3 ports come from a TCPRoute in spec.rules: name one instead)"
+    )
+
+
+@pytest.mark.parametrize(("version", "field"), [("v1alpha1", "specs"), ("v1alpha2", "spec.rules")])
+def test_ACCESS_12_a_problem_names_the_field_as_the_version_does(version: str, field: str) -> None:
+    result = compiled(manifest(target(version=version)))
+    assert [p.field for p in result.problems] == [field, f"{field}[0].name"]
+    assert '"UDPRoute" is not taken: it came with v1alpha3' in refused(
+        target("[{kind: UDPRoute, name: x}]", version=version)
+    )
+    other = {"v1alpha1": "v1alpha2", "v1alpha2": "v1alpha1"}[version]
+    assert "unknown field" in refused(target(version=version).replace(version, other))
 
 
 def test_ACCESS_7_rules_are_alternatives() -> None:
@@ -176,11 +308,9 @@ def test_ACCESS_11_without_a_namespace_the_destination_and_the_sources_are_of_th
     assert (permission.destination, permission.sources) == (STORE, (Identity("shop", "a"),))
 
 
-def test_ports_of_older_versions_are_refused_and_never_dropped() -> None:
-    """To leave them out would widen access to every port."""
-    assert refused(target(destination="{kind: ServiceAccount, name: store, port: 8080}")) == (
-        "spec.destination.port: unknown field (since v1alpha3 ports come from the routes in spec.rules: remove it)"
-    )
+def test_ACCESS_13_ports_are_kept_as_written_since_only_the_mesh_knows_which_of_them_are_service_ports() -> None:
+    (permission,) = granted(target(BOTH), group(), ports(80, 8080))
+    assert permission.ports == (80, 8080)
 
 
 def test_a_rule_whose_group_is_missing_grants_nothing_and_the_others_still_do() -> None:

@@ -86,15 +86,23 @@ def target(
     destination: str = "{kind: ServiceAccount, name: store}",
     sources: str = "[{kind: ServiceAccount, name: buyer, namespace: buyers}]",
     namespace: str = NAMESPACE,
+    version: str = "v1alpha3",
 ) -> str:
+    first = version == "v1alpha1"
+    fields = f"destination: {destination}\n{'specs' if first else 'rules'}: {rules}\nsources: {sources}\n"
     return f"""\
-apiVersion: access.smi-spec.io/v1alpha3
+apiVersion: access.smi-spec.io/{version}
 kind: TrafficTarget
 metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  destination: {destination}
-  rules: {rules}
-  sources: {sources}
+{fields if first else "spec:" + chr(10) + indent(fields, "  ")}"""
+
+
+def ports(*numbers: int, kind: str = "TCPRoute", name: str = "ports") -> str:
+    return f"""\
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: {kind}
+metadata: {{name: {name}}}
+spec: {{matches: {{ports: [{", ".join(map(str, numbers))}]}}}}
 """
 
 
