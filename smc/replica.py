@@ -273,6 +273,7 @@ class Replica:
             trust_domain=self._trust_domain,
             mesh=lambda: self._pipeline.mesh,
             replica=self._status,
+            reached=self._reached,
             proxies=lambda: [self._proxy_status(session) for session in self._streams.sessions],
             members=self._known_members,
             credential=self._own,
@@ -288,6 +289,12 @@ class Replica:
             len(self._streams.sessions),
             VERSION,
         )
+
+    def _reached(self) -> int:
+        mesh, view = self._pipeline.mesh, self._mirror.view
+        if mesh is None or view is None:
+            return 0
+        return self._mirror.revision if mesh.revision >= view.revision else mesh.revision
 
     def _proxy_status(self, session: Session) -> ProxyStatus:
         mesh = self._pipeline.mesh

@@ -15,6 +15,8 @@ ROLES: Mapping[str, frozenset[str]] = {
     "List": frozenset({OPERATOR, VIEWER}),
     "Delete": frozenset({OPERATOR}),
     "Proxies": frozenset({OPERATOR, VIEWER, REPLICA}),
+    "Wait": frozenset({OPERATOR, VIEWER}),
+    "Acks": frozenset({OPERATOR, VIEWER, REPLICA}),
     "CreateToken": frozenset({OPERATOR}),
     "Renew": frozenset({OPERATOR, VIEWER, PROXY}),
 }

@@ -90,6 +90,9 @@ class Backends:
     trust_domain: str
     mesh: Callable[[], Mesh | None]
     replica: Callable[[], ReplicaStatus]
+    reached: Callable[[], int]
+    """Up to which revision of the store this replica's Mesh has everything: that of the Mesh, or a later one that
+    changed nothing in it."""
     proxies: Callable[[], Sequence[ProxyStatus]]
     members: Callable[[], Awaitable[Sequence[MemberRecord]]]
     """The replicas that are alive, this one among them; raises a StoreError while they are not known."""

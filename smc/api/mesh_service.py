@@ -14,7 +14,7 @@ import structlog
 
 from cluster import kv as store
 from smc import manifests, telemetry
-from smc.api import objects, peers
+from smc.api import objects, peers, waiting
 from smc.api.access import REPLICA, Caller
 from smc.api.backends import Backends, ProxyStatus
 from smc.api.calls import Work
@@ -49,6 +49,8 @@ class MeshService:
             "List": self.list_,
             "Delete": self.delete,
             "Proxies": self.proxies,
+            "Wait": self.wait,
+            "Acks": self.acks,
             "CreateToken": self.create_token,
             "Renew": self.renew,
         }
@@ -169,6 +171,12 @@ class MeshService:
         response.proxies.sort(key=lambda p: (p.name, p.replica))
         response.replicas.sort(key=lambda r: r.name)
         return response
+
+    async def wait(self, request: pb.WaitRequest, caller: Caller) -> pb.WaitResponse:
+        return await waiting.wait(self.backends, request)
+
+    async def acks(self, request: pb.AcksRequest, caller: Caller) -> pb.AcksResponse:
+        return waiting.acks(self.backends, waiting.versions(request))
 
     # ---------------------------------------------------------------------------------------------------- credentials
 

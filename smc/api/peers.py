@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,12 +23,21 @@ async def proxies(
     members: Sequence[MemberRecord], credential: Credential
 ) -> tuple[list[pb.ProxiesResponse], list[str]]:
     """Ask each of `members` for its streams; returns the answers, and who gave none within DEADLINE seconds."""
-    answers = await asyncio.gather(*(_ask(member, credential) for member in members))
+    request = pb.ProxiesRequest(local=True)
+    answers = await asyncio.gather(*(_ask(member, credential, "Proxies", request) for member in members))
     unreachable = [m.name for m, answer in zip(members, answers, strict=True) if answer is None]
     return [answer for answer in answers if answer is not None], unreachable
 
 
-async def _ask(member: MemberRecord, credential: Credential) -> pb.ProxiesResponse | None:
+async def acks(
+    members: Sequence[MemberRecord], credential: Credential, versions: Sequence[int]
+) -> list[pb.AcksResponse | None]:
+    """Ask each of `members` what its proxies have ACKed; None for one that gave no answer within DEADLINE seconds."""
+    request = pb.AcksRequest(resource_versions=versions)
+    return list(await asyncio.gather(*(_ask(member, credential, "Acks", request) for member in members)))
+
+
+async def _ask(member: MemberRecord, credential: Credential, method: str, request: Any) -> Any:
     tls = grpc.ssl_channel_credentials(
         credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
     )
@@ -40,7 +50,6 @@ async def _ask(member: MemberRecord, credential: Credential) -> pb.ProxiesRespon
     try:
         async with asyncio.timeout(DEADLINE), grpc.aio.secure_channel(member.api_address, tls, options) as channel:
             stub = MeshStub(channel)  # type: ignore[no-untyped-call]
-            answer: pb.ProxiesResponse = await stub.Proxies(pb.ProxiesRequest(local=True), timeout=DEADLINE)
-            return answer
+            return await getattr(stub, method)(request, timeout=DEADLINE)
     except (grpc.aio.AioRpcError, TimeoutError):
         return None

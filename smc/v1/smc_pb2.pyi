@@ -240,6 +240,60 @@ class Proxy(_message.Message):
     nacks: _containers.RepeatedCompositeFieldContainer[Nack]
     def __init__(self, name: _Optional[str] = ..., replica: _Optional[str] = ..., identity: _Optional[str] = ..., connected: _Optional[float] = ..., revision: _Optional[int] = ..., acked: _Optional[int] = ..., state: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., nacks: _Optional[_Iterable[_Union[Nack, _Mapping]]] = ...) -> None: ...
 
+class WaitRequest(_message.Message):
+    __slots__ = ("resource_versions", "seconds", "lagging")
+    RESOURCE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LAGGING_FIELD_NUMBER: _ClassVar[int]
+    resource_versions: _containers.RepeatedScalarFieldContainer[int]
+    seconds: float
+    lagging: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, resource_versions: _Optional[_Iterable[int]] = ..., seconds: _Optional[float] = ..., lagging: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WaitResponse(_message.Message):
+    __slots__ = ("done", "proxies", "acked", "laggards", "disconnected", "absent")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    PROXIES_FIELD_NUMBER: _ClassVar[int]
+    ACKED_FIELD_NUMBER: _ClassVar[int]
+    LAGGARDS_FIELD_NUMBER: _ClassVar[int]
+    DISCONNECTED_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    proxies: int
+    acked: int
+    laggards: _containers.RepeatedCompositeFieldContainer[Laggard]
+    disconnected: _containers.RepeatedScalarFieldContainer[str]
+    absent: int
+    def __init__(self, done: _Optional[bool] = ..., proxies: _Optional[int] = ..., acked: _Optional[int] = ..., laggards: _Optional[_Iterable[_Union[Laggard, _Mapping]]] = ..., disconnected: _Optional[_Iterable[str]] = ..., absent: _Optional[int] = ...) -> None: ...
+
+class Laggard(_message.Message):
+    __slots__ = ("proxy", "replica", "state", "text")
+    PROXY_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    proxy: str
+    replica: str
+    state: str
+    text: str
+    def __init__(self, proxy: _Optional[str] = ..., replica: _Optional[str] = ..., state: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class AcksRequest(_message.Message):
+    __slots__ = ("resource_versions",)
+    RESOURCE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    resource_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, resource_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AcksResponse(_message.Message):
+    __slots__ = ("revision", "proxies", "laggards")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PROXIES_FIELD_NUMBER: _ClassVar[int]
+    LAGGARDS_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    proxies: _containers.RepeatedScalarFieldContainer[str]
+    laggards: _containers.RepeatedCompositeFieldContainer[Laggard]
+    def __init__(self, revision: _Optional[int] = ..., proxies: _Optional[_Iterable[str]] = ..., laggards: _Optional[_Iterable[_Union[Laggard, _Mapping]]] = ...) -> None: ...
+
 class CreateTokenRequest(_message.Message):
     __slots__ = ("credential", "ttl_seconds")
     CREDENTIAL_FIELD_NUMBER: _ClassVar[int]

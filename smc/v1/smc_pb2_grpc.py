@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class MeshStub:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies.
+    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies and Acks.
     """
 
     def __init__(self, channel):
@@ -61,6 +61,16 @@ class MeshStub:
                 request_serializer=smc_dot_v1_dot_smc__pb2.ProxiesRequest.SerializeToString,
                 response_deserializer=smc_dot_v1_dot_smc__pb2.ProxiesResponse.FromString,
                 _registered_method=True)
+        self.Wait = channel.unary_unary(
+                '/smc.v1.Mesh/Wait',
+                request_serializer=smc_dot_v1_dot_smc__pb2.WaitRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.WaitResponse.FromString,
+                _registered_method=True)
+        self.Acks = channel.unary_unary(
+                '/smc.v1.Mesh/Acks',
+                request_serializer=smc_dot_v1_dot_smc__pb2.AcksRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.AcksResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/smc.v1.Mesh/CreateToken',
                 request_serializer=smc_dot_v1_dot_smc__pb2.CreateTokenRequest.SerializeToString,
@@ -75,7 +85,7 @@ class MeshStub:
 
 class MeshServicer:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies.
+    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies and Acks.
     """
 
     def Apply(self, request, context):
@@ -108,6 +118,20 @@ class MeshServicer:
 
     def Proxies(self, request, context):
         """The proxies that are connected to any replica (or to the asked one only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wait(self, request, context):
+        """Waits until every proxy has ACKed some writes, or refused them. Ask again, any replica, until the answer is `done`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Acks(self, request, context):
+        """What the asked replica alone has to say about that, at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +178,16 @@ def add_MeshServicer_to_server(servicer, server):
                     request_deserializer=smc_dot_v1_dot_smc__pb2.ProxiesRequest.FromString,
                     response_serializer=smc_dot_v1_dot_smc__pb2.ProxiesResponse.SerializeToString,
             ),
+            'Wait': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wait,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.WaitRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.WaitResponse.SerializeToString,
+            ),
+            'Acks': grpc.unary_unary_rpc_method_handler(
+                    servicer.Acks,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.AcksRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.AcksResponse.SerializeToString,
+            ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
                     request_deserializer=smc_dot_v1_dot_smc__pb2.CreateTokenRequest.FromString,
@@ -174,7 +208,7 @@ def add_MeshServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies.
+    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies and Acks.
     """
 
     @staticmethod
@@ -302,6 +336,60 @@ class Mesh:
             '/smc.v1.Mesh/Proxies',
             smc_dot_v1_dot_smc__pb2.ProxiesRequest.SerializeToString,
             smc_dot_v1_dot_smc__pb2.ProxiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wait(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Wait',
+            smc_dot_v1_dot_smc__pb2.WaitRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.WaitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Acks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Acks',
+            smc_dot_v1_dot_smc__pb2.AcksRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.AcksResponse.FromString,
             options,
             channel_credentials,
             insecure,

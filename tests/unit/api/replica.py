@@ -74,6 +74,7 @@ class Replica:
     backends: Backends
     metrics: Metrics
     mesh: Any = None
+    reached: int = 7
     streams: list[ProxyStatus] = field(default_factory=list)
     members: list[MemberRecord] = field(default_factory=list)
     unreachable_for: float = 0.0
@@ -156,6 +157,7 @@ async def running(
             trust_domain=TRUST_DOMAIN,
             mesh=lambda: replica.mesh,
             replica=lambda: ReplicaStatus(name, of is None, True, 7, len(replica.streams), "0.1.0"),
+            reached=lambda: replica.reached,
             proxies=lambda: replica.streams,
             members=members,
             credential=lambda: replica.credential,

@@ -16,7 +16,7 @@ def test_the_table_is_what_the_contract_says() -> None:
     }
     assert may == {
         OPERATOR: set(ROLES),
-        VIEWER: {"Get", "List", "Proxies", "Renew"},
+        VIEWER: {"Acks", "Get", "List", "Proxies", "Renew", "Wait"},
         PROXY: {"Renew"},
-        REPLICA: {"Proxies"},
+        REPLICA: {"Acks", "Proxies"},
     }

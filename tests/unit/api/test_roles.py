@@ -23,6 +23,8 @@ REQUESTS: dict[str, Any] = {
     "List": pb.ListRequest(group="smc.io", kind="Service"),
     "Delete": pb.DeleteRequest(group="smc.io", kind="Service", namespace="shop", name="none"),
     "Proxies": pb.ProxiesRequest(),
+    "Wait": pb.WaitRequest(),
+    "Acks": pb.AcksRequest(),
     "CreateToken": pb.CreateTokenRequest(credential="operator/new"),
     "Renew": pb.RenewRequest(),
 }
