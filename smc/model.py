@@ -224,6 +224,15 @@ class Split:
     root: Name
     backends: tuple[Backend, ...]
     """As written, at least one."""
+    matches: tuple[HttpMatch, ...] = ()
+    """Only the requests that one of these matches, sorted; empty: every request."""
+    also: tuple[tuple[str, int], ...] = ()
+    """(manifest, mod_revision) of the other manifests that it was compiled from: route groups."""
+
+    @property
+    def versions(self) -> tuple[tuple[str, int], ...]:
+        """(manifest, mod_revision) of every manifest that it was compiled from."""
+        return ((self.manifest, self.mod_revision), *self.also)
 
 
 class Egress(Enum):
@@ -279,6 +288,16 @@ class Target:
     weight: int
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where some of a Destination's requests go."""
+
+    matches: tuple[HttpMatch, ...]
+    """Those that one of these matches; sorted, at least one."""
+    targets: tuple[Target, ...]
+    """Sorted, at least one."""
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Destination:
     """Where requests to one port of a service go."""
@@ -288,7 +307,14 @@ class Destination:
     targets: tuple[Target, ...]
     """Sorted. Without a split, the service itself. Empty: every weight is 0, and nobody gets the traffic."""
     sources: tuple[tuple[str, int], ...] = ()
-    """(manifest, mod_revision), sorted: the splits that made it so."""
+    """(manifest, mod_revision), sorted: the splits that made it so, and the route groups that they name."""
+    branches: tuple[Branch, ...] = ()
+    """In order: a request takes the first that matches it. What none matches goes to `targets`."""
+
+    @property
+    def all_targets(self) -> tuple[Target, ...]:
+        """Of every branch too, in no order."""
+        return (*self.targets, *(target for branch in self.branches for target in branch.targets))
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)

@@ -7,7 +7,7 @@ milliseconds and a changed listener only once they have drained.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.type.matcher.v3 import path_pb2, regex_pb2, string_pb2
 
 from smc.envoy import messages, names
-from smc.model import Destination, Egress, HttpMatch, Permission, Policy
+from smc.model import Destination, Egress, HttpMatch, Permission, Policy, Target
 from smc.xds.snapshot import Resource, Type
 
 RBAC = "envoy.filters.http.rbac"
@@ -37,7 +37,8 @@ class VirtualHost:
     """The most specific first."""
     domains: tuple[str, ...]
     sources: tuple[tuple[str, int], ...]
-    route: Any
+    routes: tuple[Any, ...]
+    """A request takes the first that matches."""
     body: bytes
     """A serialised RouteConfiguration with this one virtual host and nothing else."""
 
@@ -45,23 +46,23 @@ class VirtualHost:
     def of(cls, destination: Destination, mesh_domain: str, *, same_namespace: bool) -> VirtualHost:
         name = names.cluster(destination.service, destination.port)
         hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
-        return cls._of(name, destination.port, hosts, destination.sources, _to(destination))
+        return cls._of(name, destination.port, hosts, destination.sources, tuple(_to(destination)))
 
     def owning(self, owners: Mapping[tuple[str, int], VirtualHost]) -> VirtualHost | None:
         """The same with only the hosts that are its own in `owners` (by host and port); None when none is."""
         left = tuple(host for host in self.hosts if owners[host, self.port] is self)
         if left == self.hosts:
             return self
-        return self._of(self.name, self.port, left, self.sources, self.route) if left else None
+        return self._of(self.name, self.port, left, self.sources, self.routes) if left else None
 
     @classmethod
     def _of(
-        cls, name: str, port: int, hosts: tuple[str, ...], sources: tuple[tuple[str, int], ...], route: Any
+        cls, name: str, port: int, hosts: tuple[str, ...], sources: tuple[tuple[str, int], ...], routes: tuple[Any, ...]
     ) -> VirtualHost:
         domains = tuple(domain for host in hosts for domain in names.domains(host, port))
-        message = route_components_pb2.VirtualHost(name=name, domains=domains, routes=[route])
+        message = route_components_pb2.VirtualHost(name=name, domains=domains, routes=routes)
         body = messages.serialised(route_pb2.RouteConfiguration(virtual_hosts=[message]))
-        return cls(name, port, hosts, domains, sources, route, body)
+        return cls(name, port, hosts, domains, sources, routes, body)
 
 
 def outbound(virtual_hosts: Sequence[VirtualHost], egress: Egress) -> Resource:
@@ -146,9 +147,7 @@ def _request(match: HttpMatch) -> Any:
     if match.methods:
         methods = [_header(":method", string_pb2.StringMatcher(exact=method)) for method in match.methods]
         parts.append(_one_of(methods))
-    parts.extend(
-        _header(":authority" if name == "host" else name, _whole(expression)) for name, expression in match.headers
-    )
+    parts.extend(_header(name, _whole(expression)) for name, expression in match.headers)
     if not parts:
         return rbac_pb2.Permission(any=True)
     if len(parts) == 1:
@@ -161,7 +160,11 @@ def _one_of(rules: list[Any]) -> Any:
 
 
 def _header(name: str, matcher: Any) -> Any:
-    return rbac_pb2.Permission(header=route_components_pb2.HeaderMatcher(name=name, string_match=matcher))
+    return rbac_pb2.Permission(header=_header_matcher(name, matcher))
+
+
+def _header_matcher(name: str, matcher: Any) -> Any:
+    return route_components_pb2.HeaderMatcher(name=":authority" if name == "host" else name, string_match=matcher)
 
 
 def _whole(expression: str) -> Any:
@@ -185,27 +188,41 @@ def _disjoint(virtual_hosts: Sequence[VirtualHost]) -> Sequence[VirtualHost]:
     return [host for host in kept if host is not None]
 
 
-def _to(destination: Destination) -> Any:
-    match = route_components_pb2.RouteMatch(prefix="/")
-    targets = destination.targets
-    if not targets:
-        text = f"no backend of {destination.service} port {destination.port} has a weight above 0"
-        return route_components_pb2.Route(match=match, direct_response=_response(503, text))
-    if len(targets) == 1:
-        action = route_components_pb2.RouteAction(cluster=names.cluster(targets[0].service, targets[0].port))
+def _to(destination: Destination) -> Iterator[Any]:
+    for branch in destination.branches:
+        for match in branch.matches:
+            yield route_components_pb2.Route(match=_matching(match), route=_share(branch.targets))
+    everything = route_components_pb2.RouteMatch(prefix="/")
+    if destination.targets:
+        yield route_components_pb2.Route(match=everything, route=_share(destination.targets))
     else:
-        shares = zip(targets, messages.ratio([target.weight for target in targets]), strict=True)
-        action = route_components_pb2.RouteAction(
-            weighted_clusters=route_components_pb2.WeightedCluster(
-                clusters=[
-                    route_components_pb2.WeightedCluster.ClusterWeight(
-                        name=names.cluster(target.service, target.port), weight=messages.uint32(weight)
-                    )
-                    for target, weight in shares
-                ]
-            )
+        text = f"no backend of {destination.service} port {destination.port} has a weight above 0"
+        yield route_components_pb2.Route(match=everything, direct_response=_response(503, text))
+
+
+def _share(targets: Sequence[Target]) -> Any:
+    if len(targets) == 1:
+        return _patiently(route_components_pb2.RouteAction(cluster=names.cluster(targets[0].service, targets[0].port)))
+    shares = zip(targets, messages.ratio([target.weight for target in targets]), strict=True)
+    clusters = [
+        route_components_pb2.WeightedCluster.ClusterWeight(
+            name=names.cluster(target.service, target.port), weight=messages.uint32(weight)
         )
-    return route_components_pb2.Route(match=match, route=_patiently(action))
+        for target, weight in shares
+    ]
+    return _patiently(
+        route_components_pb2.RouteAction(weighted_clusters=route_components_pb2.WeightedCluster(clusters=clusters))
+    )
+
+
+def _matching(match: HttpMatch) -> Any:
+    """The same requests as `_request` has them, for a route."""
+    headers = [_header_matcher(name, _whole(expression)) for name, expression in match.headers]
+    if match.methods:
+        headers.append(_header_matcher(":method", _whole("|".join(match.methods))))
+    if match.path is None:
+        return route_components_pb2.RouteMatch(prefix="/", headers=headers)
+    return route_components_pb2.RouteMatch(safe_regex=regex_pb2.RegexMatcher(regex=match.path), headers=headers)
 
 
 def _elsewhere(egress: Egress) -> Any:

@@ -59,6 +59,7 @@ class Rules:
     """What the policy manifests of one namespace compile to."""
 
     splits: tuple[Split, ...] = ()
+    """Of several of one root, a request takes the first that is for it."""
     permissions: tuple[Permission, ...] = ()
     problems: tuple[Problem, ...] = ()
 

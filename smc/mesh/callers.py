@@ -24,7 +24,10 @@ class Group(NamedTuple):
     reachable: tuple[Name, ...] | None
     """Sorted; None: every service."""
     whole: tuple[Name, ...]
-    """The services whose split is left out for these proxies, sorted."""
+    """The services whose splits are left out for these proxies, sorted.
+
+    All of a service's, since what is for one split would otherwise be taken by the next, and not by the root.
+    """
 
 
 @dataclass(slots=True)
@@ -90,9 +93,9 @@ class Callers(Tables):
             table = splits.unsplit if name in group.whole else splits.destinations
             found.append(table.get(name) or ())
         destinations = _joined(found)
-        targets = sorted({target.service for d in destinations for target in d.targets})
+        targets = sorted({target.service for d in destinations for target in d.all_targets})
         watched = tuple(sorted({*group.reachable, *targets}))
-        used = {(target.service, target.port) for d in destinations for target in d.targets}
+        used = {(target.service, target.port) for d in destinations for target in d.all_targets}
         return (
             Outbound(
                 group.namespace,

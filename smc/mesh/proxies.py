@@ -92,8 +92,9 @@ class Proxies(Tables):
         for manifest in records.manifests.changed:
             proxies.update(dict.fromkeys(self.refusing.of(manifest)))
         for root in splits.splits.changed:  # another split may count now, which nobody wrote anew
-            for split in (splits.splits.was(root), splits.splits.get(root)):
-                proxies.update(dict.fromkeys(self.refusing.of(split.manifest)) if split is not None else {})
+            for split in (*(splits.splits.was(root) or ()), *(splits.splits.get(root) or ())):
+                for manifest, _ in split.versions:
+                    proxies.update(dict.fromkeys(self.refusing.of(manifest)))
         for proxy in dict.fromkeys((*proxies, *sources.workloads.changed)):
             counting = self._counting(proxy, records) if proxy in sources.workloads else ()
             self.quarantined.put(proxy, counting or None)
@@ -131,10 +132,12 @@ class Proxies(Tables):
         reachable = tuple(sorted(set(workload.reachable))) if workload.reachable is not None else None
         left_out = _versions(quarantined)
         whole = sorted(
-            root
-            for manifest, revision in left_out
-            for root in splits.by_manifest.of(manifest)
-            if splits.splits[root].mod_revision == revision
+            {
+                root
+                for manifest, _ in left_out
+                for root in splits.by_manifest.of(manifest)
+                if any(not left_out.isdisjoint(split.versions) for split in splits.splits[root])
+            }
         )
         return Group(workload.name.namespace, reachable, tuple(whole))
 

@@ -3,6 +3,9 @@
 A backend gets its share of a port's traffic if it is a service that has the port and somebody ready behind it; the
 shares of the others grow in proportion. If no backend is left, the root's own endpoints get all of it, as without the
 split. A split is not followed further: a backend's traffic goes to its own endpoints.
+
+A root may have several splits that are for some requests each, and one for the others. One that has no backend left is
+as if it were not there.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from smc.mesh.compiled import Compiled, Scope
 from smc.mesh.problems import Problems
 from smc.mesh.served import Served, by_name
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Destination, Name, Problem, Severity, Split, Target, Upstream
+from smc.model import Branch, Destination, Name, Problem, Severity, Split, Target, Upstream
 
 Destinations = tuple[Destination, ...]
 """Of one service, by its ports."""
@@ -29,8 +32,8 @@ _ROOT = "spec.service"
 
 @dataclass(slots=True)
 class Splits(Tables):
-    splits: Table[Name, Split] = field(default_factory=Table)
-    """root -> the split that counts for it"""
+    splits: Table[Name, tuple[Split, ...]] = field(default_factory=Table)
+    """root -> the splits that count for it, in the order in which a request tries them"""
     destinations: Table[Name, Destinations] = field(default_factory=Table)
     """For every service, in the order of the services."""
     unsplit: Table[Name, Destinations] = field(default_factory=Table)
@@ -42,7 +45,7 @@ class Splits(Tables):
     """backend -> the roots of the splits that count and name it"""
 
     by_manifest: Index[str, Name] = field(default_factory=Index)
-    """manifest -> the roots whose split counts and is of it"""
+    """manifest -> the roots with a split that counts and was compiled from it"""
 
     def update(self, compiled: Compiled, served: Served, problems: Problems) -> None:
         self._choose(compiled, problems)
@@ -54,7 +57,7 @@ class Splits(Tables):
         self.destinations.sort(by_name)
 
     def _choose(self, compiled: Compiled, problems: Problems) -> None:
-        """Of several splits of one root, from different policy APIs, the first API's counts."""
+        """Of several splits of one root for every request, from different policy APIs, the first API's counts."""
         roots: dict[Name, None] = {}
         splits: dict[Scope, dict[Name, tuple[Split, ...]]] = {}
         for scope in compiled.rules.changed:
@@ -68,17 +71,20 @@ class Splits(Tables):
                 if scope not in splits:
                     splits[scope] = _by_root(compiled.rules[scope])
             found = [split for scope in scopes for split in splits[scope][root]]
-            self.roots.move(root, _backends(self.splits.get(root)), _backends(found[0] if found else None))
-            self.by_manifest.move(root, _manifest(self.splits.get(root)), [found[0].manifest] if found else ())
-            self.splits.put(root, found[0] if found else None)
+            of_all = [split for split in found if not split.matches]
+            counting = (*(split for split in found if split.matches), *of_all[:1])
+            before_ = self.splits.get(root) or ()
+            self.roots.move(root, _backends(before_), _backends(counting))
+            self.by_manifest.move(root, _manifests(before_), _manifests(counting))
+            self.splits.put(root, counting or None)
             conflicts = [
-                _problem(other, "Conflict", f"{root} is split by {found[0].manifest}: delete one of the two", _ROOT)
-                for other in found[1:]
+                _problem(other, "Conflict", f"{root} is split by {of_all[0].manifest}: delete one of the two", _ROOT)
+                for other in of_all[1:]
             ]
             problems.report("split conflict", root, conflicts)
 
     def _direct(self, name: Name, served: Served, problems: Problems) -> None:
-        split = self.splits.get(name)
+        splits = self.splits.get(name) or ()
         upstreams = served.upstreams.get(name)
         found: list[Problem] = []
         own: list[Destination] | None = None
@@ -86,19 +92,12 @@ class Splits(Tables):
         if upstreams is not None:
             before = {d.port: d for d in self.unsplit.get(name) or ()}
             own = [kept(before.get(u.port), Destination(name, u.port, (_itself(u),))) for u in upstreams]
-            directed = own
-        elif split is not None:
-            found = [_problem(split, "ServiceNotFound", f"there is no service {name}: create it", _ROOT)]
-        if split is not None and own is not None:
-            shares = self._shares(split, [d.port for d in own], served, found)
             before = {d.port: d for d in self.destinations.get(name) or ()}
-            sources = ((split.manifest, split.mod_revision),)
-            directed = [
-                kept(before.get(d.port), Destination(name, d.port, tuple(sorted(shares[d.port])), sources))
-                if d.port in shares
-                else d
-                for d in own
-            ]
+            shares = [(split, self._shares(split, [d.port for d in own], served, found)) for split in splits]
+            directed = [kept(before.get(d.port), _directed(d, shares)) if splits else d for d in own]
+        else:
+            missing = f"there is no service {name}: create it"
+            found = [_problem(split, "ServiceNotFound", missing, _ROOT) for split in splits]
         problems.report("split", name, found)
         self.unsplit.put(name, tuple(own) if own is not None else None)
         self.destinations.put(name, tuple(directed) if directed is not None else None)
@@ -115,11 +114,12 @@ class Splits(Tables):
         for (port, name), weight in weights.items():
             if weight:
                 shares[port].append(Target(name, port, weight))
+        instead = "it goes where other requests go" if split.matches else f"{split.root}'s own endpoints get it"
         if not any(backend.weight for backend in split.backends):
-            message = f"every weight is 0, so {split.root}'s own endpoints get the traffic: raise one of them"
+            message = f"every weight is 0, so no backend takes the traffic and {instead}: raise one of them"
             found.append(_problem(split, "NoWeight", message, "spec.backends"))
         elif left := [port for port in ports if port not in shares]:
-            message = f"no backend can take the traffic of port {_list(left)}, so {split.root}'s own endpoints get it"
+            message = f"no backend can take the traffic of port {_list(left)}, so {instead}"
             found.append(_problem(split, "NoBackend", message, "spec.backends"))
         return shares
 
@@ -141,7 +141,7 @@ class Splits(Tables):
             problem("BackendNotFound", f"there is no service {name}, so it gets no traffic: create it")
             return ()
         if name in self.splits:
-            message = f"{name} is split too, by {self.splits[name].manifest}; a split is not followed from another"
+            message = f"{name} is split too, by {self.splits[name][0].manifest}; a split is not followed from another"
             problem("NotFollowed", f"{message}: this one's share goes to {name}'s own endpoints", Severity.WARNING)
         has = {upstream.port for upstream in upstreams}
         if missing := [port for port in ports if port not in has]:
@@ -158,19 +158,34 @@ def _itself(upstream: Upstream) -> Target:
     return Target(upstream.service, upstream.port, WHOLE)
 
 
+def _directed(own: Destination, shares: Sequence[tuple[Split, Mapping[int, Sequence[Target]]]]) -> Destination:
+    """What the splits, in their order, make of a port that would go to the root's own endpoints."""
+    branches: list[Branch] = []
+    targets = own.targets
+    sources: set[tuple[str, int]] = set()
+    for split, by_port in shares:
+        if found := tuple(sorted(by_port.get(own.port, ()))):
+            sources.update(split.versions)
+            if split.matches:
+                branches.append(Branch(split.matches, found))
+            else:
+                targets = found
+    return Destination(own.service, own.port, targets, tuple(sorted(sources)), tuple(branches)) if sources else own
+
+
 def _by_root(rules: Rules | None) -> dict[Name, tuple[Split, ...]]:
     found: dict[Name, tuple[Split, ...]] = {}
-    for split in sorted(rules.splits, key=lambda s: s.manifest) if rules is not None else ():
+    for split in rules.splits if rules is not None else ():
         found[split.root] = (*found.get(split.root, ()), split)
     return found
 
 
-def _backends(split: Split | None) -> list[Name]:
-    return [Name(split.root.namespace, b.service) for b in split.backends] if split is not None else []
+def _backends(splits: Iterable[Split]) -> list[Name]:
+    return [Name(split.root.namespace, b.service) for split in splits for b in split.backends]
 
 
-def _manifest(split: Split | None) -> list[str]:
-    return [split.manifest] if split is not None else []
+def _manifests(splits: Iterable[Split]) -> list[str]:
+    return [manifest for split in splits for manifest, _ in split.versions]
 
 
 def _list(ports: Iterable[int]) -> str:

@@ -7,6 +7,7 @@ there, has less effect than it says or none, never more; a Problem says so, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -54,7 +55,7 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
                 routes[record.kind, record.name.name] = (manifest, route)
     permissions = [_permission(manifest, target, routes, problems) for manifest, target in targets]
     return Rules(
-        splits=_splits(splits, problems),
+        splits=_splits(splits, routes, problems),
         permissions=tuple(p for p in permissions if p is not None),
         problems=tuple(sorted(problems)),
     )
@@ -78,28 +79,52 @@ def _noun(manifest: Manifest, problems: list[Problem]) -> object:
         return None
 
 
-def _splits(splits: Sequence[Read[TrafficSplit]], problems: list[Problem]) -> tuple[Split, ...]:
-    """One for each root: the oldest, so that a new manifest cannot take the traffic of one that works."""
+def _splits(splits: Sequence[Read[TrafficSplit]], routes: Routes, problems: list[Problem]) -> tuple[Split, ...]:
+    """Of each root those with matches, and then one for all other requests.
+
+    Among equals the oldest is first, so that a new manifest cannot take the traffic from one that works.
+    """
     chosen: dict[str, Manifest] = {}
     compiled = []
-    for manifest, split in sorted(splits, key=lambda s: (s[0].record.created, s[0].record.id)):
+    for manifest, split in sorted(splits, key=lambda s: (not s[1].matches, s[0].record.created, s[0].record.id)):
         id_ = manifest.record.id
         if split.matches:
-            message = (
-                "requests are not told apart by spec.matches yet, so the split has no effect: "
-                f"all requests go to {split.root}'s own endpoints; remove matches to split every request"
-            )
-            problems.append(Problem(id_, "MatchesNotSupported", message, "spec.matches"))
+            matches, also = _condition(manifest, split, routes, problems)
+            if matches:
+                compiled.append(Split(id_, manifest.mod_revision, split.root, split.backends, matches, also))
+            else:
+                message = f"it matches no request, so {split.root}'s traffic goes where it goes without this split"
+                problems.append(Problem(id_, "MatchesNothing", message, "spec.matches"))
         elif first := chosen.get(split.root.name):
             message = (
                 f"{split.root} is split by {first.record.name}, which is older, so this split has no effect: "
-                "delete one of the two"
+                "delete one of the two, or give one of them matches"
             )
             problems.append(Problem(id_, "Conflict", message, "spec.service"))
         else:
             chosen[split.root.name] = manifest
             compiled.append(Split(id_, manifest.mod_revision, split.root, split.backends))
     return tuple(sorted(compiled, key=lambda s: s.root))
+
+
+def _condition(
+    manifest: Manifest, split: TrafficSplit, routes: Routes, problems: list[Problem]
+) -> tuple[tuple[HttpMatch, ...], tuple[tuple[str, int], ...]]:
+    """The matches of all groups that a split names, as one group, and the manifests of these groups."""
+    found: set[HttpMatch] = set()
+    also: set[tuple[str, int]] = set()
+    for index, name in enumerate(split.matches):
+        source, group = routes.get((HTTP_ROUTES, name), (None, None))
+        if source is None or not isinstance(group, RouteGroup):
+            message = (
+                f"there is no HTTPRouteGroup {manifest.record.name.namespace}/{name} (or it is invalid), "
+                "so it matches no request: create it or correct the name"
+            )
+            problems.append(Problem(manifest.record.id, "RouteGroupNotFound", message, f"spec.matches[{index}].name"))
+        else:
+            found.update(match for _, match in group.matches)
+            also.add((source.record.id, source.mod_revision))
+    return _alternatives(found), tuple(sorted(also))
 
 
 def _permission(
@@ -149,10 +174,15 @@ def _permission(
         manifest.mod_revision,
         target.destination,
         target.sources,
-        (HttpMatch(),) if HttpMatch() in allowed else tuple(sorted(allowed, key=_order)),
+        _alternatives(allowed),
         tuple(sorted(also)),
         tuple(sorted(ports)) if ports is not None else None,
     )
+
+
+def _alternatives(matches: AbstractSet[HttpMatch]) -> tuple[HttpMatch, ...]:
+    """In order; one that matches any request makes the others needless."""
+    return (HttpMatch(),) if HttpMatch() in matches else tuple(sorted(matches, key=_order))
 
 
 def _order(match: HttpMatch) -> tuple[bool, str, tuple[str, ...], tuple[tuple[str, str], ...]]:

@@ -42,7 +42,7 @@ class TrafficSplit:
     root: Name
     backends: tuple[Backend, ...]
     matches: tuple[str, ...] = ()
-    """The route groups whose requests it is for; empty: every request."""
+    """The route groups whose requests it is for, as one group; empty: every request."""
 
 
 _DOTTED = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?){0,20}")

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from smc.mesh import Mesh, Proxy
 from smc.model import (
     Assignment,
+    Branch,
     Destination,
     Endpoint,
     HttpMatch,
@@ -55,15 +56,25 @@ def assignment(service: str, port: int, *endpoints: Endpoint) -> Assignment:
     return Assignment(name(service), port, tuple(sorted(endpoints)))
 
 
-def destination(service: str, port: int, targets: dict[str, int] | None = None, split: str = "") -> Destination:
+def destination(
+    service: str,
+    port: int,
+    targets: dict[str, int] | None = None,
+    split: str = "",
+    branches: Sequence[tuple[Sequence[HttpMatch], dict[str, int]]] = (),
+) -> Destination:
     """To itself, or by `targets` (service -> weight) because of the manifest `split`."""
-    shares = {service: 1000} if targets is None else targets
     return Destination(
         name(service),
         port,
-        tuple(Target(name(to), port, weight) for to, weight in sorted(shares.items())),
+        _shares(port, {service: 1000} if targets is None else targets),
         ((split, 7),) if split else (),
+        tuple(Branch(tuple(matches), _shares(port, to)) for matches, to in branches),
     )
+
+
+def _shares(port: int, targets: dict[str, int]) -> tuple[Target, ...]:
+    return tuple(Target(name(to), port, weight) for to, weight in sorted(targets.items()))
 
 
 def permission(
@@ -136,7 +147,10 @@ PORT, APP_PORT = 14001, 8080
 
 
 def callers(
-    weights: dict[str, int] | None, *, v2: Sequence[Endpoint] = (endpoint(STORE_2, PORT, APP_PORT),)
+    weights: dict[str, int] | None,
+    branches: Sequence[tuple[Sequence[HttpMatch], dict[str, int]]] = (),
+    *,
+    v2: Sequence[Endpoint] = (endpoint(STORE_2, PORT, APP_PORT),),
 ) -> Outbound:
     """What bookbuyer calls: the bookstore by `weights`, and both versions by name."""
     root, one, two = "books/bookstore", "books/bookstore-v1", "books/bookstore-v2"
@@ -150,7 +164,7 @@ def callers(
             assignment(two, PORT, *v2),
         ),
         (
-            destination(root, PORT, weights, SPLIT if weights is not None else ""),
+            destination(root, PORT, weights, SPLIT if weights is not None or branches else "", branches),
             destination(one, PORT),
             destination(two, PORT),
         ),

@@ -42,6 +42,20 @@ GENTLE = HttpMatch("/gentle", (), (("client-app", "book.*"),))
 ALLOWED = Policy((nouns.permission(nouns.TARGET, "books/bookstore", ["books/bookbuyer"], READ, GENTLE),))
 
 
+CHOICES = (
+    ((HttpMatch("(?:/books/dead).*"),), {"books/dead": 1000}),
+    (
+        (
+            HttpMatch(headers=(("host", "choosy[.]books:.*"),)),
+            HttpMatch("(?:/books/x).*", ("GET", "HEAD")),
+            HttpMatch(None, ("GET",), (("a", "1|2"), ("b", ".*z"))),
+        ),
+        {"books/bookstore": 1000},
+    ),
+)
+"""Where requests to the service `choosy` go; all others go nowhere."""
+
+
 @dataclass
 class App:
     """An ordinary HTTP server that answers with what it saw."""
@@ -91,7 +105,11 @@ def _outbound() -> Outbound:
         "books",
         tuple(nouns.upstream(str(s), PORT, *([str(who)] if who else [])) for s, who in full.items()),
         tuple(nouns.assignment(str(s), PORT, nouns.endpoint(STORE, PORT, APP_PORT)) for s in full),
-        (*(nouns.destination(str(s), PORT) for s in full), nouns.destination("books/zero", PORT, {}, nouns.SPLIT)),
+        (
+            *(nouns.destination(str(s), PORT) for s in full),
+            nouns.destination("books/choosy", PORT, {}, nouns.SPLIT, CHOICES),
+            nouns.destination("books/zero", PORT, {}, nouns.SPLIT),
+        ),
     )
 
 
@@ -374,6 +392,33 @@ def test_a_service_whose_weights_are_all_zero_says_so(three: Running) -> None:
     status, body, _ = three.get(BUYER, f"http://zero:{PORT}/")
     assert status == 503
     assert body == "smc: no backend of books/zero port 14001 has a weight above 0\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "cluster"),
+    [
+        ("GET", "/books/x", {}, "bookstore"),
+        ("GET", "/books/x/y?q=/books/dead", {}, "bookstore"),
+        ("POST", "/books/x", {}, ""),
+        ("GET", "/x/books/x", {}, ""),
+        ("GET", "/books/1", {"a": "1", "b": "xyz"}, "bookstore"),
+        ("GET", "/books/1", {"a": "1", "b": "zy"}, ""),
+        ("GET", "/books/1", {"a": "12", "b": "z"}, ""),
+        ("GET", "/books/1", {"a": "1"}, ""),
+        ("GET", "/books/1", {"host": f"choosy.books:{PORT}"}, "bookstore"),
+        ("GET", "/books/dead", {"a": "1", "b": "z"}, "dead"),
+        ("GET", "/books/1", {}, ""),
+    ],
+)
+def test_a_request_takes_the_first_branch_that_matches_it_or_goes_where_all_others_go(
+    three: Running, method: str, path: str, headers: dict[str, str], cluster: str
+) -> None:
+    others = {k: v for k, v in headers.items() if k != "host"}
+    url = f"http://{headers.get('host', f'choosy:{PORT}')}{path}"
+    status, body, _ = three.get(BUYER, url, method, others)
+    assert len(three.app.seen) == (1 if cluster == "bookstore" else 0)
+    assert status == (200 if cluster == "bookstore" else 503)
+    assert body.startswith("smc: no backend of books/choosy") == (cluster == "")
 
 
 def test_an_unknown_host_is_refused_with_a_reason_where_egress_is_denied(three: Running) -> None:

@@ -63,10 +63,21 @@ def _everything() -> Mesh:
     )
 
 
+_BRANCHES = (
+    (
+        (HttpMatch(headers=(("host", "beta.*"), ("user-agent", ".*Firefox.*"))), nouns.READ),
+        {"books/bookstore-v2": 1000},
+    ),
+    ((nouns.BUY,), {"books/bookstore-v1": 1000, "books/bookstore-v2": 3000}),
+)
 CASES: dict[str, tuple[Mesh, Name]] = {
     "caller": (nouns.bookstore(), nouns.BUYER.name),
     "caller-split": (
         nouns.bookstore(weights={"books/bookstore-v1": 1000, "books/bookstore-v2": 2000}),
+        nouns.BUYER.name,
+    ),
+    "caller-split-by-request": (
+        nouns.mesh(nouns.proxy(nouns.BUYER, outbound=nouns.callers(None, _BRANCHES))),
         nouns.BUYER.name,
     ),
     "server": (nouns.bookstore(), nouns.STORE_1.name),

@@ -89,6 +89,21 @@ def test_a_split_is_a_weighted_choice_and_a_single_target_is_none() -> None:
     assert action({}).direct_response.status == 503  # type: ignore[attr-defined]
 
 
+def test_branches_come_before_what_is_for_all_other_requests_and_each_match_is_a_route() -> None:
+    branches = [((HttpMatch("/a"), HttpMatch(None, ("GET", "PUT"))), {"a/x": 1}), ((HttpMatch("/b"),), {"a/y": 1})]
+    host = routes.VirtualHost.of(nouns.destination("a/b", 80, None, "", branches), "mesh", same_namespace=True)
+    made = message(routes.outbound([host], Egress.DENY)).virtual_hosts[1].routes
+    assert [(r.match.safe_regex.regex or r.match.prefix, r.route.cluster) for r in made] == [
+        ("/a", "a/x|80"),
+        ("/", "a/x|80"),
+        ("/b", "a/y|80"),
+        ("/", "a/b|80"),
+    ]
+    [method] = made[1].match.headers
+    assert (method.name, method.string_match.safe_regex.regex) == (":method", "GET|PUT")
+    assert not any(r.match.headers for r in made[2:])
+
+
 def _rules(policy: Policy) -> object:
     from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 

@@ -175,7 +175,10 @@ spec: {{egress: {egress}}}
 """
 
 
-def split_text(split: str, root: str, **weights: int) -> str:
+def split_text(split: str, root: str, *groups: str, **weights: int) -> str:
+    """`groups` name the requests that it is for; without any it is for all."""
+    references = ", ".join(f"{{kind: HTTPRouteGroup, name: {g}}}" for g in groups)
+    matches = f"  matches: [{references}]\n" if groups else ""
     backends = ", ".join(f"{{service: {service.replace('_', '-')}, weight: {w}}}" for service, w in weights.items())
     return f"""\
 apiVersion: split.smi-spec.io/v1alpha4
@@ -184,7 +187,7 @@ metadata: {{name: {name(split).name}, namespace: {name(split).namespace}}}
 spec:
   service: {root}
   backends: [{backends}]
-"""
+{matches}"""
 
 
 def target_text(target: str, destination: str, *sources: str, group: str = "all") -> str:
@@ -201,6 +204,15 @@ spec:
   destination: {{kind: ServiceAccount, name: {destination}}}
   rules: [{{kind: HTTPRouteGroup, name: {group}}}]
   sources:{callers}
+"""
+
+
+def ports_text(route: str, *ports: int) -> str:
+    return f"""\
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: TCPRoute
+metadata: {{name: {name(route).name}, namespace: {name(route).namespace}}}
+spec: {{matches: {{ports: [{", ".join(map(str, ports))}]}}}}
 """
 
 

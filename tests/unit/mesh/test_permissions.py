@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from smc.mesh import Mesh
 from smc.model import Severity
-from tests.unit.mesh.store import KEYS, Store, endpoint, group_text, identity, name, target_text
+from tests.unit.mesh.store import KEYS, Store, endpoint, group_text, identity, name, ports_text, target_text
 
 TARGET = "access.smi-spec.io/TrafficTarget/shop/target"
 OTHER = "access.smi-spec.io/TrafficTarget/shop/other"
@@ -129,15 +129,9 @@ def test_a_policy_that_is_written_anew_leaves_the_others_alone() -> None:
 
 def reached(store: Store, port: int) -> list[int]:
     """The application ports of store-1 on which a target with a TCPRoute of `port` allows anything."""
-    store.apply(f"""\
-        apiVersion: specs.smi-spec.io/v1alpha4
-        kind: TCPRoute
-        metadata: {{name: port, namespace: shop}}
-        spec: {{matches: {{ports: [{port}]}}}}
-        """)
-    store.apply(
-        target_text("shop/target", "store", "shop/buyer").replace("HTTPRouteGroup, name: all", "TCPRoute, name: port")
-    )
+    store.apply(ports_text("shop/port", port))
+    target = target_text("shop/target", "store", "shop/buyer")
+    store.apply(target.replace("HTTPRouteGroup, name: all", "TCPRoute, name: port"))
     proxy = store.build().proxies[name("shop/store-1")]
     return [inbound.port for inbound in proxy.inbound if proxy.policy.at(inbound.numbers).permissions]
 

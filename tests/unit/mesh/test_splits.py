@@ -9,7 +9,7 @@ from smc.manifests import PolicyApi, Rules
 from smc.mesh import Mesh, build
 from smc.model import Backend, Problem, Split
 from smc.records import ManifestRecord
-from tests.unit.mesh.store import KEYS, POLICIES, Store, name, split_text
+from tests.unit.mesh.store import KEYS, POLICIES, Store, group_text, name, split_text
 from tests.unit.mesh.test_services import assignments, caller, destinations, served_by, upstreams
 
 SPLIT = "split.smi-spec.io/TrafficSplit/shop/split"
@@ -95,6 +95,69 @@ def test_SPLIT_6_a_backend_that_is_split_itself_is_not_followed(store: Store) ->
     assert [(p.reason, p.severity) for p in problems(mesh)] == [("NotFollowed", "warning")]
     store.delete(KEYS.manifest(INNER))
     assert problems(store.build(mesh)) == []
+
+
+GROUP = "specs.smi-spec.io/HTTPRouteGroup/shop/beta"
+
+
+def ways(mesh: Mesh, proxy: str = "shop/caller") -> list[tuple[list[str | None], dict[str, int]]]:
+    """(paths, shares) of every branch, then of all other requests."""
+    found = destinations(mesh, proxy)["shop/store|80"]
+    branches = [([m.path for m in b.matches], b.targets) for b in found.branches]
+    return [(paths, {str(t.service): t.weight for t in to}) for paths, to in (*branches, ([], found.targets))]
+
+
+def test_SPLIT_7_requests_that_no_match_is_for_stay_with_the_root(store: Store) -> None:
+    group = store.apply(group_text("shop/beta", "/beta"))
+    revision = store.apply(split_text("shop/split", "store", "beta", store_v1=1, store_v2=3))
+    mesh = store.build()
+    assert ways(mesh) == [
+        (["(?:/beta).*"], {"shop/store-v1": 1000, "shop/store-v2": 3000}),
+        ([], {"shop/store": 1000}),
+    ]
+    assert destinations(mesh)["shop/store|80"].sources == ((GROUP, group), (SPLIT, revision))
+    assert problems(mesh) == []
+    store.apply(group_text("shop/beta", "/gamma"))
+    assert ways(store.build(mesh))[0][0] == ["(?:/gamma).*"]
+
+
+def test_SPLIT_7_who_may_reach_the_root_is_told_of_the_backends_of_its_branches(store: Store) -> None:
+    caller(store, reachable=("shop/store",))
+    store.apply(group_text("shop/beta", "/beta"))
+    store.apply(split_text("shop/split", "store", "beta", store_v1=1))
+    assert [*upstreams(store.build())] == ["shop/store|80", "shop/store-v1|80"]
+
+
+def test_SPLIT_9_a_request_tries_the_splits_with_matches_and_then_the_one_without(store: Store) -> None:
+    store.apply(group_text("shop/beta", "/beta"))
+    store.apply(split_text("shop/inner", "store", store_v1=1), created=1)
+    mesh = store.build()
+    store.apply(split_text("shop/split", "store", "beta", store_v2=1), created=2)
+    mesh = store.build(mesh)
+    assert ways(mesh) == [(["(?:/beta).*"], {"shop/store-v2": 1000}), ([], {"shop/store-v1": 1000})]
+    store.delete(KEYS.ready(name("shop/store-2")))
+    mesh = store.build(mesh)
+    assert ways(mesh) == [([], {"shop/store-v1": 1000})]
+    assert reasons(mesh) == [("BackendNotReady", "spec.backends[0].service"), ("NoBackend", "spec.backends")]
+    assert "where other requests go" in problems(mesh)[1].message
+
+
+@pytest.mark.parametrize("refused", [SPLIT, GROUP])
+def test_SPLIT_9_a_proxy_that_refuses_one_split_of_a_root_gets_none_of_it(store: Store, refused: str) -> None:
+    """Otherwise what was for one of them would go where the next one says, and not to the root."""
+    store.offer_workload("shop/odd", "odd")
+    revisions = {GROUP: store.apply(group_text("shop/beta", "/beta"))}
+    store.apply(split_text("shop/inner", "store", store_v1=1), created=1)
+    revisions[SPLIT] = store.apply(split_text("shop/split", "store", "beta", store_v2=1), created=2)
+    before = store.build()
+    store.quarantine("shop/odd", refused, revisions[refused])
+    mesh = store.build(before)
+    assert ways(mesh, "shop/odd") == [([], {"shop/store": 1000})]
+    assert ways(mesh) == ways(before)
+    assert mesh.affected == {name("shop/odd")}
+    store.apply(group_text("shop/beta", "/gamma"))
+    store.apply(split_text("shop/split", "store", "beta", store_v2=1), created=2)
+    assert len(ways(store.build(mesh), "shop/odd")) == 2
 
 
 def test_SPLIT_8_without_the_split_the_roots_own_endpoints_get_the_traffic(store: Store) -> None:

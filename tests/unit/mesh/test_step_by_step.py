@@ -67,8 +67,8 @@ def _break(nth: int, to: Store) -> None:
 
 KINDS = (
     "service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready",
-    "ready", "certificate", "certificate", "split", "split", "target", "group", "quarantine", "quarantine", "config",
-    "bundle", "synced", "broken",
+    "ready", "certificate", "certificate", "split", "split", "target", "ports", "group", "quarantine", "quarantine",
+    "config", "bundle", "synced", "broken",
 )  # fmt: skip
 
 
@@ -124,12 +124,21 @@ def changes(draw: st.DrawFn) -> Change:
             key = KEYS.manifest(f"{SPLIT}/{split}")
             weights = {other: number(2) for other in SERVICES if other != short}
             weights[one([*weights])] = 3
-            put = methodcaller("apply", store.split_text(split, short, **weights), created=float(number(2)))
+            put = methodcaller(
+                "apply", store.split_text(split, short, *some(("all", "some")), **weights), created=float(number(2))
+            )
         case "target":
             target = f"{namespace}/{one(('one', 'two'))}"
             key = KEYS.manifest(f"{TARGET}/{target}")
             callers = some(("a/s", "a/t", "b/s"), 1)
-            put = methodcaller("apply", store.target_text(target, account, *callers, group=one(("all", "some"))))
+            text = store.target_text(target, account, *callers, group=one(("all", "some")))
+            if kind := one(("", "", "TCPRoute", "UDPRoute")):
+                text = text.replace("rules: [", f"rules: [{{kind: {kind}, name: ports}}, ")
+            put = methodcaller("apply", text)
+        case "ports":
+            ports = f"{namespace}/ports"
+            key = KEYS.manifest(f"specs.smi-spec.io/TCPRoute/{ports}")
+            put = methodcaller("apply", store.ports_text(ports, *some((80, 81, 8080))))
         case "group":
             group = f"{namespace}/{one(('all', 'some'))}"
             key = KEYS.manifest(f"{GROUP}/{group}")

@@ -12,9 +12,9 @@ import itertools
 import pytest
 
 from smc.manifests import Manifest
-from smc.model import Backend, Name, Split
+from smc.model import Backend, HttpMatch, Name, Split
 from smc.records import ManifestRecord, decode, encode
-from tests.unit.smi.writing import compiled, manifest, problem, reasons, refused, split, split_text
+from tests.unit.smi.writing import compiled, group, manifest, problem, reasons, refused, split, split_text
 
 ROOT = Name("shop", "store")
 
@@ -131,18 +131,47 @@ def test_SPLIT_6_a_backend_that_is_a_root_too_is_not_followed() -> None:
 MATCHES = "matches: [{kind: HTTPRouteGroup, name: firefox, apiGroup: specs.smi-spec.io}]"
 
 
-def test_SPLIT_7_a_split_with_matches_moves_no_request_until_matches_are_told_apart() -> None:
-    """Requests that do not match go to the root; to send all of them to the backends would move what must stay."""
-    rules = compiled(split(more=MATCHES))
-    assert rules.splits == ()
-    assert (problem(rules).reason, problem(rules).field) == ("MatchesNotSupported", "spec.matches")
-    assert "all requests go to shop/store's own endpoints" in problem(rules).message
+FIREFOX = HttpMatch(headers=(("user-agent", ".*Firefox.*"),))
+ROUTES = "[{name: browser, headers: {user-agent: '.*Firefox.*'}}, {name: beta, pathRegex: /beta, methods: [GET]}]"
+BETA = HttpMatch("(?:/beta).*", ("GET",))
 
 
-def test_SPLIT_7_a_split_with_matches_does_not_stand_in_the_way_of_one_without() -> None:
-    rules = compiled(split(name="old", more=MATCHES, created=1), split(name="young", created=2))
-    assert [s.manifest for s in rules.splits] == ["split.smi-spec.io/TrafficSplit/shop/young"]
-    assert reasons(rules) == [("old", "MatchesNotSupported")]
+@pytest.mark.parametrize("version", VERSIONS[2:])
+def test_SPLIT_7_a_split_with_matches_is_for_the_requests_that_one_of_them_matches(version: str) -> None:
+    rules = compiled(split(more=MATCHES, version=version, mod_revision=7), manifest(group(ROUTES, name="firefox")))
+    (one,) = rules.splits
+    assert one.matches == (FIREFOX, BETA)
+    assert one.also == (("specs.smi-spec.io/HTTPRouteGroup/shop/firefox", 1),)
+    assert rules.problems == ()
+
+
+def test_SPLIT_7_several_groups_are_one() -> None:
+    both = "matches: [{kind: HTTPRouteGroup, name: b}, {kind: HTTPRouteGroup, name: a}]"
+    one_of_each = [group("[{name: x, pathRegex: /beta, methods: [GET]}]", name="a")]
+    one_of_each.append(group("[{name: x, headers: {user-agent: '.*Firefox.*'}}]", name="b"))
+    (one,) = compiled(split(more=both), *map(manifest, one_of_each)).splits
+    assert one.matches == (FIREFOX, BETA)
+    assert [m.rpartition("/")[2] for m, _ in one.also] == ["a", "b"]
+
+
+def test_SPLIT_7_a_group_that_is_missing_matches_nothing_and_the_others_still_do() -> None:
+    both = "matches: [{kind: HTTPRouteGroup, name: gone}, {kind: HTTPRouteGroup, name: a}]"
+    rules = compiled(split(more=both), manifest(group(ROUTES, name="a")))
+    assert [s.matches for s in rules.splits] == [(FIREFOX, BETA)]
+    assert (problem(rules).reason, problem(rules).field) == ("RouteGroupNotFound", "spec.matches[0].name")
+
+
+def test_SPLIT_7_a_split_whose_groups_are_all_missing_moves_no_request_rather_than_every_request() -> None:
+    rules = compiled(split(more=MATCHES), split(name="other"))
+    assert [s.manifest for s in rules.splits] == ["split.smi-spec.io/TrafficSplit/shop/other"]
+    assert reasons(rules) == [("store", "MatchesNothing"), ("store", "RouteGroupNotFound")]
+
+
+def test_SPLIT_7_a_group_that_matches_any_request_is_still_a_match() -> None:
+    (one,) = compiled(
+        split(more=MATCHES), manifest(group("[{name: any}, {name: a, pathRegex: /a}]", name="firefox"))
+    ).splits
+    assert one.matches == (HttpMatch(),)
 
 
 @pytest.mark.parametrize("version", VERSIONS[:2])
@@ -191,6 +220,29 @@ def test_SPLIT_9_of_two_splits_of_the_same_moment_the_first_by_name_counts() -> 
     assert reasons(rules) == [("b", "Conflict")]
 
 
+def test_SPLIT_9_of_one_root_those_with_matches_come_first_then_the_oldest_then_the_first_by_name() -> None:
+    written = [
+        split(name="d", created=0),
+        split(name="a", created=2, more=MATCHES),
+        split(name="c", created=1, more=MATCHES),
+        split(name="b", created=1, more=MATCHES),
+        manifest(group(ROUTES, name="firefox")),
+    ]
+    for order in itertools.permutations(written):
+        rules = compiled(*order)
+        assert [s.manifest.rpartition("/")[2] for s in rules.splits] == ["b", "c", "a", "d"]
+        assert rules.problems == ()
+
+
+def test_SPLIT_9_only_splits_for_every_request_are_in_each_others_way() -> None:
+    rules = compiled(
+        split(name="old", created=1), split(name="young", created=2), split(name="some", created=3, more=MATCHES),
+        manifest(group(ROUTES, name="firefox")),
+    )  # fmt: skip
+    assert [s.manifest.rpartition("/")[2] for s in rules.splits] == ["some", "old"]
+    assert reasons(rules) == [("young", "Conflict")]
+
+
 def test_SPLIT_10_weights_that_are_all_0_are_refused() -> None:
     text = split_text(backends="[{service: a, weight: 0}, {service: b, weight: 0}]")
     assert refused(text) == (
@@ -201,7 +253,7 @@ def test_SPLIT_10_weights_that_are_all_0_are_refused() -> None:
 
 def test_SPLIT_13_there_is_nothing_in_a_split_that_could_rewrite_the_host() -> None:
     """That Envoy leaves the Host header as it is can be seen in the golden routes."""
-    assert set(Split.__slots__) == {"manifest", "mod_revision", "root", "backends"}
+    assert set(Split.__slots__) == {"manifest", "mod_revision", "root", "backends", "matches", "also"}
     assert refused(split_text(more="hostRewrite: x")).startswith("spec.hostRewrite: unknown field")
 
 
