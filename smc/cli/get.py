@@ -1,10 +1,11 @@
-"""`smc get`: the stored manifests, as a table or as data."""
+"""`smc get`: the stored manifests, as a table or as data, once or as they change."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,9 @@ from smc.cli import say
 from smc.cli.completion import complete_kind, complete_name
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
 from smc.cli.session import Session, connected
-from smc.cli.table import age, table
+from smc.cli.table import Columns, age, table
+from smc.cli.watching import PATIENCE, Change, Changes, refuse, watch, watch_option
+from smc.errors import NotFound
 
 if TYPE_CHECKING:
     from smc.manifests import Kind
@@ -65,6 +68,7 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], Callable[[Spec], tuple[str, ...]]]]
 @click.option("-n", "--namespace", default="default", show_default=True)
 @click.option("-A", "--all-namespaces", is_flag=True)
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)
+@watch_option
 @connected
 def get(
     session: Session,
@@ -73,6 +77,7 @@ def get(
     namespace: str,
     all_namespaces: bool,
     output: str,
+    watched: bool,
 ) -> None:
     from smc.v1 import smc_pb2 as pb
 
@@ -80,19 +85,19 @@ def get(
     known = resolve(kind)
     if name and all_namespaces and known.namespaced:
         raise click.UsageError("a NAME is in one namespace: give -n instead of -A")
-    if name:
-        found = session.call(
-            "Get",
-            pb.GetRequest(group=known.group, kind=known.name, namespace=namespace_of(known, namespace), name=name),
-        )
-        say.out(render([found], known, output, single=True))
-        return
     everywhere = all_namespaces or not known.namespaced
-    listed = session.call(
-        "List", pb.ListRequest(group=known.group, kind=known.name, namespace="" if everywhere else namespace)
-    )
+    within = "" if everywhere else namespace
+    one = pb.GetRequest(group=known.group, kind=known.name, namespace=namespace_of(known, namespace), name=name or "")
+    all_ = pb.ListRequest(group=known.group, kind=known.name, namespace=within)
+    if watched:
+        refuse(output)
+        watch(session, partial(_look, session, one if name else all_), _teller(known, output, all_namespaces))
+    if name:
+        say.out(render([session.call("Get", one)], known, output, single=True))
+        return
+    listed = session.call("List", all_)
     if not listed.objects and output in ("table", "wide", "name"):
-        where = "" if everywhere else f" in namespace {namespace}"
+        where = f" in namespace {within}" if within else ""
         say.note(f"no {known.plural} found{where}")
         return
     say.out(render(listed.objects, known, output, with_namespace=all_namespaces and known.namespaced))
@@ -130,17 +135,55 @@ def _written(object_: Any) -> str:
 
 
 def _table(objects: Sequence[Any], kind: Kind, *, wide: bool, with_namespace: bool, now: float | None) -> str:
-    names, cells = COLUMNS.get(kind.name, ((), lambda _spec: ()))
+    rows = [_row(o, kind, wide=wide, with_namespace=with_namespace, now=now) for o in objects]
+    return table(_header(kind, wide=wide, with_namespace=with_namespace), rows)
+
+
+def _header(kind: Kind, *, wide: bool, with_namespace: bool) -> list[str]:
+    names, _ = COLUMNS.get(kind.name, ((), None))
     header = [*(("NAMESPACE",) if with_namespace else ()), "NAME", *names, "STATUS", "AGE"]
-    if wide:
-        header += ["VERSION", "WRITTEN IN", "AUTHOR"]
-    rows = []
-    for o in objects:
-        row = [*((o.namespace,) if with_namespace else ()), o.name, *_cells(cells, o), status(o), age(o.created, now)]
-        if wide:
-            row += [str(o.resource_version), f"{o.file}:{o.line}", o.author.rpartition("/")[2]]
-        rows.append(row)
-    return table(header, rows)
+    return [*header, "VERSION", "WRITTEN IN", "AUTHOR"] if wide else header
+
+
+def _row(
+    o: Any, kind: Kind, *, wide: bool, with_namespace: bool, now: float | None = None, deleted: bool = False
+) -> list[str]:
+    _, cells = COLUMNS.get(kind.name, ((), lambda _spec: ()))
+    state = "deleted" if deleted else status(o)
+    row = [*((o.namespace,) if with_namespace else ()), o.name, *_cells(cells, o), state, age(o.created, now)]
+    return [*row, str(o.resource_version), f"{o.file}:{o.line}", o.author.rpartition("/")[2]] if wide else row
+
+
+def _look(session: Session, request: Any, _before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the request finds now, by namespace and name; one that is not there is none."""
+    from smc.v1 import smc_pb2 as pb
+
+    if isinstance(request, pb.GetRequest):
+        try:
+            found = [session.call("Get", request, timeout=PATIENCE)]
+        except NotFound:
+            found = []
+    else:
+        found = session.call("List", request, timeout=PATIENCE).objects
+    return {f"{o.namespace}/{o.name}": o for o in found}
+
+
+def _teller(kind: Kind, output: str, all_namespaces: bool) -> Callable[[Changes[Any]], None]:
+    """Prints changes in one of FORMATS but YAML; in JSON each is a line of its own."""
+    shape = {"wide": output == "wide", "with_namespace": all_namespaces and kind.namespaced}
+    columns = Columns(_header(kind, **shape))
+
+    def tell(changes: Changes[Any]) -> None:
+        if output == "json":
+            for change, o in changes:
+                say.out(json.dumps({"type": change, "object": as_data(o)}, ensure_ascii=False))
+        elif output == "name":
+            for _, o in changes:
+                say.out(render([o], kind, output))
+        elif changes:
+            say.out(columns.text([_row(o, kind, deleted=c is Change.DELETED, **shape) for c, o in changes]))
+
+    return tell
 
 
 def _cells(cells: Callable[[Spec], tuple[str, ...]], object_: Any) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from smc.errors import SmcError
 
 EXITS = """\b
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 there is no such thing; 4 not allowed, or not proved who you are;
-5 the control plane cannot be reached or cannot do it now. `smc proxy run` has codes of its own from 10 on.
+5 the control plane cannot be reached or cannot do it now; 130 Ctrl-C ended a --watch.
+`smc proxy run` has codes of its own from 10 on.
 """
 
 COMMANDS = {

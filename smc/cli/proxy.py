@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from smc.cli import logs, say
 from smc.cli.completion import complete_proxy
 from smc.cli.credentials import JOIN_PORT, join_port
 from smc.cli.session import Session, connected
-from smc.cli.table import age, table
+from smc.cli.table import Columns, age, table
+from smc.cli.watching import PATIENCE, Change, Changes, refuse, watch, watch_option
 from smc.errors import NotFound
 
 TYPES = (
@@ -81,8 +82,9 @@ def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None
 @proxy.command()
 @click.argument("name", required=False, metavar="[NAMESPACE/WORKLOAD]", shell_complete=complete_proxy)
 @click.option("-o", "--output", type=click.Choice(["table", "wide", "json", "yaml", "name"]), default="table")
+@watch_option
 @connected
-def status(session: Session, name: str | None, output: str) -> None:
+def status(session: Session, name: str | None, output: str, watched: bool) -> None:
     """Which proxies are connected to which replica, and whether they have what they should have.
 
     States: synced, it has ACKed all; pending, it was sent something; stalled, it does not answer; nacked, it
@@ -90,6 +92,9 @@ def status(session: Session, name: str | None, output: str) -> None:
     """
     from smc.v1 import smc_pb2 as pb
 
+    if watched:
+        refuse(output)
+        watch(session, _looker(session, name), _teller(output))
     answer = session.call("Proxies", pb.ProxiesRequest())
     for replica in answer.unreachable:
         say.warning(f"not asked, or no answer: {replica}; its proxies are missing here")
@@ -127,20 +132,67 @@ def render(proxies: Sequence[Any], replicas: Sequence[Any], output: str, now: fl
         from smc.cli.get import as_yaml
 
         return as_yaml(data).rstrip("\n")
-    header = ["PROXY", "REPLICA", "STATE", "REVISION", "ACKED", *(short for _, short in TYPES), "CONNECTED"]
-    if output == "wide":
-        header.append("IDENTITY")
-    rows = []
-    for p in proxies:
-        versions = [p.versions.get(type_, "")[:8] for type_, _ in TYPES]
-        row = [p.name, p.replica, p.state, str(p.revision), str(p.acked), *versions, age(p.connected, now)]
-        rows.append([*row, p.identity] if output == "wide" else row)
-    lines = [table(header, rows)]
-    refusals = [(p.name, n) for p in proxies for n in p.nacks]
-    if refusals:
-        lines.append("\nRefused:")
-        lines += [f"  {name}  {n.type_url.rpartition('.')[2]} {n.resource}\n    {n.text}" for name, n in refusals]
+    lines = [table(_header(output), [_row(p, output, now) for p in proxies])]
+    if refused := _refusals(proxies):
+        lines += ["\nRefused:", refused]
     return "\n".join(lines)
+
+
+def _header(output: str) -> list[str]:
+    header = ["PROXY", "REPLICA", "STATE", "REVISION", "ACKED", *(short for _, short in TYPES), "CONNECTED"]
+    return [*header, "IDENTITY"] if output == "wide" else header
+
+
+def _row(p: Any, output: str, now: float | None = None, *, gone: bool = False) -> list[str]:
+    versions = [p.versions.get(type_, "")[:8] for type_, _ in TYPES]
+    state = "gone" if gone else p.state
+    row = [p.name, p.replica, state, str(p.revision), str(p.acked), *versions, age(p.connected, now)]
+    return [*row, p.identity] if output == "wide" else row
+
+
+def _refusals(proxies: Sequence[Any]) -> str:
+    return "\n".join(
+        f"  {p.name}  {n.type_url.rpartition('.')[2]} {n.resource}\n    {n.text}" for p in proxies for n in p.nacks
+    )
+
+
+def _looker(session: Session, name: str | None) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Which proxies there are, by name and replica. A replica that does not answer takes none of its proxies along."""
+    from smc.v1 import smc_pb2 as pb
+
+    missed: set[str] = set()
+
+    def look(before: Mapping[str, Any]) -> Mapping[str, Any]:
+        answer = session.call("Proxies", pb.ProxiesRequest(), timeout=PATIENCE)
+        for replica in sorted(set(answer.unreachable) - missed):
+            say.warning(f"not asked, or no answer: {replica}; of its proxies the last is shown that was heard")
+        missed.clear()
+        missed.update(answer.unreachable)
+        found = {f"{p.name}@{p.replica}": p for p in answer.proxies if name in (None, p.name)}
+        there = {p.name for p in found.values()}
+        kept = {key: p for key, p in before.items() if missed and p.name not in there}
+        return found | kept
+
+    return look
+
+
+def _teller(output: str) -> Callable[[Changes[Any]], None]:
+    """Prints changes; in JSON each is a line of its own."""
+    columns = Columns(_header(output))
+
+    def tell(changes: Changes[Any]) -> None:
+        if output == "json":
+            for change, p in changes:
+                say.out(json.dumps({"type": change, "proxy": as_data(p)}, ensure_ascii=False))
+        elif output == "name":
+            for _, p in changes:
+                say.out(render([p], (), output))
+        elif changes:
+            say.out(columns.text([_row(p, output, gone=c is Change.DELETED) for c, p in changes]))
+            if refused := _refusals([p for c, p in changes if c is not Change.DELETED]):
+                say.out(refused)
+
+    return tell
 
 
 def as_data(p: Any) -> dict[str, Any]:

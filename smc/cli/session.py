@@ -28,6 +28,8 @@ TIMEOUT = 25.0
 CONNECT_MS = 3000
 BUSY = 10.0
 """Seconds to go on trying while the replica says that it is too much."""
+RENEW_AGAIN = 60.0
+"""Seconds."""
 MAX_MESSAGE = 64 * 1024 * 1024
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,6 +84,7 @@ class Session:
         self._directory = directory
         self._servers = [with_port(s) for s in servers]
         self._channels: dict[str, Any] = {}
+        self._renew_again = 0.0
 
     @cached_property
     def credential(self) -> Credential:
@@ -168,10 +171,14 @@ class Session:
     def close(self) -> None:
         for channel in self._channels.values():
             channel.close()
+        self._channels.clear()
 
     def keep_fresh(self) -> None:
-        """Renew the credential once it is past half of its life. If that fails it is used while it lives."""
-        if "credential" not in self.__dict__ or time.time() < self.credential.renew_at:
+        """Renew the credential once it is past half of its life, and use the new one from then on.
+
+        If that fails it is used while it lives, and a call within the next RENEW_AGAIN does not try.
+        """
+        if "credential" not in self.__dict__ or time.time() < max(self.credential.renew_at, self._renew_again):
             return
         from smc.certificates import credential as credentials
         from smc.certificates import x509
@@ -188,7 +195,10 @@ class Session:
             # Unless it is reached in another way than by its replicas' own addresses.
             if set(Config.read(self._directory).servers) & set(answer.api_addresses):
                 Config(tuple(answer.api_addresses), answer.mesh).write(self._directory)
+            self.close()
+            del self.credential
         except (SmcError, OSError) as e:
+            self._renew_again = time.time() + RENEW_AGAIN
             left = max(0.0, self.credential.not_after - time.time()) / 3600
             say.warning(
                 f"the credential in {self._directory} could not be renewed; it is good for {left:.1f} h more: {e}"

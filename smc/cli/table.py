@@ -9,14 +9,30 @@ from collections.abc import Sequence
 _AGES = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
+class Columns:
+    """Rows under one header, in parts: each column is as wide as its widest cell so far."""
+
+    def __init__(self, header: Sequence[str]) -> None:
+        self._header: Sequence[str] | None = header
+        self._widths = [0] * len(header)
+
+    def text(self, rows: Sequence[Sequence[str]]) -> str:
+        """These rows, under the header if they are the first. An empty cell is a hyphen."""
+        lines = [[cell or "-" for cell in row] for row in rows]
+        if self._header is not None:
+            lines.insert(0, list(self._header))
+            self._header = None
+        for line in lines:
+            self._widths = [max(w, width(cell)) for w, cell in zip(self._widths, line, strict=True)]
+        return "\n".join(
+            "".join(cell + " " * (w - width(cell) + 3) for cell, w in zip(line, self._widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The rows under their header, each column as wide as its widest cell. An empty cell is a hyphen."""
-    lines = [list(header), *([cell or "-" for cell in row] for row in rows)]
-    widths = [max(width(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "".join(cell + " " * (w - width(cell) + 3) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return Columns(header).text(rows)
 
 
 def width(text: str) -> int:
