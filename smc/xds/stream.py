@@ -274,6 +274,7 @@ class Stream:
             subscription.wildcard = True
             self._awaited = {key: by for key, by in self._awaited.items() if key[0] is not request.type}
         if first:
+            subscription.untold = request.resumed and not initial
             subscription.pay()
         if self._target is not None and (wildcard or initial):
             subscription.survey(self._target.of_type(request.type))

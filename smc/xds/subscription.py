@@ -74,6 +74,8 @@ class Subscription:
         self.type = type_
         self.heard = False
         """The client has asked for this type."""
+        self.untold = False
+        """It has some of them from before this stream, and did not say which."""
         self.wildcard = False
         self.names: set[str] = set()
         """Asked for by name, whether they exist or not."""
@@ -154,7 +156,8 @@ class Subscription:
         wanted, held, refused = self.wanted(name, target), self.has.get(name), self.refused.get(name)
         if wanted is None:
             self.refused.pop(name, None)
-            if held is not None or (refused is not None and name in self.names):  # then something waits for an answer
+            # Something may wait for an answer, or it may have an older one still.
+            if held is not None or (refused is not None and (name in self.names or self.untold)):
                 self.to_remove[name] = None
         elif held is not None and held.version == wanted.version:
             self.has[name] = wanted

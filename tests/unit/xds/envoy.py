@@ -84,6 +84,12 @@ class Envoy:
         self._settle()
         self._check()
 
+    def lose(self, type_: Type, name: str) -> None:
+        """It has this no more, and nobody could tell the server that it had it."""
+        if type_ is CLUSTER:
+            self._lacks.add(name)
+        self._drop(type_, name)
+
     def patience_ends(self) -> None:
         """15 s: what still warms is used as it is."""
         self._warming.clear()

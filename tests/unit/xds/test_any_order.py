@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import hypothesis.strategies as st
+from envoy.service.discovery.v3 import discovery_pb2
+from google.rpc import status_pb2
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from smc.xds import sotw
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import Request, Response, Stream
 from smc.xds.subscription import empty_route
@@ -74,7 +78,19 @@ class Streams(RuleBasedStateMachine):
                 response.removed
             )
             self.in_flight[response.type] = response.nonce
-            self.responses.append(response)
+            self.responses.append(self._put(response))
+
+    def _put(self, response: Response) -> Response:
+        """What the server says, as it is on the wire."""
+        return response
+
+    def _heard(self, response: Response) -> Response:
+        """What was on the wire, as the client understands it."""
+        return response
+
+    def _read(self, request: Request) -> Request:
+        """What the client says, as the server understands it."""
+        return request
 
     @rule(snapshot=snapshots())
     def the_mesh_changes(self, snapshot: Snapshot) -> None:
@@ -95,13 +111,13 @@ class Streams(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def a_response_arrives(self, count: int) -> None:
         for _ in range(min(count, len(self.responses))):
-            self.envoy.hear(self.responses.popleft())
+            self.envoy.hear(self._heard(self.responses.popleft()))
 
     @precondition(lambda self: self.envoy.requests)
     @rule(count=st.integers(1, 3))
     def a_request_arrives(self, count: int) -> None:
         for _ in range(min(count, len(self.envoy.requests))):
-            request = self.envoy.requests.popleft()
+            request = self._read(self.envoy.requests.popleft())
             if self.in_flight.get(request.type) == request.nonce:
                 del self.in_flight[request.type]
             self.stream.receive(request, self.now)
@@ -175,6 +191,7 @@ class Streams(RuleBasedStateMachine):
             for type_ in Type
             for name, resource in self.snapshot.of_type(type_).items()
             if self.envoy.refused[type_].get(name) == resource.version
+            and (type_ in (CLUSTER, LISTENER) or name in self.envoy.wanted[type_])
         }
         routes_refused = any(type_ in (LISTENER, ROUTE) for type_, _ in refused)
         for type_ in Type:
@@ -198,5 +215,56 @@ class Streams(RuleBasedStateMachine):
             assert self.stream.listening or not self.envoy.has[LISTENER]
 
 
+class StatesOfTheWorld(Streams):
+    """The same, in the variant that says everything each time, and cannot say what a client had that comes back."""
+
+    def _connect(self) -> None:
+        self.decoder = sotw.Decoder()
+        self.asked: dict[Type, dict[str, None]] = {}
+        self.answered: dict[Type, str] = {}
+        super()._connect()
+        self.returning = True
+        self._settle()
+        self.returning = False
+
+    def it_comes_back_to_one_that_knows_the_same(self) -> None:
+        """Not a rule here: it is sent everything."""
+
+    def _put(self, response: Response) -> Response:
+        return replace(response, resources=sotw.contents(response, self.stream.whole), removed=())
+
+    def _heard(self, response: Response) -> Response:
+        type_, told = response.type, {found.name: found for found in response.resources}
+        if type_ is ENDPOINT:
+            gone = [name for name, found in told.items() if found.body == sotw.no_endpoints(name).body]
+            left = tuple(found for name, found in told.items() if name not in gone)
+            return replace(response, resources=left, removed=tuple(gone))
+        if type_ not in (CLUSTER, LISTENER):
+            return response
+        gone = [name for name in self.envoy.has[type_] if name not in told]
+        for name in gone:
+            if self.returning or name in self.envoy.refused[type_]:
+                self.envoy.lose(type_, name)
+        return replace(response, removed=tuple(name for name in gone if name in self.envoy.has[type_]))
+
+    def _read(self, request: Request) -> Request:
+        type_ = request.type
+        asked = self.asked.setdefault(type_, {})
+        asked.update(dict.fromkeys(request.subscribe))
+        for name in request.unsubscribe:
+            asked.pop(name, None)
+        nonce = self.answered[type_] = request.nonce or self.answered.get(type_, "")
+        message = discovery_pb2.DiscoveryRequest(
+            type_url=type_.value,
+            resource_names=asked,
+            response_nonce=nonce,
+            version_info="before" if request.initial else "",
+            error_detail=status_pb2.Status(code=13, message=request.error) if request.error else None,
+        )
+        return self.decoder.request(message)
+
+
 TestStreams = Streams.TestCase
 TestStreams.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestStatesOfTheWorld = StatesOfTheWorld.TestCase
+TestStatesOfTheWorld.settings = TestStreams.settings

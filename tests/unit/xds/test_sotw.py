@@ -349,6 +349,17 @@ class TestComingBack:
         assert talk.ack(CLUSTER, ENDPOINT, SECRET) == ["LISTENER out1"]
         assert talk.ack(LISTENER) == ["ROUTE out=empty"]
 
+    def test_what_it_refuses_again_is_left_out_once_it_is_removed(self) -> None:
+        """The Envoy has the last good one still, and nobody here knows."""
+        talk = Conversation()
+        talk.offer(static("a", "a1"), static("b", "b2"))
+        assert talk.ask(CLUSTER, version_info="before") == ["CLUSTER a1 b2"]
+        assert talk.nack(CLUSTER, "b: no") == []
+        assert talk.wait(3) == []
+        assert talk.offer(static("a", "a1")) == ["CLUSTER a1"]
+        talk.ack(CLUSTER)
+        assert talk.stream.acked == 2
+
 
 def test_a_stream_of_one_type_waits_for_no_other() -> None:
     talk = Conversation(CLUSTER)
