@@ -192,6 +192,20 @@ def _xds(replicas: Sequence[str], trust_domain: str, directory: str, keepalive: 
         "type": "STRICT_DNS" if by_name else "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "RANDOM",
+        # A replica that does not take a connection is passed over for a while, or chance would try dead ones again and
+        # again while one lives. If none takes any, all are tried.
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 1,
+            "interval": "1s",
+            "base_ejection_time": "5s",
+            "max_ejection_time": "5s",
+            "max_ejection_percent": 100,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_success_rate": 0,
+            "enforcing_local_origin_success_rate": 0,
+        },
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
         "load_assignment": _assignment("xds", replicas),
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: {

@@ -55,6 +55,20 @@ def test_a_proxy_asks_every_replica_over_one_delta_stream_and_says_who_it_is_onc
     assert [(a["address"], a["port_value"]) for a in addresses] == [("127.0.9.1", 15128), ("127.0.9.2", 15128)]
 
 
+def test_a_replica_that_takes_no_connection_is_passed_over_unless_none_does() -> None:
+    cluster = xds(made())
+    assert cluster["outlier_detection"]["consecutive_local_origin_failure"] == 1
+    assert cluster["outlier_detection"]["max_ejection_percent"] == 100
+    assert cluster["common_lb_config"]["healthy_panic_threshold"]["value"] == 1
+
+
+def test_a_replica_is_spoken_to_in_tls_1_3_and_nothing_older() -> None:
+    context = xds(made())["transport_socket"]["typed_config"]["common_tls_context"]
+    versions = context["tls_params"]
+    assert set(versions.values()) == {"TLSv1_3"}
+    assert len(versions) == 2, "with a minimum alone Envoy as a client finds no version at all"
+
+
 def test_only_a_replica_of_the_mesh_is_taken_for_the_control_plane() -> None:
     tls = xds(made())["transport_socket"]["typed_config"]["common_tls_context"]
     accepted = tls["combined_validation_context"]["default_validation_context"]["match_typed_subject_alt_names"]
