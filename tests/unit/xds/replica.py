@@ -177,9 +177,9 @@ async def channel(
         yield opened
 
 
-def open_stream(opened: grpc.aio.Channel) -> Any:
+def open_stream(opened: grpc.aio.Channel, method: str = METHOD) -> Any:
     """A stream of bytes, both ways."""
-    return opened.stream_stream(METHOD)()
+    return opened.stream_stream(method)()
 
 
 def request(type_: Type, *names: str, node: str = "", **more: Any) -> bytes:
@@ -190,10 +190,12 @@ def request(type_: Type, *names: str, node: str = "", **more: Any) -> bytes:
     return data
 
 
-async def answer_to(replica: Replica, credential: Credential | None, *messages: bytes) -> tuple[grpc.StatusCode, str]:
+async def answer_to(
+    replica: Replica, credential: Credential | None, *messages: bytes, method: str = METHOD
+) -> tuple[grpc.StatusCode, str]:
     """Say these things on a new stream; returns how it ended."""
     async with channel(replica, credential) as opened:
-        return await said_on(open_stream(opened), *messages)
+        return await said_on(open_stream(opened, method), *messages)
 
 
 async def said_on(call: Any, *messages: bytes) -> tuple[grpc.StatusCode, str]:
