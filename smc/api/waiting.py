@@ -21,6 +21,8 @@ LONGEST = 8.0
 ABSENCE = 3.0
 """Seconds for which a proxy must be connected nowhere before it is not waited for: it may be on its way to another
 replica, and an Envoy tries again within two."""
+NEWS = 1.0
+"""Seconds after which an answer need not be done if more proxies have ACKed meanwhile: somebody watches."""
 LOOK_AGAIN, AT_MOST = 0.1, 1.0
 """Seconds until the replicas are asked again; they double up to the second figure."""
 MOST_TOLD = 100
@@ -91,7 +93,7 @@ class _Watched:
 
 
 async def wait(b: Backends, request: pb.WaitRequest) -> pb.WaitResponse:
-    """Return once it is done, or after the asked seconds.
+    """Return once it is done, or after the asked seconds; after NEWS also when more proxies have ACKed meanwhile.
 
     Raises:
         Invalid: the request names nothing to wait for.
@@ -99,7 +101,9 @@ async def wait(b: Backends, request: pb.WaitRequest) -> pb.WaitResponse:
     """
     loop = asyncio.get_running_loop()
     wanted = versions(request)
-    give_up = loop.time() + max(0.0, min(request.seconds, LONGEST))
+    began = loop.time()
+    give_up = began + max(0.0, min(request.seconds, LONGEST))
+    acked: int | None = None
     watched = _Watched(set(request.lagging))
     pause = LOOK_AGAIN
     while True:
@@ -107,7 +111,8 @@ async def wait(b: Backends, request: pb.WaitRequest) -> pb.WaitResponse:
         mesh = b.mesh()
         there = {str(name) for name in mesh.proxies} if mesh is not None else set[str]()
         response = _judge(answers, there, wanted, watched, loop.time())
-        left = give_up - loop.time()
+        acked = response.acked if acked is None else acked
+        left = (began + NEWS if response.acked > acked else give_up) - loop.time()
         if response.done or left <= 0:
             return response
         await asyncio.sleep(min(pause, left))

@@ -12,6 +12,7 @@ from smc.cli import say, tracing
 from smc.cli.documents import Document, read
 from smc.cli.kinds import identify, namespace_of, resolve, split_name
 from smc.cli.session import InvalidDocument, Session, connected
+from smc.cli.waiting import Waits, wait, wait_option
 from smc.errors import Denied, Expired, NotFound, SmcError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ _FILES = click.option(
 _NAMESPACE = click.option("-n", "--namespace", default="", help="For manifests that name none.")
 
 
-@click.command()
+@click.command(cls=Waits)
 @_FILES
 @_NAMESPACE
+@wait_option
 @click.option("--dry-run", is_flag=True, help="Let the control plane check everything, and write nothing.")
 @click.option(
     "--resource-version", type=click.IntRange(min=1), default=None, help="Only over this version; one manifest."
@@ -38,6 +40,7 @@ def apply(
     session: Session,
     files: tuple[str, ...],
     namespace: str,
+    patience: float | None,
     dry_run: bool,
     resource_version: int | None,
 ) -> None:
@@ -45,14 +48,22 @@ def apply(
 
     Every document is applied on its own, in the order given. All findings of all documents are printed, and the exit
     code is 1 if any was refused. A refused one changes nothing: what was live before stays live.
+
+    What is applied is in etcd when this returns, and reaches the proxies within moments. With --wait it returns once
+    every connected proxy has ACKed it, whichever replica serves it, also while replicas die. The exit code is 6 if some
+    have not after TIMEOUT (default 30s), or have refused it: they are named, and why. What is written stays written.
+    If a document was refused, nothing is waited for.
     """
     from smc.v1 import smc_pb2 as pb
 
     documents = _documents(files)
     if resource_version is not None and len(documents) != 1:
         raise click.UsageError(f"--resource-version is for one manifest, and {len(documents)} were given")
+    if dry_run and patience is not None:
+        raise click.UsageError("a dry run writes nothing that could be waited for: leave out --wait or --dry-run")
     suffix = " (dry run)" if dry_run else ""
     tally = _Tally()
+    versions: list[int] = []
     with tracing.span("smc apply") as metadata:
         for document in documents:
             with tally.attempt(document):
@@ -65,6 +76,7 @@ def apply(
                     namespace=namespace,
                 )
                 response = session.call("Apply", request, metadata=metadata)
+                versions.append(response.object.resource_version)
                 outcome = pb.ApplyResponse.Outcome.Name(response.outcome).lower()
                 say.out(f"{_named(response.object)} {outcome}{suffix}")
                 for problem in response.object.problems:
@@ -73,13 +85,16 @@ def apply(
                     at = f"{document.file}:{response.object.line}"
                     say.warning(f"{at}: {problem.field + ': ' if problem.field else ''}{problem.message}")
     tally.finish()
+    if patience is not None:
+        wait(session, versions, patience)
 
 
-@click.command()
+@click.command(cls=Waits)
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
 @_FILES
 @_NAMESPACE
+@wait_option
 @click.option("--resource-version", type=click.IntRange(min=1), default=None, help="Only this version.")
 @connected
 def delete(
@@ -88,13 +103,19 @@ def delete(
     name: str | None,
     files: tuple[str, ...],
     namespace: str,
+    patience: float | None,
     resource_version: int | None,
 ) -> None:
-    """Delete one manifest by KIND and NAME, or all that are in files."""
+    """Delete one manifest by KIND and NAME, or all that are in files.
+
+    With --wait it returns once every connected proxy goes without it, as `smc apply --wait` does.
+    """
     from smc.v1 import smc_pb2 as pb
 
     if bool(kind) == bool(files):
         raise click.UsageError("name a KIND and a NAME, or files by -f")
+
+    versions: list[int] = []
 
     def remove(known: Kind, of_namespace: str, called: str) -> None:
         request = pb.DeleteRequest(
@@ -104,7 +125,7 @@ def delete(
             name=called,
             resource_version=resource_version or 0,
         )
-        session.call("Delete", request)
+        versions.append(session.call("Delete", request).resource_version)
         say.out(f"{known.name.lower()}/{called} deleted")
 
     if kind:
@@ -112,13 +133,15 @@ def delete(
         if not name:
             raise click.UsageError("NAME is missing: everything of a kind is never deleted at once")
         remove(resolve(kind), namespace, name)
-        return
-    tally = _Tally()
-    for document in _documents(files):
-        with tally.attempt(document):
-            found, of_namespace, called = identify(document)
-            remove(found, of_namespace or namespace, called)
-    tally.finish()
+    else:
+        tally = _Tally()
+        for document in _documents(files):
+            with tally.attempt(document):
+                found, of_namespace, called = identify(document)
+                remove(found, of_namespace or namespace, called)
+        tally.finish()
+    if patience is not None:
+        wait(session, versions, patience)
 
 
 def _documents(files: Sequence[str]) -> list[Document]:

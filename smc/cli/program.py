@@ -16,8 +16,8 @@ from smc.errors import SmcError
 
 EXITS = """\b
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 there is no such thing; 4 not allowed, or not proved who you are;
-5 the control plane cannot be reached or cannot do it now; 130 Ctrl-C ended a --watch.
-`smc proxy run` has codes of its own from 10 on.
+5 the control plane cannot be reached or cannot do it now; 6 it is written, and proxies lack it (--wait);
+130 Ctrl-C ended a --watch. `smc proxy run` has codes of its own from 10 on.
 """
 
 COMMANDS = {
@@ -32,6 +32,7 @@ COMMANDS = {
     "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
     "recover": ("smc.cli.replica:recover_command", "Become an operator again, with the key-encryption key."),
     "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
+    "check": ("smc.cli.check:check", "Say whether the mesh is well, and what mends it."),
     "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
     "completion": ("smc.cli.completion:completion", "Print the script that completes smc's words in your shell."),
     "version": ("smc.cli.credentials:version", "Print the version."),

@@ -10,7 +10,7 @@ import click
 
 from smc.errors import Denied, Exhausted, Expired, NotFound, SmcError, Unauthenticated, Unavailable
 
-OK, FAILED, USAGE, NOT_FOUND, DENIED, UNAVAILABLE = range(6)
+OK, FAILED, USAGE, NOT_FOUND, DENIED, UNAVAILABLE, LAGGING = range(7)
 
 
 class Reported(SmcError):
@@ -79,8 +79,10 @@ def clean(text: str) -> str:
 
 def colour(text: str, name: str, stream: object = None) -> str:
     """The text in a colour, if the stream (standard output by default) is a terminal and NO_COLOR is not set."""
-    stream = stream or sys.stdout
+    return text if is_plain(stream or sys.stdout) else click.style(text, fg=name)
+
+
+def is_plain(stream: object) -> bool:
+    """Whether the stream is to get text and nothing else: it is no terminal, a dumb one, or NO_COLOR is set."""
     is_terminal = bool(getattr(stream, "isatty", lambda: False)())
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal:
-        return text
-    return click.style(text, fg=name)
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not is_terminal

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
+
+from smc.api import waiting
+from smc.api.backends import ProxyStatus
+from smc.certificates import credential as credentials
+from smc.cli.program import program
+from smc.cli.session import Config
+from smc.model import MeshConfig, Name
+from smc.records import Nack, QuarantineRecord
+from tests.unit.api.meshes import mesh, proxy
+from tests.unit.api.replica import SERVICE, UNREACHABLE, Replica, member, running
+
+LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
+BUYER, STORE = Name("shop", "buyer-1"), Name("shop", "store-1")
+HAS = [ProxyStatus(name, "", 0.0, 7, 7, "synced") for name in (BUYER, STORE)]
+STALLED = replace(HAS[1], acked=0, state="stalled")
+
+
+@dataclass
+class Desk:
+    replica: Replica
+    home: Path
+    shop: str
+    """A file with a Service."""
+
+    async def smc(self, *arguments: str) -> Result:
+        environment = {"SMC_CREDENTIAL": str(self.home), "NO_COLOR": ""}
+
+        def run() -> Result:
+            return CliRunner().invoke(program, list(arguments), env=environment, prog_name="smc")
+
+        return await asyncio.to_thread(run)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    monkeypatch.setattr("smc.api.mesh_service.SETTLE", 0.0)
+    monkeypatch.setattr(waiting, "ABSENCE", 0.2)
+    shop = tmp_path / "shop.yaml"
+    shop.write_bytes(SERVICE)
+    with capture_logs():
+        async with running() as replica:
+            replica.mesh = mesh(MeshConfig(), {name: proxy(name) for name in (BUYER, STORE)})
+            replica.reached = 10_000
+            replica.streams = list(HAS)
+            credentials.write(tmp_path / "home", replica.operator)
+            Config((replica.api,), "default").write(tmp_path / "home")
+            yield Desk(replica, tmp_path / "home", str(shop))
+
+
+async def test_apply_returns_once_every_proxy_has_it(desk: Desk) -> None:
+    desk.replica.streams = [HAS[0], STALLED]
+    applying = asyncio.create_task(desk.smc("apply", "-f", desk.shop, "--wait"))
+    await asyncio.sleep(1)
+    assert await desk.replica.kv.get(desk.replica.keys.manifest("smc.io/Service/shop/bookstore"))
+    assert not applying.done()
+    desk.replica.streams = list(HAS)
+    result = await applying
+    assert (result.exit_code, result.stdout) == (0, "service/bookstore created\n")
+    assert result.stderr == "2 of 2 proxies have ACKed it\n", "no line that is written over: it is no terminal"
+
+
+async def test_what_was_there_already_is_waited_for_as_well(desk: Desk) -> None:
+    assert (await desk.smc("apply", "-f", desk.shop)).exit_code == 0
+    desk.replica.streams = [HAS[0], STALLED]
+    result = await desk.smc("apply", "-f", desk.shop, "--wait=1s")
+    assert (result.exit_code, result.stdout) == (6, "service/bookstore unchanged\n")
+
+
+async def test_after_the_time_the_laggards_are_named_and_the_exit_code_is_6(desk: Desk) -> None:
+    desk.replica.streams = [HAS[0], STALLED]
+    result = await desk.smc("apply", "-f", desk.shop, "--wait=500ms")
+    assert (result.exit_code, result.stdout) == (6, "service/bookstore created\n")
+    assert result.stderr == (
+        "warning: shop/store-1 at replica-1: stalled\n"
+        "error: after 0.5 s 1 of 2 proxies have ACKed it\n"
+        "  what to do: it is written, and they get it once they can: see smc proxy status, or wait on in the same way\n"
+    )
+
+
+async def test_a_refusal_is_told_in_envoys_words(desk: Desk) -> None:
+    nack = Nack(STORE, LISTENER, ("outbound",), "program size of 101", (), 10_000)
+    desk.replica.streams = [HAS[0], replace(HAS[1], state="nacked", nacks=(nack,))]
+    result = await desk.smc("apply", "-f", desk.shop, "--wait=500ms")
+    assert result.exit_code == 6
+    assert "shop/store-1 at replica-1: nacked: Listener outbound: program size of 101\n" in result.stderr
+
+
+async def test_what_a_proxy_has_refused_for_good_is_not_waited_for_and_yet_no_success(desk: Desk) -> None:
+    await desk.smc("apply", "-f", desk.shop)
+    item = await desk.replica.kv.get(desk.replica.keys.manifest("smc.io/Service/shop/bookstore"))
+    assert item is not None
+    out = QuarantineRecord(STORE, "smc.io/Service/shop/bookstore", item.mod_revision, LISTENER, "outbound", "too big")
+    desk.replica.mesh = mesh(MeshConfig(), {BUYER: proxy(BUYER), STORE: proxy(STORE, out)})
+    async with asyncio.timeout(10):
+        result = await desk.smc("apply", "-f", desk.shop, "--wait")
+    assert result.exit_code == 6
+    assert "shop/store-1 at replica-1: refused: smc.io/Service/shop/bookstore is left out: too big\n" in result.stderr
+    assert "error: 1 of 2 proxies have ACKed it; the others have refused it\n" in result.stderr
+
+
+async def test_a_proxy_that_is_not_there_is_told_and_no_failure(desk: Desk) -> None:
+    desk.replica.streams = HAS[:1]
+    result = await desk.smc("apply", "-f", desk.shop, "--wait")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "1 of 1 proxies have ACKed it\nwarning: connected to no replica, and not waited for: shop/store-1\n",
+    )
+
+
+async def test_delete_waits_too_and_a_word_after_the_option_is_no_timeout(desk: Desk) -> None:
+    await desk.smc("apply", "-f", desk.shop)
+    desk.replica.streams = [HAS[0], STALLED]
+    result = await desk.smc("delete", "-n", "shop", "--wait=1s", "service", "bookstore")
+    assert (result.exit_code, result.stdout) == (6, "service/bookstore deleted\n")
+    desk.replica.streams = list(HAS)
+    await desk.smc("apply", "-f", desk.shop)
+    result = await desk.smc("delete", "-n", "shop", "--wait", "service", "bookstore")
+    assert (result.exit_code, result.stdout) == (0, "service/bookstore deleted\n")
+    await desk.smc("apply", "-f", desk.shop)
+    result = await desk.smc("delete", "-f", desk.shop, "--wait")
+    assert (result.exit_code, result.stderr) == (0, "2 of 2 proxies have ACKed it\n")
+
+
+async def test_a_replica_that_dies_meanwhile_is_replaced_by_another(desk: Desk) -> None:
+    desk.replica.streams = [HAS[0], STALLED]
+    async with running(name="replica-2", of=desk.replica) as other:
+        other.mesh, other.reached = desk.replica.mesh, 10_000
+        other.members = [member(desk.replica, "replica-1"), member(other, "replica-2")]
+        Config((other.api, desk.replica.api), "default").write(desk.home)
+        applying = asyncio.create_task(desk.smc("apply", "-f", desk.shop, "--wait"))
+        # The servers of the first one asked go away with this block.
+        await asyncio.sleep(1)
+        assert not applying.done()
+    desk.replica.streams = list(HAS)
+    result = await applying
+    assert (result.exit_code, result.stderr) == (0, "2 of 2 proxies have ACKed it\n")
+
+
+async def test_when_no_replica_can_say_at_the_end_it_is_exit_code_5_and_told_that_it_is_written(desk: Desk) -> None:
+    desk.replica.streams = [HAS[0], STALLED]
+    applying = asyncio.create_task(desk.smc("apply", "-f", desk.shop, "--wait=3s"))
+    await asyncio.sleep(1)
+    desk.replica.kv.error = UNREACHABLE  # type: ignore[attr-defined]
+    result = await applying
+    assert result.exit_code == 5
+    assert "error: it is written, and which proxies have it is not known after 3 s: " in result.stderr
+
+
+async def test_nothing_is_waited_for_after_a_refused_document(desk: Desk, tmp_path: Path) -> None:
+    desk.replica.streams = [HAS[0], STALLED]
+    bad = tmp_path / "bad.yaml"
+    bad.write_bytes(SERVICE + b"---\nkind: Nonsense\n")
+    async with asyncio.timeout(10):
+        assert (await desk.smc("apply", "-f", str(bad), "--wait")).exit_code == 1
+
+
+@pytest.mark.parametrize("arguments", [("--wait=soon",), ("--wait", "--dry-run")])
+async def test_wrong_usage(desk: Desk, arguments: tuple[str, ...]) -> None:
+    assert (await desk.smc("apply", "-f", desk.shop, *arguments)).exit_code == 2
+
+
+@pytest.mark.parametrize(("no_color", "live"), [("", True), ("1", False)])
+async def test_a_terminal_shows_how_many_have_it_unless_it_is_to_be_plain(
+    desk: Desk, no_color: str, live: bool
+) -> None:
+    desk.replica.streams = [HAS[0], STALLED]
+    ours, theirs = os.openpty()
+    environment = os.environ | {"SMC_CREDENTIAL": str(desk.home), "NO_COLOR": no_color, "TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "smc", "apply", "-f", desk.shop, "--wait=20s",
+        stdout=asyncio.subprocess.DEVNULL, stderr=theirs, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    await asyncio.sleep(2)
+    desk.replica.streams = list(HAS)
+    try:
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+    assert ("\r\x1b[K1 of 2 proxies have ACKed it …" in shown) == live
+    assert "2 of 2 proxies have ACKed it" in shown.rpartition("\x1b[K")[2]
