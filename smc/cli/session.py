@@ -114,6 +114,11 @@ class Session:
             raise Invalid("it is not known where the control plane is", hint=f"--server <host>:{API_PORT}")
         return credential
 
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """host:port of each; known once the credential was read."""
+        return tuple(self._servers)
+
     def call(
         self, method: str, request: Any, *, metadata: Mapping[str, str] | None = None, timeout: float = TIMEOUT
     ) -> Any:
@@ -244,6 +249,15 @@ def credential_option(f: F) -> F:
     )(f)
 
 
+def server_option(f: F) -> F:
+    return click.option(
+        "--server",
+        multiple=True,
+        metavar="HOST[:PORT]",
+        help="A replica's API; several are tried in turn. Default: those that the credential came with.",
+    )(f)
+
+
 def connected(f: Callable[..., Any]) -> Callable[..., Any]:
     """A command that talks to the control plane: it gets a Session first."""
 
@@ -253,10 +267,4 @@ def connected(f: Callable[..., Any]) -> Callable[..., Any]:
             session.keep_fresh()
             return result
 
-    wrapped = click.option(
-        "--server",
-        multiple=True,
-        metavar="HOST[:PORT]",
-        help="A replica's API; several are tried in turn. Default: those that the credential came with.",
-    )(update_wrapper(run, f))
-    return credential_option(wrapped)
+    return credential_option(server_option(update_wrapper(run, f)))
