@@ -60,8 +60,10 @@ log = structlog.get_logger(__name__)
 class Service:
     """What is served under one name: a method for each variant, and the types that one stream of it carries.
 
-    The streams that a proxy has on several services know nothing of each other, so nothing on one waits for an ACK on
-    another: make before break holds on each by itself, and over all types on the aggregated service alone.
+    The streams that a proxy has on several services know nothing of each other, and may end at several replicas. So
+    nothing on one waits for an ACK on another: make before break holds on each by itself, and over all types on the
+    aggregated service alone. Nor is a load assignment sent again on one because its Cluster changed on another: Envoy
+    uses the old Cluster for another 15 s then.
     """
 
     name: str
@@ -219,7 +221,7 @@ class Streams:
         )
         self._sessions[session] = None
         self._metrics.streams.set(len(self._sessions))
-        log.info("stream opened", **{telemetry.PROXY: str(proxy)}, resumed=first.resumed)
+        log.info("stream opened", **{telemetry.PROXY: str(proxy)}, service=service.name, resumed=first.resumed)
         try:
             # gRPC cannot end a call whose first write was cancelled, unless it has sent this before.
             await call.send_initial_metadata(())
