@@ -207,6 +207,41 @@ class Permission:
     """Sorted, at least one; None: every port. As `Inbound.numbers` has them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Some identities of its own namespace, by what is known of their workloads. It says nothing of any other."""
+
+    name: Name
+    manifest: str
+    mod_revision: int
+    service_account: str = ""
+    """This one; "": none so."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """Those whose workloads all have all of these labels; empty: none so."""
+    uris: tuple[str, ...] = ()
+    """Those with one of these SPIFFE IDs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What is a Permission to each identity of its destination, once the mesh knows whom its Bindings mean.
+
+    The fields are a Permission's, except those that tell of identities.
+    """
+
+    manifest: str
+    mod_revision: int
+    destination: Identity | Name
+    """An identity, or the name of a Binding."""
+    sources: tuple[Identity, ...]
+    """Sorted."""
+    bindings: tuple[Name, ...]
+    """Whose identities are sources too; sorted. One that is not there means nobody."""
+    http: tuple[HttpMatch, ...]
+    also: tuple[tuple[str, int], ...] = ()
+    ports: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Backend:
     service: str

@@ -14,7 +14,7 @@ from smc.manifests.findings import Finding, InvalidManifest
 from smc.manifests.kinds import DEFAULT_NAMESPACE, MESH_WIDE, Kind, find, noun, read, read_all
 from smc.manifests.own import OWN_KINDS, mesh_config, service, workload
 from smc.manifests.text import MAX_DOCUMENT, MAX_TEXT, Document, documents
-from smc.model import Permission, Problem, Split
+from smc.model import Binding, Grant, Permission, Problem, Split
 from smc.records import ManifestRecord
 
 __all__ = [
@@ -61,6 +61,9 @@ class Rules:
     splits: tuple[Split, ...] = ()
     """Of several of one root, a request takes the first that is for it."""
     permissions: tuple[Permission, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    """What becomes further permissions by Bindings, of this namespace or another."""
+    bindings: tuple[Binding, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 

@@ -231,13 +231,13 @@ _SERVER_SIDE = (
 )  # fmt: skip
 
 
-def _label_key(text: str) -> str:
+def label_key(text: str) -> str:
     if not _LABEL_KEY.fullmatch(text):
         raise Unfit(f"{shown(text)} is no key of a label", "letters, digits and ._- , after at most one prefix and /")
     return text
 
 
-def _label_value(text: str) -> str:
+def label_value(text: str) -> str:
     if not _LABEL_VALUE.fullmatch(text):
         raise Unfit(f"{shown(text)} is no value of a label: letters, digits and ._- , at most 63")
     return text
@@ -251,8 +251,8 @@ def _metadata(kind: Kind) -> Object:
     fields = (
         Field("name", Text(kind.name_is), required=True),
         Field("namespace", Text(schema.label if kind.namespaced else _no_namespace), default=_default(kind)),
-        Field("labels", MapOf(_label_key, Text(_label_value), most=100), default=()),
-        Field("annotations", MapOf(_label_key, Text(lines=True), most=100), default=()),
+        Field("labels", MapOf(label_key, Text(label_value), most=100), default=()),
+        Field("annotations", MapOf(label_key, Text(lines=True), most=100), default=()),
     )
     return Object(fields, build, strange)
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from cluster.kv import View
 from smc.manifests import PolicyApi
+from smc.mesh.bindings import Bindings
 from smc.mesh.callers import Callers
 from smc.mesh.compiled import Compiled
 from smc.mesh.nouns import Mesh
@@ -28,6 +29,7 @@ class _Stages(Tables):
     served: Served = field(default_factory=Served)
     compiled: Compiled = field(default_factory=Compiled)
     splits: Splits = field(default_factory=Splits)
+    bindings: Bindings = field(default_factory=Bindings)
     permissions: Permissions = field(default_factory=Permissions)
     callers: Callers = field(default_factory=Callers)
     proxies: Proxies = field(default_factory=Proxies)
@@ -40,7 +42,9 @@ class _Stages(Tables):
         self.served.update(self.records, self.sources)
         self.compiled.update(self.records, policies, self.problems)
         self.splits.update(self.compiled, self.served, self.problems)
-        self.permissions.update(self.compiled, self.sources, self.problems)
+        self.permissions.update(
+            self.compiled, self.sources, self.bindings, self.records.the_mesh.trust_domain, self.problems
+        )
         self.proxies.update(
             self.records,
             self.sources,

@@ -8,15 +8,17 @@ from operator import attrgetter
 from typing import TypeVar
 
 from smc.manifests import Rules
-from smc.mesh.compiled import Compiled, Scope
+from smc.mesh.bindings import Bindings
+from smc.mesh.compiled import Compiled
 from smc.mesh.problems import Problems
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Identity, Name, Permission, Policy, Problem, Severity
+from smc.model import Grant, Identity, Name, Permission, Policy, Problem, Severity
 
 K = TypeVar("K")
+P = TypeVar("P")
 _destination: Callable[[Permission], Identity] = attrgetter("destination")
-_manifest: Callable[[Permission], str] = attrgetter("manifest")
+_manifest: Callable[[Permission | Grant], str] = attrgetter("manifest")
 
 NOBODY = Policy(())
 """Of an identity that nobody may call."""
@@ -29,31 +31,48 @@ class Permissions(Tables):
     identities: Index[Identity, Name] = field(default_factory=Index)
     """identity -> its workloads"""
 
-    granted: Index[Identity, Scope] = field(default_factory=Index)
-    """destination -> whose rules have Permissions to it"""
+    granted: Index[Identity, str] = field(default_factory=Index)
+    """destination -> the manifests with Permissions to it"""
+    written: Table[str, tuple[Permission | Grant, ...]] = field(default_factory=Table)
+    """manifest -> what it was compiled to"""
+    bound: Index[Name, str] = field(default_factory=Index)
+    """binding -> the manifests whose Grants name it"""
     by_manifest: Table[str, tuple[Permission, ...]] = field(default_factory=Table)
+    """manifest -> its Permissions, now that it is known whom its bindings mean"""
     naming: Index[Identity, str] = field(default_factory=Index)
     """identity -> the manifests whose Permissions name it"""
 
-    def update(self, compiled: Compiled, sources: Sources, problems: Problems) -> None:
+    def update(
+        self, compiled: Compiled, sources: Sources, bindings: Bindings, trust_domain: str, problems: Problems
+    ) -> None:
         manifests = self._note_workloads(sources)
-        destinations: dict[Identity, None] = {}
-        granted: dict[Scope, dict[Identity, tuple[Permission, ...]]] = {}
+        bindings.update(compiled, sources, self.identities, trust_domain, problems)
         for scope in compiled.rules.changed:
-            was, now = _permissions(compiled.rules.was(scope)), _permissions(compiled.rules.get(scope))
-            before, granted[scope] = _grouped(was, _destination), _grouped(now, _destination)
-            self.granted.move(scope, before, granted[scope])
-            either = before | granted[scope]
-            destinations.update(dict.fromkeys(d for d in either if before.get(d) != granted[scope].get(d)))
-            self._note_manifests(was, now)
+            self._note_manifests(_written(compiled.rules.was(scope)), _written(compiled.rules.get(scope)))
+        unresolved = dict.fromkeys(self.written.changed)
+        for binding in (*bindings.bindings.changed, *bindings.identities.changed):
+            unresolved.update(dict.fromkeys(self.bound.of(binding)))
+        for manifest in unresolved:
+            found: list[Problem] = []
+            resolved = tuple(p for written in self.written.get(manifest) or () for p in _each(written, bindings, found))
+            self.by_manifest.put(manifest, resolved or None)
+            problems.report("bindings", manifest, found)
+        destinations: dict[Identity, None] = {}
+        for manifest in self.by_manifest.changed:
+            was, now = self.by_manifest.was(manifest) or (), self.by_manifest.get(manifest) or ()
+            before, after = _grouped(was, _destination), _grouped(now, _destination)
+            self.granted.move(manifest, before, after)
+            self.naming.move(manifest, _names(was), _names(now))
+            destinations.update(dict.fromkeys(d for d in before | after if before.get(d) != after.get(d)))
         for destination in destinations:
-            found: list[Permission] = []
-            for scope in sorted(self.granted.of(destination)):
-                if scope not in granted:
-                    granted[scope] = _grouped(compiled.rules[scope].permissions, _destination)
-                found.extend(granted[scope][destination])
-            policy = Policy(tuple(sorted(found, key=_manifest)))
-            self.policies.put(destination, kept(self.policies.get(destination), policy) if found else None)
+            permissions = tuple(
+                permission
+                for manifest in sorted(self.granted.of(destination))
+                for permission in self.by_manifest[manifest]
+                if permission.destination == destination
+            )
+            policy = Policy(permissions)
+            self.policies.put(destination, kept(self.policies.get(destination), policy) if permissions else None)
         for manifest in {**manifests, **self.by_manifest.changed}:
             problems.report("identities", manifest, self._absent(manifest))
 
@@ -73,13 +92,13 @@ class Permissions(Tables):
             for manifest in self.naming.of(identity)
         }
 
-    def _note_manifests(self, was: Iterable[Permission], now: Iterable[Permission]) -> None:
+    def _note_manifests(self, was: Iterable[Permission | Grant], now: Iterable[Permission | Grant]) -> None:
         before, after = _grouped(was, _manifest), _grouped(now, _manifest)
         for manifest in {**before, **after}:
             old, new = before.get(manifest, ()), after.get(manifest, ())
             if old != new:
-                self.by_manifest.put(manifest, new or None)
-                self.naming.move(manifest, _names(old), _names(new))
+                self.written.put(manifest, new or None)
+                self.bound.move(manifest, _bindings(old), _bindings(new))
 
     def _absent(self, manifest: str) -> Iterable[Problem]:
         """Identities that no workload has: likely a wrong name, and no fault if the workload comes later."""
@@ -93,12 +112,51 @@ class Permissions(Tables):
                     yield Problem(manifest, "SourceNotFound", message, "spec.sources", Severity.WARNING.value)
 
 
-def _permissions(rules: Rules | None) -> tuple[Permission, ...]:
-    return rules.permissions if rules is not None else ()
+def _each(written: Permission | Grant, bindings: Bindings, found: list[Problem]) -> Iterable[Permission]:
+    """The Permissions of a Grant, one to each identity of its destination; a Permission itself."""
+    if isinstance(written, Permission):
+        yield written
+        return
+    also = set(written.also)
+    for name in _bindings([written]):
+        binding = bindings.bindings.get(name)
+        if binding is None:
+            where = "spec.destination" if name == written.destination else "spec.sources"
+            message = f"there is no binding {name} (or it is invalid), so it means nobody: create it"
+            found.append(Problem(written.manifest, "BindingNotFound", message, where))
+        else:
+            also.add((binding.manifest, binding.mod_revision))
+    sources = {*written.sources, *(i for name in written.bindings for i in bindings.identities.get(name) or ())}
+    to = written.destination
+    destinations = (to,) if isinstance(to, Identity) else bindings.identities.get(to) or ()
+    if not (sources and destinations):
+        message = "its bindings mean nobody, so it grants nothing: see what is said of them"
+        found.append(Problem(written.manifest, "GrantsNothing", message))
+    for destination in destinations if sources else ():
+        yield Permission(
+            written.manifest,
+            written.mod_revision,
+            destination,
+            tuple(sorted(sources)),
+            written.http,
+            tuple(sorted(also)),
+            written.ports,
+        )
 
 
-def _grouped(permissions: Iterable[Permission], by: Callable[[Permission], K]) -> dict[K, tuple[Permission, ...]]:
-    found: dict[K, tuple[Permission, ...]] = {}
+def _bindings(written: Iterable[Permission | Grant]) -> list[Name]:
+    """Every binding that is named, in order, none twice."""
+    grants = [grant for grant in written if isinstance(grant, Grant)]
+    to = {grant.destination for grant in grants if isinstance(grant.destination, Name)}
+    return sorted(to.union(*(grant.bindings for grant in grants)))
+
+
+def _written(rules: Rules | None) -> tuple[Permission | Grant, ...]:
+    return (*rules.permissions, *rules.grants) if rules is not None else ()
+
+
+def _grouped(permissions: Iterable[P], by: Callable[[P], K]) -> dict[K, tuple[P, ...]]:
+    found: dict[K, tuple[P, ...]] = {}
     for permission in permissions:
         found[by(permission)] = (*found.get(by(permission), ()), permission)
     return found

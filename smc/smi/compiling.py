@@ -12,12 +12,13 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from smc.manifests import InvalidManifest, Manifest, Rules, noun
-from smc.model import HttpMatch, Permission, Problem, Severity, Split
+from smc.model import Binding, Grant, HttpMatch, Identity, Permission, Problem, Severity, Split
 from smc.smi.kinds import (
     HTTP_ROUTES,
     KINDS,
     TCP_ROUTE,
     UDP_ROUTE,
+    IdentityBinding,
     PortRoute,
     RouteGroup,
     RouteReference,
@@ -40,6 +41,7 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
     splits: list[Read[TrafficSplit]] = []
     targets: list[Read[TrafficTarget]] = []
     routes: Routes = {}
+    bindings: list[Binding] = []
     for manifest in sorted(manifests, key=lambda m: m.record.id):
         record = manifest.record
         if record.name.namespace != namespace:
@@ -53,10 +55,15 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
                 targets.append((manifest, target))
             case RouteGroup() | PortRoute() as route:
                 routes[record.kind, record.name.name] = (manifest, route)
-    permissions = [_permission(manifest, target, routes, problems) for manifest, target in targets]
+            case IdentityBinding() as b:
+                whom = (b.service_account, b.labels, b.uris)
+                bindings.append(Binding(record.name, record.id, manifest.mod_revision, *whom))
+    granted = [_granted_by(manifest, target, routes, problems) for manifest, target in targets]
     return Rules(
         splits=_splits(splits, routes, problems),
-        permissions=tuple(p for p in permissions if p is not None),
+        permissions=tuple(g for g in granted if isinstance(g, Permission)),
+        grants=tuple(g for g in granted if isinstance(g, Grant)),
+        bindings=tuple(bindings),
         problems=tuple(sorted(problems)),
     )
 
@@ -127,9 +134,9 @@ def _condition(
     return _alternatives(found), tuple(sorted(also))
 
 
-def _permission(
+def _granted_by(
     manifest: Manifest, target: TrafficTarget, routes: Routes, problems: list[Problem]
-) -> Permission | None:
+) -> Permission | Grant | None:
     """What the target grants; None if nothing.
 
     HTTP rules are alternatives, and so are ports; a request must be one of the first, on one of the second.
@@ -169,15 +176,11 @@ def _permission(
         message = "none of its rules grants anything, so the target has no effect"
         problems.append(Problem(id_, "GrantsNothing", message, target.rules_field))
         return None
-    return Permission(
-        id_,
-        manifest.mod_revision,
-        target.destination,
-        target.sources,
-        _alternatives(allowed),
-        tuple(sorted(also)),
-        tuple(sorted(ports)) if ports is not None else None,
-    )
+    revision, http = manifest.mod_revision, _alternatives(allowed)
+    on = tuple(sorted(ports)) if ports is not None else None
+    if isinstance(target.destination, Identity) and not target.bindings:
+        return Permission(id_, revision, target.destination, target.sources, http, tuple(sorted(also)), on)
+    return Grant(id_, revision, target.destination, target.sources, target.bindings, http, tuple(sorted(also)), on)
 
 
 def _alternatives(matches: AbstractSet[HttpMatch]) -> tuple[HttpMatch, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from smc.manifests import Kind, expressions, schema
+from smc.manifests import Kind, expressions, kinds, schema
 from smc.manifests.findings import Unfit, shown
 from smc.manifests.kinds import Metadata, Schema
 from smc.manifests.schema import Field, Integer, ListOf, MapOf, Object, OneOf, Shape, Text, Within
@@ -213,7 +213,8 @@ class RouteReference:
 
 @dataclass(frozen=True, slots=True)
 class TrafficTarget:
-    destination: Identity
+    destination: Identity | Name
+    """An identity, or the name of an IdentityBinding."""
     sources: tuple[Identity, ...]
     """Sorted."""
     rules: tuple[RouteReference, ...]
@@ -221,28 +222,44 @@ class TrafficTarget:
     """The one port of the destination that it is for; None: it says nothing of ports, and the rules may."""
     rules_field: str = "spec.rules"
     """Where the version has the rules."""
+    bindings: tuple[Name, ...] = ()
+    """IdentityBindings that are sources too; sorted."""
 
 
+SERVICE_ACCOUNT = "ServiceAccount"
+IDENTITY_BINDING = "IdentityBinding"
 _NO_IDENTITY = {
-    "IdentityBinding": "ServiceAccount is the only kind of identity that is read",
     "Group": "only service accounts are identities of workloads",
     "User": "only service accounts are identities of workloads",
     "Service": "access is granted to identities, not to services",
 }
-_IDENTITY_FIELDS = (
-    Field("kind", Text(schema.choice({"ServiceAccount": "ServiceAccount"}, refused=_NO_IDENTITY)), required=True),
-    Field("name", Text(schema.subdomain), required=True),
-    Field("namespace", Text(schema.label), default=""),
+
+
+def _identity_fields(*kinds: str, refused: dict[str, str]) -> tuple[Field, ...]:
+    return (
+        Field("kind", Text(schema.choice({kind: kind for kind in kinds}, refused=refused)), required=True),
+        Field("name", Text(schema.subdomain), required=True),
+        Field("namespace", Text(schema.label), default=""),
+    )
+
+
+_ACCOUNT = _identity_fields(
+    SERVICE_ACCOUNT, refused=_NO_IDENTITY | {IDENTITY_BINDING: "it came with v1alpha4: write that version"}
 )
-_IDENTITY = Object(_IDENTITY_FIELDS, lambda _kind, name, namespace: (namespace, name))
-_DESTINATION = Object(
-    _IDENTITY_FIELDS,
-    lambda _kind, name, namespace: (namespace, name, None),
-    {"port": "since v1alpha3 ports come from a TCPRoute in spec.rules: name one instead"},
+_EITHER = (
+    *_identity_fields(SERVICE_ACCOUNT, IDENTITY_BINDING, refused=_NO_IDENTITY),
+    Field("group", Text(schema.choice({ACCESS: ACCESS, "": ""})), default=""),
 )
+_NO_PORT_HERE = {"port": "since v1alpha3 ports come from a TCPRoute in spec.rules: name one instead"}
+_IDENTITY = Object(_ACCOUNT, lambda kind, name, namespace: (kind, namespace, name))
+_IDENTITY_V1ALPHA4 = Object(_EITHER, lambda kind, name, namespace, _group: (kind, namespace, name))
 _DESTINATION_WITH_PORT = Object(
-    (*_IDENTITY_FIELDS, Field("port", Integer(1, 65535))),
-    lambda _kind, name, namespace, port: (namespace, name, port),
+    (*_ACCOUNT, Field("port", Integer(1, 65535))),
+    lambda kind, name, namespace, port: (kind, namespace, name, port),
+)
+_DESTINATION = Object(_ACCOUNT, lambda kind, name, namespace: (kind, namespace, name, None), _NO_PORT_HERE)
+_DESTINATION_V1ALPHA4 = Object(
+    _EITHER, lambda kind, name, namespace, _group: (kind, namespace, name, None), _NO_PORT_HERE
 )
 _MATCH_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 
@@ -281,28 +298,39 @@ def _target(top: str, rules_name: str) -> Callable[..., Callable[[Metadata], Tra
     """Makes the noun of a version that has its fields below `top`, and calls the rules `rules_name`."""
 
     def fields(
-        destination: tuple[str, str, int | None],
+        destination: tuple[str, str, str, int | None],
         rules: tuple[RouteReference, ...],
-        sources: tuple[tuple[str, str], ...],
+        sources: tuple[tuple[str, str, str], ...],
     ) -> Callable[[Metadata], TrafficTarget]:
         def of(metadata: Metadata) -> TrafficTarget:
             own = metadata.name.namespace
-            namespace, name, port = destination
+            kind, namespace, name, port = destination
             if namespace not in ("", own):
                 raise Unfit(
                     f"the destination is of namespace {namespace}, the TrafficTarget of {own}",
                     f"whoever owns the destination grants the access: write it in namespace {namespace}",
                     field=f"{top}destination.namespace",
                 )
-            identities = {Identity(source_namespace or own, source) for source_namespace, source in sources}
-            return TrafficTarget(Identity(own, name), tuple(sorted(identities)), rules, port, f"{top}{rules_name}")
+            named = [(kind_, namespace_ or own, source) for kind_, namespace_, source in sources]
+            return TrafficTarget(
+                Name(own, name) if kind == IDENTITY_BINDING else Identity(own, name),
+                tuple(sorted({Identity(*who) for kind_, *who in named if kind_ == SERVICE_ACCOUNT})),
+                rules,
+                port,
+                f"{top}{rules_name}",
+                tuple(sorted({Name(*who) for kind_, *who in named if kind_ == IDENTITY_BINDING})),
+            )
 
         return of
 
     return fields
 
 
-_SOURCES = Field("sources", ListOf(_IDENTITY, least=1), required=True)
+def _sources(identity: Shape) -> Field:
+    return Field("sources", ListOf(identity, least=1), required=True)
+
+
+_SOURCES = _sources(_IDENTITY)
 _NO_UDP = {UDP_ROUTE: "it came with v1alpha3: write that version"}
 _RENAMED = {"specs": "since v1alpha2 they are called rules"}
 _TARGETS = {
@@ -327,7 +355,90 @@ _TARGETS = {
         build=_target("spec.", "rules"),
         strange=_RENAMED,
     ),
+    "v1alpha4": _spec(
+        Field("destination", _DESTINATION_V1ALPHA4, required=True),
+        _rules("rules", HTTP_ROUTES, TCP_ROUTE, UDP_ROUTE),
+        _sources(_IDENTITY_V1ALPHA4),
+        build=_target("spec.", "rules"),
+        strange=_RENAMED,
+    ),
 }
+
+
+# ---------------------------------------------------------------------------------------------------- IdentityBinding
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityBinding:
+    """Alternatives, all within its own namespace."""
+
+    labels: tuple[tuple[str, str], ...]
+    """Sorted; empty: none so."""
+    uris: tuple[str, ...]
+    service_account: str
+
+
+_SPIFFE = re.compile(r"(?:spiffe://)?([a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+)")
+_WORKLOAD = re.compile(r"spiffe://[^/]+/ns/([^/]+)/sa/[^/]+")
+
+
+def _spiffe_id(text: str) -> str:
+    match = _SPIFFE.fullmatch(text) if len(text) <= 2048 else None
+    if match is None:
+        raise Unfit(f"{shown(text)} is no SPIFFE ID", "write <trust domain>/ns/<namespace>/sa/<service account>")
+    return f"spiffe://{match[1]}"
+
+
+def _some_label(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    if not labels:
+        raise Unfit("no label is given, so every workload would be meant", "name one", field="matchLabels")
+    return labels
+
+
+def _binding(
+    labels: tuple[tuple[str, str], ...] | None, uris: tuple[str, ...] | None, account: str | None
+) -> Callable[[Metadata], IdentityBinding]:
+    def of(metadata: Metadata) -> IdentityBinding:
+        own = metadata.name.namespace
+        for index, uri in enumerate(uris or ()):
+            workload = _WORKLOAD.fullmatch(uri)
+            if workload is not None and workload[1] != own:
+                raise Unfit(
+                    f"an identity of namespace {workload[1]} in a binding of namespace {own}",
+                    f"a binding is for identities of its own namespace: write one in namespace {workload[1]}",
+                    field=f"spec.schemes.spiffeIdentities[{index}]",
+                )
+        if not (labels or uris or account):
+            raise Unfit(
+                "no scheme is given, so nobody would be meant",
+                "write podLabelSelector, spiffeIdentities or serviceAccount",
+                field="spec.schemes",
+            )
+        return IdentityBinding(labels or (), uris or (), account or "")
+
+    return of
+
+
+_SELECTOR = Object(
+    (Field("matchLabels", MapOf(kinds.label_key, Text(kinds.label_value), most=100), required=True),),
+    _some_label,
+    {"matchExpressions": "only matchLabels is read"},
+)
+_BINDING = _spec(
+    Field(
+        "schemes",
+        Object(
+            (
+                Field("podLabelSelector", _SELECTOR),
+                Field("spiffeIdentities", ListOf(Text(_spiffe_id), unique=str)),
+                Field("serviceAccount", Text(schema.subdomain)),
+            ),
+            _binding,
+        ),
+        required=True,
+    ),
+    build=lambda of: of,
+)
 
 
 # ----------------------------------------------------------------------------------------------------- HTTPRouteGroup
@@ -483,6 +594,7 @@ _TCP_ROUTES = {
 KINDS: tuple[Kind, ...] = (
     Kind(SPLIT, "TrafficSplit", "trafficsplits", ("ts",), _SPLITS),
     Kind(ACCESS, "TrafficTarget", "traffictargets", ("tt",), _TARGETS),
+    Kind(ACCESS, IDENTITY_BINDING, "identitybindings", ("ib",), {"v1alpha4": _BINDING}),
     Kind(SPECS, HTTP_ROUTES, "httproutegroups", ("htr",), _GROUPS),
     Kind(SPECS, TCP_ROUTE, "tcproutes", ("tr",), _TCP_ROUTES),
     Kind(SPECS, UDP_ROUTE, "udproutes", ("ur",), {"v1alpha4": _v1alpha4(UDP_ROUTE)}),

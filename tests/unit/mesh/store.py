@@ -152,13 +152,18 @@ spec:
 
 
 def workload_text(
-    workload: str, account: str, *services: str, address: str = "10.0.0.1", reachable: tuple[str, ...] | None = None
+    workload: str,
+    account: str,
+    *services: str,
+    address: str = "10.0.0.1",
+    reachable: tuple[str, ...] | None = None,
+    labels: str = "{}",
 ) -> str:
     bound = "" if reachable is None else f"  reachableServices: [{', '.join(reachable)}]\n"
     return f"""\
 apiVersion: smc.io/v1alpha1
 kind: Workload
-metadata: {{name: {name(workload).name}, namespace: {name(workload).namespace}}}
+metadata: {{name: {name(workload).name}, namespace: {name(workload).namespace}, labels: {labels}}}
 spec:
   address: {address}
   serviceAccount: {account}
@@ -204,6 +209,21 @@ spec:
   destination: {{kind: ServiceAccount, name: {destination}}}
   rules: [{{kind: HTTPRouteGroup, name: {group}}}]
   sources:{callers}
+"""
+
+
+def bound_text(target: str, destination: str, *sources: str, group: str = "all") -> str:
+    """A target whose destination, a binding of its namespace, and sources, `<namespace>/<binding>`, are bindings."""
+    found = target_text(target, destination, *sources, group=group).replace("v1alpha3", "v1alpha4")
+    return found.replace("ServiceAccount", "IdentityBinding")
+
+
+def binding_text(binding: str, schemes: str) -> str:
+    return f"""\
+apiVersion: access.smi-spec.io/v1alpha4
+kind: IdentityBinding
+metadata: {{name: {name(binding).name}, namespace: {name(binding).namespace}}}
+spec: {{schemes: {schemes}}}
 """
 
 

@@ -27,6 +27,7 @@ SOURCES = ("files", "pods")
 PORTS = (80, 81)
 SPLIT = "split.smi-spec.io/TrafficSplit"
 TARGET = "access.smi-spec.io/TrafficTarget"
+BINDING = "access.smi-spec.io/IdentityBinding"
 GROUP = "specs.smi-spec.io/HTTPRouteGroup"
 
 Change = Callable[[Store], object]
@@ -67,7 +68,8 @@ def _break(nth: int, to: Store) -> None:
 
 KINDS = (
     "service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready",
-    "ready", "certificate", "certificate", "split", "split", "target", "ports", "group", "quarantine", "quarantine",
+    "ready", "certificate", "certificate", "split", "split", "target", "bound", "binding",
+    "ports", "group", "quarantine", "quarantine",
     "config", "bundle", "synced", "broken",
 )  # fmt: skip
 
@@ -112,7 +114,10 @@ def changes(draw: st.DrawFn) -> Change:
             put = methodcaller("offer_workload", workload, account, reachable=reachable, source=source)
         case "own workload":
             key = KEYS.manifest(f"smc.io/Workload/{workload}")
-            put = methodcaller("apply", store.workload_text(workload, account, *some(SERVICES), reachable=reachable))
+            text = store.workload_text(
+                workload, account, *some(SERVICES), reachable=reachable, labels=one(("{}", "{app: a}", "{app: b}"))
+            )
+            put = methodcaller("apply", text)
         case "ready":
             key = KEYS.ready(name(workload))
             put = methodcaller("ready", workload)
@@ -135,6 +140,20 @@ def changes(draw: st.DrawFn) -> Change:
             if kind := one(("", "", "TCPRoute", "UDPRoute")):
                 text = text.replace("rules: [", f"rules: [{{kind: {kind}, name: ports}}, ")
             put = methodcaller("apply", text)
+        case "bound":
+            target = f"{namespace}/{one(('one', 'two'))}"
+            key = KEYS.manifest(f"{TARGET}/{target}")
+            callers = some(("a/one", "a/two", "b/one"), 1)
+            put = methodcaller("apply", store.bound_text(target, one(("one", "two")), *callers))
+        case "binding":
+            binding = f"{namespace}/{one(('one', 'two'))}"
+            key = KEYS.manifest(f"{BINDING}/{binding}")
+            schemes = [
+                "podLabelSelector: {matchLabels: {app: a}}",
+                f"spiffeIdentities: [{store.TRUST_DOMAIN}/ns/{namespace}/sa/{account}, far.example/x]",
+                "serviceAccount: s",
+            ]
+            put = methodcaller("apply", store.binding_text(binding, f"{{{', '.join(some(schemes, 1))}}}"))
         case "ports":
             ports = f"{namespace}/ports"
             key = KEYS.manifest(f"specs.smi-spec.io/TCPRoute/{ports}")

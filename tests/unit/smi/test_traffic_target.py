@@ -13,7 +13,7 @@ import pytest
 
 from smc import smi
 from smc.manifests import Manifest
-from smc.model import HttpMatch, Identity, Name, Permission, Severity
+from smc.model import Binding, HttpMatch, Identity, Name, Permission, Severity
 from tests.unit.smi.writing import compiled, group, manifest, ports, problem, reasons, refused, target
 
 ANY_PATH = HttpMatch("(?:/.*).*")
@@ -212,7 +212,7 @@ def test_ACCESS_7_ports_are_numbers(numbers: str, reason: str) -> None:
     assert refused(ports().replace("[]", f"[{numbers}]")) == reason
 
 
-@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2", "v1alpha3"])
+@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"])
 def test_ACCESS_12_a_target_says_the_same_in_every_version(version: str) -> None:
     """The first version has no spec, and calls the rules specs."""
     (permission,) = granted(
@@ -235,8 +235,9 @@ def test_ACCESS_12_the_port_of_a_destination_is_never_dropped(version: str) -> N
     assert granted(target(BOTH, destination=ON_8080, version=version), group(), ports(8081)) == ()
 
 
-def test_ACCESS_12_since_v1alpha3_a_destination_has_no_port() -> None:
-    assert refused(target(destination=ON_8080)) == (
+@pytest.mark.parametrize("version", ["v1alpha3", "v1alpha4"])
+def test_ACCESS_12_since_v1alpha3_a_destination_has_no_port(version: str) -> None:
+    assert refused(target(destination=ON_8080, version=version)) == (
         "spec.destination.port: unknown field "
         "(since v1alpha3 ports come from a TCPRoute in spec.rules: name one instead)"
     )
@@ -261,6 +262,84 @@ def test_ACCESS_7_rules_are_alternatives() -> None:
         "specs.smi-spec.io/HTTPRouteGroup/shop/more",
         "specs.smi-spec.io/HTTPRouteGroup/shop/routes",
     ]
+
+
+BINDING = """\
+apiVersion: access.smi-spec.io/v1alpha4
+kind: IdentityBinding
+metadata: {name: tills, namespace: shop}
+spec: {schemes: %s}
+"""
+
+
+def test_ACCESS_8_a_binding_is_compiled_to_its_schemes_for_the_mesh_to_resolve() -> None:
+    schemes = """{
+      podLabelSelector: {matchLabels: {b: '2', app: till}},
+      spiffeIdentities: [books.example/ns/shop/sa/x, 'spiffe://far.example/host/7'],
+      serviceAccount: till}"""
+    (binding,) = compiled(replace(manifest(BINDING % schemes), mod_revision=4)).bindings
+    assert binding == Binding(
+        Name("shop", "tills"),
+        "access.smi-spec.io/IdentityBinding/shop/tills",
+        4,
+        "till",
+        (("app", "till"), ("b", "2")),
+        ("spiffe://books.example/ns/shop/sa/x", "spiffe://far.example/host/7"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("schemes", "reason"),
+    [
+        (
+            "{spiffeIdentities: [books.example/ns/bank/sa/vault]}",
+            "spec.schemes.spiffeIdentities[0]: an identity of namespace bank in a binding of namespace shop "
+            "(a binding is for identities of its own namespace: write one in namespace bank)",
+        ),
+        (
+            "{spiffeIdentities: ['http://x']}",
+            'spec.schemes.spiffeIdentities[0]: "http://x" is no SPIFFE ID '
+            "(write <trust domain>/ns/<namespace>/sa/<service account>)",
+        ),
+        (
+            "{podLabelSelector: {matchLabels: {}}}",
+            "spec.schemes.podLabelSelector.matchLabels: no label is given, so every workload would be meant (name one)",
+        ),
+        (
+            "{}",
+            "spec.schemes: no scheme is given, so nobody would be meant "
+            "(write podLabelSelector, spiffeIdentities or serviceAccount)",
+        ),
+    ],
+)
+def test_ACCESS_8_a_binding_is_for_some_of_its_own_namespace(schemes: str, reason: str) -> None:
+    assert refused(BINDING % schemes) == reason
+
+
+TILLS = "{kind: IdentityBinding, name: tills, group: access.smi-spec.io}"
+
+
+def test_ACCESS_8_a_target_that_names_bindings_is_a_grant_and_no_permission_yet() -> None:
+    sources = f"[{TILLS}, {{kind: IdentityBinding, name: a, namespace: z}}, {{kind: ServiceAccount, name: b}}]"
+    rules = compiled(manifest(target(sources=sources, version="v1alpha4")), manifest(group()))
+    assert rules.permissions == ()
+    (grant,) = rules.grants
+    assert (grant.destination, grant.sources) == (STORE, (Identity("shop", "b"),))
+    assert grant.bindings == (Name("shop", "tills"), Name("z", "a"))
+    (grant,) = compiled(manifest(target(destination=TILLS, version="v1alpha4")), manifest(group())).grants
+    assert (grant.destination, grant.sources, grant.bindings) == (Name("shop", "tills"), (BUYER,), ())
+
+
+def test_ACCESS_8_bindings_came_with_v1alpha4() -> None:
+    assert refused(target(sources="[{kind: IdentityBinding, name: tills}]")) == (
+        'spec.sources[0].kind: "IdentityBinding" is not taken: it came with v1alpha4: write that version '
+        "(only ServiceAccount is known)"
+    )
+
+
+def test_ACCESS_11_a_destination_by_a_binding_of_another_namespace_is_refused_too() -> None:
+    elsewhere = "{kind: IdentityBinding, name: vaults, namespace: bank}"
+    assert refused(target(destination=elsewhere, version="v1alpha4")).startswith("spec.destination.namespace: ")
 
 
 def test_ACCESS_9_routes_are_looked_for_in_the_namespace_of_the_target_only() -> None:
