@@ -16,7 +16,7 @@ from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Inbound, Name, Permission, Policy, Problem, Protocol, Workload
+from smc.model import Inbound, Name, Permission, Policy, Problem, Protocol, Severity, Workload
 from smc.records import QuarantineRecord
 
 Version = tuple[str, int]
@@ -59,6 +59,7 @@ class Proxies(Tables):
             touched.update(dict.fromkeys(permissions.identities.of(identity)))
         for name in touched:
             self.proxies.put(name, self._proxy(name, records, sources, permissions, callers))
+            problems.report("ports", name, self._unused(name, sources, permissions))
         alone = set(touched)
         for group in callers.outbounds.changed:
             outbound = callers.outbounds.get(group)
@@ -179,6 +180,22 @@ class Proxies(Tables):
                     )
                     found.append(Problem(sources.origins[name], "ProtocolConflict", message))
         return tuple(inbounds)
+
+    def _unused(self, name: Name, sources: Sources, permissions: Permissions) -> Iterable[Problem]:
+        """Permissions for ports that a workload with services does not have: likely a wrong number.
+
+        Workloads of one identity say it in the same words, so that it is told once.
+        """
+        workload, inbounds = sources.workloads.get(name), self.inbounds.get(name)
+        policy = permissions.policies.get(workload.identity) if workload is not None else None
+        if policy is None or inbounds is None:
+            return
+        numbers = {number for inbound in inbounds for number in inbound.numbers}
+        for permission in policy.permissions:
+            if permission.ports is not None and numbers.isdisjoint(permission.ports):
+                ports = ", ".join(map(str, permission.ports))
+                message = f"a workload of {permission.destination} has no port {ports}, so nothing is allowed on it"
+                yield Problem(permission.manifest, "PortNotFound", message, severity=Severity.WARNING.value)
 
     # ----------------------------------------------------------------------------------------------------- readiness
 

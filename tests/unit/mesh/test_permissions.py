@@ -148,6 +148,21 @@ def test_ACCESS_13_a_port_is_a_service_port_first_and_then_one_of_the_applicatio
     assert reached(store, 1) == []
 
 
+def test_ACCESS_13_a_port_that_workloads_of_the_destination_do_not_have_is_a_warning() -> None:
+    store = mesh_of(Store())
+    store.offer_service("shop/store", (80, "8080"))
+    of_both = [endpoint(f"shop/store-{n}", "store", (80, 8080)) for n in (1, 2)]
+    store.offer_endpoints("shop/store", *of_both)
+    assert reached(store, 81) == []
+    mesh = store.build()
+    (problem,) = mesh.problems[TARGET]
+    assert (problem.reason, problem.severity) == ("PortNotFound", Severity.WARNING.value)
+    assert "a workload of shop/store has no port 81" in problem.message
+    store.offer_service("shop/store", (81, "8080"))
+    store.offer_endpoints("shop/store", *[endpoint(f"shop/store-{n}", "store", (81, 8080)) for n in (1, 2)])
+    assert TARGET not in store.build(mesh).problems
+
+
 def test_ACCESS_13_what_a_port_is_called_follows_the_services() -> None:
     store = mesh_of(Store())
     store.offer_service("shop/store", (80, "8080"))
