@@ -41,7 +41,54 @@ spec:
   reachableServices: [bank/pay, store]
 """
 MATCHES = bookstore.split(1, 2).replace("spec:", "spec:\n  matches: [{kind: HTTPRouteGroup, name: bookstore}]", 1)
+FIRST = """\
+apiVersion: split.smi-spec.io/v1alpha1
+kind: TrafficSplit
+metadata: {name: store, namespace: shop}
+spec: {service: store, backends: [{service: a, weight: 500m}, {service: b, weight: 0.5}, {service: c, weight: 1Ki}]}
+---
+apiVersion: access.smi-spec.io/v1alpha1
+kind: TrafficTarget
+metadata: {name: buyers, namespace: shop}
+destination: {kind: ServiceAccount, name: store, port: 8080}
+specs: [{kind: HTTPRouteGroup, name: routes, matches: [read]}, {kind: TCPRoute, name: ports}]
+sources: [{kind: ServiceAccount, name: buyer, namespace: buyers}]
+---
+apiVersion: specs.smi-spec.io/v1alpha1
+kind: HTTPRouteGroup
+metadata: {name: routes, namespace: shop}
+matches: [{name: read, pathRegex: /books, methods: [GET]}]
+---
+apiVersion: specs.smi-spec.io/v1alpha1
+kind: TCPRoute
+metadata: {name: ports, namespace: shop}
+"""
+LAST = """\
+apiVersion: access.smi-spec.io/v1alpha4
+kind: TrafficTarget
+metadata: {name: buyers, namespace: shop}
+spec:
+  destination: {kind: IdentityBinding, group: access.smi-spec.io, name: tills}
+  rules: [{kind: TCPRoute, name: ports}, {kind: UDPRoute, name: ports}]
+  sources: [{kind: IdentityBinding, name: a, namespace: z}, {kind: ServiceAccount, name: b}]
+---
+apiVersion: access.smi-spec.io/v1alpha4
+kind: IdentityBinding
+metadata: {name: tills, namespace: shop}
+spec:
+  schemes:
+    podLabelSelector: {matchLabels: {app: till}}
+    spiffeIdentities: [books.example/ns/shop/sa/x, 'spiffe://far.example/host/7']
+    serviceAccount: till
+---
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: TCPRoute
+metadata: {name: ports, namespace: shop}
+spec: {matches: {name: x, ports: [8080, 8081]}}
+"""
 GOOD = (
+    *FIRST.split("---\n"),
+    *LAST.split("---\n"),
     *(part for text in (bookstore.services(), bookstore.policy()) for part in text.split("---\n")),
     bookstore.split(1, 2),
     MATCHES,
@@ -52,7 +99,7 @@ GOOD = (
 SPLICES = (
     "\t", "\n", "\r", " ", "  ", ":", ": ", "- ", "-", "---\n", "...\n", "[", "]", "{", "}", ",", "#", "'", '"', "|",
     "&a ", "*a", "!!str ", "!x ", "%", "@", "`", "?", "? ", "<<: ", "\\", "\\x00", "\x00", "\x07", "\u2028", "\ufeff",
-    "é", "🙂", "null", "~", "true", "no", "0", "-1", "0.5", "1e999", "9" * 30, "9" * 5000, "0x10", ".inf",
+    "é", "🙂", "null", "~", "true", "no", "0", "-1", "0.5", "1e999", "9" * 30, "9" * 5000, "0x10", ".inf", "1e99", "m",
     ">", "007", ".nan",
     "(", ")", "*", "(?=", "a{1001}", "(((((a{9}){9}){9}){9}){9})", "\\Q", ".*" * 600, "[" * 70, "{a: " * 70, "x" * 300,
     "\u202e", "10.0.0.1", "::1", "fe80::1%1", "24h", "999999999999h", "a/b/c", "..", "-", "kind: List",
