@@ -103,13 +103,19 @@ def leader(found: Sequence[Any], unreachable: Sequence[str]) -> Check:
     return Check("leader", Result.ERROR, reason, "etcdctl endpoint health --cluster")
 
 
-def revisions(found: Sequence[Any], target: int) -> Check:
-    """Has every replica built the mesh at `target`, an etcd revision that one of them had before?"""
-    behind = [f"{r.name} is at {r.revision}" for r in found if r.revision < target]
+def revisions(found: Sequence[Any], newest: int) -> Check:
+    """Has every replica built the mesh with the newest manifest, whose revision this is?
+
+    Beyond that their revisions differ, and mean nothing: a replica is at that of the last change that it had to know.
+    """
+    behind = [f"{r.name} is at {r.revision}" for r in found if r.revision < newest]
     if behind:
-        reason = f"the mesh is at revision {target}, and {_few(behind)}"
+        reason = f"the newest manifest is of revision {newest}, and {_few(behind)}"
         return Check("revision", Result.ERROR, reason, "smc serve, on its machine: what does it log?")
-    return Check("revision", Result.OK, f"every replica that answers has built the mesh at {target}")
+    reason = (
+        f"every replica that answers has the newest manifest, of revision {newest}" if newest else "nothing to have"
+    )
+    return Check("revision", Result.OK, reason)
 
 
 def proxies(found: Sequence[Any]) -> Check:
@@ -182,11 +188,18 @@ def _local(directory: Path, address: str) -> Any:
 def _together(session: Session) -> Iterator[Check]:
     from smc.v1 import smc_pb2 as pb
 
+    written: list[Any] = []
+    unknown = ""
+    try:
+        for kind in known():
+            written.extend(session.call("List", pb.ListRequest(group=kind.group, kind=kind.name)).objects)
+    except SmcError as e:
+        unknown = e.message
+    newest = max((o.resource_version for o in written), default=0)
     try:
         answer = session.call("Proxies", pb.ProxiesRequest())
-        target = max(r.revision for r in answer.replicas)
         for _ in range(LOOKS - 1):
-            passing = (leader(answer.replicas, answer.unreachable), revisions(answer.replicas, target))
+            passing = (leader(answer.replicas, answer.unreachable), revisions(answer.replicas, newest))
             if all(c.result is Result.OK for c in passing):
                 break
             time.sleep(1.0)
@@ -197,13 +210,14 @@ def _together(session: Session) -> Iterator[Check]:
         return
     yield replicas(answer.replicas, answer.unreachable)
     yield leader(answer.replicas, answer.unreachable)
-    yield revisions(answer.replicas, target)
+    if unknown:
+        yield Check("revision", Result.SKIPPED, "it is not known which manifests there are")
+        yield proxies(answer.proxies)
+        yield Check("manifests", Result.ERROR, unknown, "etcdctl endpoint health --cluster")
+        return
+    yield revisions(answer.replicas, newest)
     yield proxies(answer.proxies)
-    try:
-        requests = [pb.ListRequest(group=kind.group, kind=kind.name) for kind in known()]
-        yield manifests([o for request in requests for o in session.call("List", request).objects])
-    except SmcError as e:
-        yield Check("manifests", Result.ERROR, e.message, "etcdctl endpoint health --cluster")
+    yield manifests(written)
 
 
 def _skipped(reason: str, first: str) -> Iterator[Check]:

@@ -105,6 +105,7 @@ async def test_a_store_that_does_not_answer_is_told(pair: Pair) -> None:
     result, found = await pair.smc("-o", "json")
     assert result.exit_code == 1
     assert (found["server"], found["replicas"], found["manifests"]) == ("ok", "error", "error")
+    assert found["revision"] == "skipped"
 
 
 async def test_what_the_api_tells_of_proxies_and_manifests_is_judged(pair: Pair) -> None:
@@ -153,9 +154,10 @@ def test_exactly_one_replica_leads() -> None:
     assert check.leader([TWO], ["a"]).result == "warning"
 
 
-def test_every_replica_is_as_far_as_one_was_before() -> None:
+def test_every_replica_has_built_the_newest_manifest_however_far_each_is_beyond() -> None:
     assert check.revisions([ONE, TWO], 6).result == "ok"
-    assert brief(check.revisions([ONE, TWO], 7)) == ("error", "the mesh is at revision 7, and b is at 6")
+    assert check.revisions([ONE, TWO], 0).result == "ok"
+    assert brief(check.revisions([ONE, TWO], 7)) == ("error", "the newest manifest is of revision 7, and b is at 6")
 
 
 async def test_what_passes_by_itself_is_waited_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
