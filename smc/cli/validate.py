@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,10 +18,10 @@ from smc import manifests, plugins
 from smc.cli import say
 from smc.cli.documents import Document, read
 from smc.errors import NotFound
-from smc.manifests import Finding, InvalidManifest, Kind, PolicyApi
+from smc.manifests import Finding, InvalidManifest, Kind, PolicyApi, schema
 from smc.manifests.text import Node
 from smc.mesh import build
-from smc.model import Problem, Severity
+from smc.model import Name, Problem, Severity
 from smc.records import Keys, ManifestRecord, MeshRecord, encode
 
 FORMATS = ("text", "json", "sarif")
@@ -60,8 +60,12 @@ class Told:
         return f"{self.finding.where}: {self.severity.value}: {field}{self.finding.reason} [{self.rule}]"
 
 
-def check(documents: Sequence[Document], kinds: Sequence[Kind], policies: Sequence[PolicyApi]) -> tuple[Told, ...]:
+def check(
+    documents: Sequence[Document], kinds: Sequence[Kind], policies: Sequence[PolicyApi], namespace: str = ""
+) -> tuple[Told, ...]:
     """Say all that is wrong with the manifests, as each is and as they are together, in the order of the text.
+
+    `namespace` is for those that name none, as `smc apply -n` has it; "" is the default one.
 
     Errors are what the control plane would refuse, and what has no or less effect whatever else the mesh holds.
     Warnings are what these files refer to and do not hold. What depends on a mesh at work is not told.
@@ -71,6 +75,7 @@ def check(documents: Sequence[Document], kinds: Sequence[Kind], policies: Sequen
     for number, document in enumerate(documents):
         try:
             record = manifests.read(document.text, kinds, file=document.file, line=document.line, now=float(number))
+            record = _within(record, namespace, document)
         except InvalidManifest as e:
             told.extend(Told(Severity.ERROR, INVALID, finding) for finding in e.findings)
             continue
@@ -87,6 +92,24 @@ def check(documents: Sequence[Document], kinds: Sequence[Kind], policies: Sequen
     )
     order = {document.file: number for number, document in reversed(list(enumerate(documents)))}
     return tuple(sorted(told, key=lambda t: (order[t.finding.file], t.finding.line, t.finding.column)))
+
+
+def _within(record: ManifestRecord, namespace: str, document: Document) -> ManifestRecord:
+    """Put a manifest that names no namespace into this one; "" leaves it where it is.
+
+    Raises:
+        InvalidManifest: it names another.
+    """
+    if not namespace or record.name.namespace in (namespace, manifests.MESH_WIDE):
+        return record
+    metadata = record.object["metadata"]
+    if "namespace" in metadata:
+        field = "metadata.namespace"
+        at = locate(_root(document), field)
+        reason = f"it names its own namespace, and {namespace} was asked for"
+        raise InvalidManifest([Finding(document.file, at.line, at.column, field, reason, "leave one of the two out")])
+    placed = {**record.object, "metadata": {**metadata, "namespace": namespace}}
+    return replace(record, name=Name(namespace, record.name.name), object=placed)
 
 
 def _problems(records: Iterable[ManifestRecord], policies: Sequence[PolicyApi]) -> Iterable[Problem]:
@@ -196,9 +219,10 @@ def _uri(file: str) -> str:
 @click.option(
     "-f", "--filename", "files", multiple=True, metavar="FILE|DIR|-", help="Manifests, YAML or JSON; may be repeated."
 )
+@click.option("-n", "--namespace", default="", help="For manifests that name none.")
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--strict", is_flag=True, help="Fail for warnings too.")
-def validate(files: tuple[str, ...], output: str, strict: bool) -> None:
+def validate(files: tuple[str, ...], namespace: str, output: str, strict: bool) -> None:
     """Check manifests without a control plane.
 
     Findings go to standard output; the exit code is 1 if there is an error. A warning is about what the files refer
@@ -206,10 +230,15 @@ def validate(files: tuple[str, ...], output: str, strict: bool) -> None:
     """
     if not files:
         raise click.UsageError("-f is missing: the file, directory or - for standard input")
+    if namespace:
+        try:
+            schema.label(namespace)
+        except ValueError as e:
+            raise click.BadParameter(str(e), param_hint="--namespace") from None
     documents = list(read(files))
     if not documents:
         raise NotFound(f"there is no manifest in {', '.join(files)}", hint="an empty document is none")
-    told = check(documents, plugins.kinds(), plugins.policies())
+    told = check(documents, plugins.kinds(), plugins.policies(), namespace)
     if output == "sarif":
         say.out(as_sarif(told))
     elif output == "json":

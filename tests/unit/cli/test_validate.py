@@ -130,6 +130,16 @@ spec: {address: 192.0.2.21, serviceAccount: store, services: [bookstore]}
     assert check(list(split(SERVICES + workload, "f")), plugins.kinds(), plugins.policies()) == ()
 
 
+def test_a_namespace_is_for_manifests_that_name_none() -> None:
+    unplaced = SERVICES.replace(b", namespace: shop", b"") + b"---\n" + SPLIT.replace(b", namespace: shop", b"")
+    assert "no service books/bookstore-2" in smc("-f", "-", "-n", "books", stdin=unplaced).stdout
+    assert smc("-f", "-", "-n", "shop", stdin=SERVICES).exit_code == 0
+    other = smc("-f", "-", "-n", "books", stdin=SERVICES)
+    assert other.exit_code == 1
+    assert other.stdout.startswith("-:3:40: error: metadata.namespace: it names its own namespace, and books was asked")
+    assert smc("-f", "-", "-n", "No Name", stdin=SERVICES).exit_code == 2
+
+
 def test_json_has_every_finding_as_data() -> None:
     data = json.loads(smc("-f", "-", "-o", "json", stdin=BROKEN).stdout)
     assert data["documents"] == 1
