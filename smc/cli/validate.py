@@ -29,18 +29,10 @@ INVALID = "InvalidManifest"
 """The reason of what a manifest gets wrong all by itself: the control plane would refuse it."""
 RUNNING = frozenset({"NotReady", "BackendNotReady", "NoBackend", "Quarantined"})
 """Reasons that only a mesh at work can have: no file is at fault."""
-ELSEWHERE = frozenset(
-    {
-        "BackendNotFound",
-        "BackendPortNotFound",
-        "DestinationNotFound",
-        "GrantsNothing",
-        "RouteGroupNotFound",
-        "ServiceNotFound",
-        "SourceNotFound",
-    }
-)
-"""Reasons that may be none in the mesh: what is missed, or the rest of it, may be there already."""
+FOLLOWS = frozenset({"GrantsNothing", "MatchesNothing"})
+"""Reasons that follow from others of the same manifest, and go when those go."""
+HERE = frozenset({"MatchNotFound"})
+"""What is missed is missed in a manifest that the files hold."""
 
 _STEP = re.compile(r'\.?([A-Za-z0-9_-]+)|\[(\d+)]|\["((?:[^"\\]|\\.)*)"]')
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -129,11 +121,16 @@ def _root(document: Document) -> Node:
 
 def _told(problem: Problem, document: Document) -> Told:
     at = locate(_root(document), problem.field)
-    maybe = problem.reason in ELSEWHERE
+    maybe = _may_be_elsewhere(problem.reason)
     severity = Severity.WARNING if maybe else Severity(problem.severity)
     hint = "these files do not hold it; if the mesh does, all is well" if maybe else ""
     found = Finding(document.file, at.line, at.column, problem.field, problem.message, hint)
     return Told(severity, problem.reason, found)
+
+
+def _may_be_elsewhere(reason: str) -> bool:
+    """Whether it may be no problem in the mesh: what these files refer to may be there already."""
+    return reason in FOLLOWS or (reason.endswith("NotFound") and reason not in HERE)
 
 
 def locate(root: Node, field: str) -> Node:

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from smc import plugins
 from smc.cli.documents import split
 from smc.cli.program import program
-from smc.cli.validate import ELSEWHERE, check, locate
+from smc.cli.validate import FOLLOWS, HERE, RUNNING, check, locate
 from smc.manifests import documents
 
 SERVICES = b"""\
@@ -207,7 +207,35 @@ def test_a_field_that_is_not_there_is_told_at_the_nearest_above_it() -> None:
     }
 
 
-def test_every_reason_that_may_be_none_in_the_mesh_is_one_that_exists() -> None:
+TARGET = b"""\
+apiVersion: access.smi-spec.io/v1alpha3
+kind: TrafficTarget
+metadata: {name: buyer-to-store, namespace: shop}
+spec:
+  destination: {kind: ServiceAccount, name: store, namespace: shop}
+  rules: [{kind: HTTPRouteGroup, name: store, matches: [books]}]
+  sources: [{kind: ServiceAccount, name: buyer, namespace: shop}]
+"""
+ROUTES = b"""\
+---
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {name: store, namespace: shop}
+spec: {matches: [{name: others, pathRegex: "/others", methods: [GET]}]}
+"""
+
+
+def test_what_is_missed_in_a_manifest_that_the_files_hold_is_an_error() -> None:
+    alone = smc("-f", "-", stdin=TARGET)
+    assert alone.exit_code == 0
+    assert {"[RouteGroupNotFound]", "[GrantsNothing]"} <= set(alone.stdout.split())
+    together = smc("-f", "-", stdin=TARGET + ROUTES)
+    assert together.exit_code == 1
+    (error,) = (line for line in together.stdout.splitlines() if ": error: " in line)
+    assert error.startswith("-:6:57: error: spec.rules[0].matches[0]: HTTPRouteGroup store has no match books")
+
+
+def test_every_reason_that_is_told_in_another_way_is_one_that_exists() -> None:
     root = Path(plugins.__file__).parent
     text = "".join(path.read_text() for folder in ("mesh", "smi") for path in (root / folder).glob("*.py"))
-    assert [reason for reason in ELSEWHERE if f'"{reason}"' not in text] == []
+    assert [reason for reason in RUNNING | FOLLOWS | HERE if f'"{reason}"' not in text] == []
