@@ -104,6 +104,16 @@ async def test_the_answer_comes_as_soon_as_the_last_proxy_has_acked(replica: Rep
         assert (await waiting_for).done
 
 
+async def test_the_answer_comes_before_its_time_when_one_more_has_acked(replica: Replica) -> None:
+    replica.streams = [has(BUYER, acked=6), has(STORE, acked=6)]
+    waiting_for = asyncio.create_task(wait(replica, seconds=8))
+    await asyncio.sleep(0.3)
+    replica.streams = [has(BUYER), has(STORE, acked=6)]
+    async with asyncio.timeout(4):
+        response = await waiting_for
+    assert (response.done, response.acked) == (False, 1)
+
+
 async def test_of_several_writes_the_newest_is_waited_for(replica: Replica) -> None:
     replica.streams = [has(BUYER, acked=6), has(STORE)]
     assert (await wait(replica, 6, 5)).done
