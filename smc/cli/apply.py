@@ -52,7 +52,7 @@ def apply(
     What is applied is in etcd when this returns, and reaches the proxies within moments. With --wait it returns once
     every connected proxy has ACKed it, whichever replica serves it, also while replicas die. The exit code is 6 if some
     have not after TIMEOUT (default 30s), or have refused it: they are named, and why. What is written stays written.
-    If a document was refused, nothing is waited for.
+    A proxy that is connected to no replica for 3 s is told, and not waited for. If a document was refused, nothing is.
     """
     from smc.v1 import smc_pb2 as pb
 
