@@ -196,13 +196,15 @@ def test_the_demos_manifests_are_read() -> None:
             "kind: TrafficSplit",
             "kind: Deployment",
             'x.yaml:2:7: kind: "Deployment" is not known '
-            "(known are HTTPRouteGroup, MeshConfig, Service, TrafficSplit, TrafficTarget, Workload)",
+            "(known are HTTPRouteGroup, IdentityBinding, MeshConfig, Service, TCPRoute, TrafficSplit, TrafficTarget, "
+            "UDPRoute, Workload)",
         ),
         (
             "v1alpha4",
-            "v1alpha1",
-            'x.yaml:1:13: apiVersion: TrafficSplit is not known in version "split.smi-spec.io/v1alpha1" '
-            "(known are split.smi-spec.io/v1alpha2, split.smi-spec.io/v1alpha4)",
+            "v1alpha5",
+            'x.yaml:1:13: apiVersion: TrafficSplit is not known in version "split.smi-spec.io/v1alpha5" '
+            "(known are split.smi-spec.io/v1alpha1, split.smi-spec.io/v1alpha2, split.smi-spec.io/v1alpha3, "
+            "split.smi-spec.io/v1alpha4)",
         ),
         ("apiVersion:", "apiversion:", 'x.yaml:1:1: apiversion: unknown field (did you mean "apiVersion"?)'),
         ("kind: TrafficSplit\n", "", "x.yaml:1:1: kind: is missing (add kind)"),
