@@ -16,24 +16,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bench import floor, sameness
+from bench import floor, sameness, stage
 from bench.figures import Machine, Spread, Usage, cpu
 from bench.sameness import Kept
 from bench.shape import Shape
 from bench.streams import FOLLOWS, Streams, Tally, channel
 from cluster.etcd import EtcdKV
 from cluster.kv import KV, Put
-from smc.certificates import credential, x509
-from smc.certificates.authority import Authority, load_authority, load_keyring
+from smc.certificates import credential
 from smc.certificates.credential import Credential
-from smc.certificates.initialise import initialise
-from smc.certificates.signers.local import LocalSigner
 from smc.config import XDS_PORT
 from smc.demo import programs
 from smc.demo.addresses import Addresses
@@ -43,10 +39,6 @@ from smc.model import Name
 from smc.records import Keys
 from smc.xds.snapshot import Type
 
-MESH = "bench"
-TRUST_DOMAIN = "bench.smc.internal"
-OPEN = 120.0
-"""Seconds in which all streams must be in sync."""
 PUSHED = 30.0
 """Seconds in which a change must have reached all whom it concerns."""
 SETTLE = 0.2
@@ -55,8 +47,6 @@ QUIET = 0.5
 """Seconds without a push after which streams that were opened are left alone."""
 IDLE = 2.0
 """Seconds over which is measured what a server uses when nothing happens."""
-AT_ONCE = 100
-"""Records in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +120,18 @@ async def run(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> Repor
             await etcd.start()
             kv = EtcdKV(etcd.endpoints)
             try:
-                keys = Keys(MESH)
-                authority, roots = await _mesh(kv, keys, shape, directory)
+                keys = Keys(stage.MESH)
+                authority, roots = await stage.mesh(kv, keys, shape, directory)
                 say(f"starting a replica of {shape.services} services with {shape.endpoints} endpoints each")
-                replica = await _replica(children, etcd, addresses.take(), directory)
-                await _certified(kv, keys, shape, replica.process)
-                credentials = await _credentials(authority, roots, shape.proxies)
+                replica = stage.replica(children, etcd, "replica-0", addresses.take(), directory)
+                await replica.start()
+                await replica.until_ready()
+                await stage.certified(kv, keys, shape, replica.process)
+                credentials = await stage.credentials(authority, roots, shape.proxies)
                 say(f"opening {shape.streams} streams")
                 opened, changes, message = await _fan_out(kv, keys, shape, rounds, replica, credentials, say)
                 say("measuring the floor")
-                own = await _signed(authority, roots, "replica/floor")
+                own = await stage.signed(authority, roots, "replica/floor")
                 process, target = await _floor(children, addresses.take(), directory, own, message)
                 floor_opened, changes["floor"] = await _measure_floor(process, target, credentials, rounds)
             finally:
@@ -162,55 +154,6 @@ def _ratios(changes: Mapping[str, Changed]) -> Mapping[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------------------ programs
-
-
-async def _mesh(kv: KV, keys: Keys, shape: Shape, directory: Path) -> tuple[Authority, tuple[str, ...]]:
-    """Make the mesh in etcd; returns what signs, and whom all trust."""
-    signer = LocalSigner.create(directory / "kek")
-    operator = await initialise(kv, keys, signer, TRUST_DOMAIN, time.time())
-    puts = list(shape.records(keys))
-    for first in range(0, len(puts), AT_ONCE):
-        await kv.transact(puts[first : first + AT_ONCE])
-    keyring = await load_keyring(kv, keys, signer)
-    return await load_authority(kv, keys, keyring, signer), operator.roots
-
-
-async def _replica(children: Children, etcd: programs.Etcd, address: str, directory: Path) -> programs.Replica:
-    files = directory / "files"
-    files.mkdir()
-    replica = programs.replica(
-        children,
-        "replica-0",
-        address,
-        etcd=etcd,
-        mesh=MESH,
-        kek_file=directory / "kek",
-        files=files,
-        env={"SMC_LOG_LEVEL": "warning"},
-    )
-    await replica.start()
-    await replica.until_ready()
-    return replica
-
-
-async def _certified(kv: KV, keys: Keys, shape: Shape, process: Process) -> None:
-    async def all_there() -> bool:
-        return (await kv.survey(keys.certificates)).count >= len(shape.identities)
-
-    await process.until(all_there, f"the leader had issued {len(shape.identities)} certificates", timeout=OPEN)
-
-
-async def _credentials(
-    authority: Authority, roots: tuple[str, ...], proxies: Sequence[Name]
-) -> Mapping[Name, Credential]:
-    return {proxy: await _signed(authority, roots, f"proxy/{proxy}") for proxy in proxies}
-
-
-async def _signed(authority: Authority, roots: tuple[str, ...], path: str) -> Credential:
-    key = x509.new_key()
-    uri = x509.credential_uri(TRUST_DOMAIN, path)
-    _, chain = await authority.issue(key.public_key(), uri, now=time.time(), ttl=timedelta(hours=24))
-    return Credential(uri, chain, x509.private_pem(key).decode(), roots)
 
 
 async def _floor(
@@ -301,7 +244,7 @@ async def _opened(
     """Streams to a server that was idle, and what it cost to open them."""
     async with Streams(target, credentials, first=first, follows=follows) as streams:
         before, started = Usage.of(pid), time.monotonic()
-        tally = await streams.open(OPEN)
+        tally = await streams.open(stage.OPEN)
         seconds = time.monotonic() - started
         await streams.quiet(QUIET)
         after = Usage.of(pid)

@@ -1,15 +1,17 @@
 """Delta xDS streams as many Envoys would have them: one mTLS connection each, everything ACKed, nothing looked into.
 
-A push costs this side one read, a look at two fields, and one write of an ACK that is put together from bytes.
+A push costs this side one read, a look at two fields, and one write of an ACK that is put together from bytes. Streams
+that remember what they are sent look at each resource too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AsyncExitStack, suppress
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
@@ -41,12 +43,23 @@ _NAMES: Mapping[Type, tuple[str, ...]] = {
     Type.ROUTE: (names.OUTBOUND, names.inbound_route(APP_PORT)),
 }
 _BY_URL = {type_.value.encode(): type_ for type_ in Type}
-_TYPE_URL, _NONCE = 4, 5
-"""The fields of a DeltaDiscoveryResponse that an ACK needs."""
+_RESOURCE, _TYPE_URL, _NONCE, _REMOVED = 2, 4, 5, 6
+"""The fields of a DeltaDiscoveryResponse that are looked at."""
+_VERSION, _NAME = 1, 3
+"""The same of one of its resources."""
 _ACK = {
     type_: discovery_pb2.DeltaDiscoveryRequest(type_url=type_.value).SerializeToString() + b"\x32" for type_ in Type
 }
 """A request up to the length of its response_nonce, which is field 6."""
+_RESUMED = (Type.CLUSTER, Type.ENDPOINT, Type.SECRET, Type.ROUTE, Type.LISTENER)
+"""In which order a stream that resumes asks. The answer to the last one says that the server has read them all."""
+_WILDCARDS = frozenset((Type.CLUSTER, Type.LISTENER))
+"""The types of which a stream that resumes is answered although it has everything: with an empty response."""
+RETRY = 0.1, 1.0
+"""Seconds, from and to, after which a stream that a server did not take is opened again: chance says which."""
+
+Known = MutableMapping[Name, dict[Type, dict[str, str]]]
+"""What each proxy holds: by type, the version of each resource by name."""
 
 
 class Tally:
@@ -60,6 +73,8 @@ class Tally:
         """When the ACK of each push was handed to gRPC."""
         self.bytes = 0
         """Of messages, before TLS and HTTP/2 framing."""
+        self.asked = 0
+        """Bytes of the requests that are no ACKs, those of streams that were refused included."""
         self.last = b""
 
     def note(self, received: float, message: bytes) -> None:
@@ -97,12 +112,25 @@ class Streams:
         *,
         first: Type = Type.CLUSTER,
         follows: Mapping[Type, tuple[Type, ...]] = FOLLOWS,
+        known: Known | None = None,
+        retry: bool = False,
     ) -> None:
-        """Each credential's proxy gets a stream. It asks for `first`, and then for what `follows`."""
+        """Each credential's proxy gets a stream. It asks for `first`, and then for what `follows`.
+
+        Args:
+            known: is kept up to date. A proxy that holds something says so (`initial_resource_versions`), and asks for
+                everything at once. None: nobody holds anything, and nobody remembers.
+            retry: a stream that the server does not take, or ends before it is in sync, is opened again.
+        """
         self._target = target
         self._credentials = credentials
         self._first = first
         self._follows = follows
+        self._known = known
+        self._retry = retry
+        self._resumptions = {
+            proxy: _resumption(proxy, known[proxy]) for proxy in credentials if known and known.get(proxy)
+        }
         self._tally = Tally(0)
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
@@ -113,6 +141,10 @@ class Streams:
     async def __aexit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all streams, and their connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -149,6 +181,11 @@ class Streams:
         self._tally = Tally(wanted)
         return self._tally
 
+    @property
+    def alive(self) -> int:
+        """How many streams have not ended."""
+        return sum(not task.done() for task in self._tasks)
+
     def check(self) -> None:
         """Raise what ended a stream, if one has ended."""
         for task in self._tasks:
@@ -164,30 +201,49 @@ class Streams:
         self.check()
 
     async def _run(self, opened: grpc.aio.Channel, proxy: Name, synced: asyncio.Event) -> None:
-        call: Any = opened.stream_stream(METHOD)()
-        try:
-            await call.write(_request(self._first, _NAMES.get(self._first, ()), node=str(proxy)))
-            unanswered = {self._first}
-            heard: set[Type] = set()
-            while (message := await call.read()) is not grpc.aio.EOF:
-                received = time.monotonic()
-                type_, nonce = _head(message)
-                await call.write(b"".join((_ACK[type_], bytes((len(nonce),)), nonce)))
-                self._tally.note(received, message)
-                if synced.is_set():
-                    continue
-                unanswered.discard(type_)
-                if type_ not in heard:
-                    heard.add(type_)
-                    for next_ in self._follows.get(type_, ()):
-                        asked = _NAMES[next_] if next_ is not Type.ENDPOINT else _clusters(message)
-                        await call.write(_request(next_, asked))
-                        unanswered.add(next_)
-                if not unanswered:
-                    synced.set()
-        except grpc.aio.AioRpcError as e:
-            raise Unavailable(f"the stream of {proxy} ended: {e.code().name}: {e.details()}") from None
-        raise Unavailable(f"the stream of {proxy} ended: {(await call.code()).name}: {await call.details()}")
+        while True:
+            call: Any = opened.stream_stream(METHOD)()
+            # The call itself knows why it ended; InvalidStateError is what a write after that raises.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._follow(call, proxy, synced)
+            code = await call.code()
+            if not self._retry or synced.is_set() or code is not grpc.StatusCode.UNAVAILABLE:
+                raise Unavailable(f"the stream of {proxy} ended: {code.name}: {await call.details()}")
+            await asyncio.sleep(random.uniform(*RETRY))
+
+    async def _follow(self, call: Any, proxy: Name, synced: asyncio.Event) -> None:
+        """ACK whatever comes, until the stream ends."""
+
+        async def ask(request: bytes) -> None:
+            self._tally.asked += len(request)
+            await call.write(request)
+
+        follows, unanswered = self._follows, {self._first}
+        if resumption := self._resumptions.get(proxy):
+            follows, unanswered = {}, set(_WILDCARDS)
+            for request in resumption:
+                await ask(request)
+        else:
+            await ask(_request(self._first, _NAMES.get(self._first, ()), node=str(proxy)))
+        heard: set[Type] = set()
+        while (message := await call.read()) is not grpc.aio.EOF:
+            received = time.monotonic()
+            type_, nonce = _head(message)
+            await call.write(b"".join((_ACK[type_], bytes((len(nonce),)), nonce)))
+            self._tally.note(received, message)
+            if self._known is not None:
+                _remember(self._known.setdefault(proxy, {}).setdefault(type_, {}), message)
+            if synced.is_set():
+                continue
+            unanswered.discard(type_)
+            if type_ not in heard:
+                heard.add(type_)
+                for next_ in follows.get(type_, ()):
+                    asked = _NAMES[next_] if next_ is not Type.ENDPOINT else _clusters(message)
+                    await ask(_request(next_, asked))
+                    unanswered.add(next_)
+            if not unanswered:
+                synced.set()
 
 
 def channel(target: str, credential: Credential) -> grpc.aio.Channel:
@@ -199,6 +255,8 @@ def channel(target: str, credential: Credential) -> grpc.aio.Channel:
         ("grpc.ssl_target_name_override", x509.replica_host(credential.trust_domain)),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", int(RETRY[0] * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(RETRY[0] * 1000)),
     ]
     return grpc.aio.secure_channel(target, tls, options)
 
@@ -210,6 +268,35 @@ def _request(type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
         message.node.CopyFrom(base_pb2.Node(id=node, user_agent_name="bench"))
     data: bytes = message.SerializeToString()
     return data
+
+
+def _resumption(proxy: Name, held: Mapping[Type, Mapping[str, str]]) -> tuple[bytes, ...]:
+    """The first request for each type, of a proxy that comes with what it holds."""
+    requests = [
+        discovery_pb2.DeltaDiscoveryRequest(
+            type_url=type_.value,
+            resource_names_subscribe=() if type_ in _WILDCARDS else sorted(held.get(type_, ())),
+            initial_resource_versions=held.get(type_, {}),
+        )
+        for type_ in _RESUMED
+    ]
+    requests[0].node.CopyFrom(base_pb2.Node(id=str(proxy), user_agent_name="bench"))
+    return tuple(request.SerializeToString() for request in requests)
+
+
+def _remember(held: dict[str, str], message: bytes) -> None:
+    for number, value in _fields(message):
+        if number == _RESOURCE:
+            name, version = _name_and_version(value)
+            held[name] = version
+        elif number == _REMOVED:
+            held.pop(value.decode(), None)
+
+
+@lru_cache(maxsize=4096)
+def _name_and_version(resource: bytes) -> tuple[str, str]:
+    fields = dict(_fields(resource))
+    return fields[_NAME].decode(), fields[_VERSION].decode()
 
 
 def _clusters(message: bytes) -> tuple[str, ...]:
