@@ -34,6 +34,15 @@ MOST_TOLD, LONGEST_TOLD = 5, 1_024
 A report of many proxies has to fit into one transaction, or nothing would be known of any.
 """
 
+RATE, BURST = 200.0, 2_000
+"""Requests a second that are read of one stream, and how many at once before that counts.
+
+An Envoy that starts, or sees its whole mesh change, says some hundreds of things at once, and then little.
+"""
+
+LINES_RATE, LINES_BURST = 0.1, 10
+"""The same for the refusals of one stream that are logged. All are counted in the metric."""
+
 log = structlog.get_logger(__name__)
 tracer = telemetry.tracer(__name__)
 
@@ -53,6 +62,27 @@ class _Awaited:
     """When the oldest was offered."""
     build: SpanContext | None
     span: Span | None
+
+
+class _Bucket:
+    """Fills with `rate` tokens a second, up to `burst`."""
+
+    def __init__(self, rate: float, burst: int, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._at = now
+
+    def left(self, now: float) -> float:
+        """How many there are; below 0, so many were taken that are yet to come."""
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        return self._tokens
+
+    def take(self, now: float) -> float:
+        """Take one in any case; returns the seconds until it is there."""
+        self._tokens = self.left(now) - 1
+        return max(0.0, -self._tokens / self._rate)
 
 
 class Session:
@@ -87,6 +117,10 @@ class Session:
         self._awaited: deque[_Awaited] = deque()
         """What the stream works on, and what it will work on next: two at most, as there."""
         self._stalled = False
+        self._requests = _Bucket(RATE, BURST, self.opened)
+        self._lines = _Bucket(LINES_RATE, LINES_BURST, self.opened)
+        self._unlogged = 0
+        """Refusals since the last that was logged."""
 
     # ---------------------------------------------------------------------------------------------- what others see
 
@@ -168,19 +202,33 @@ class Session:
                 _end(awaited.span)
 
     async def _read(self) -> None:
+        """Who says more than RATE is read more slowly: the transport makes room for little more, and so he waits."""
+        loop = asyncio.get_running_loop()
         while (request := await self._receive()) is not None:
             self._take(request)
+            if wait := self._requests.take(loop.time()):
+                await asyncio.sleep(wait)
 
     def _take(self, request: Request) -> None:
+        now = asyncio.get_running_loop().time()
         if request.error is not None:
             self._metrics.nacks.labels(short(request.type)).inc()
-            log.warning(
-                "a proxy refuses what it was sent",
-                **{telemetry.PROXY: str(self.proxy), telemetry.TYPE: short(request.type)},
-                reason=request.error[:LONGEST_TEXT],
-            )
-        self.stream.receive(request, asyncio.get_running_loop().time())
+            self._tell(request.type, request.error, now)
+        self.stream.receive(request, now)
         self.slot.wake()
+
+    def _tell(self, type_: Type, refusal: str, now: float) -> None:
+        if self._lines.left(now) < 1:
+            self._unlogged += 1
+            return
+        self._lines.take(now)
+        log.warning(
+            "a proxy refuses what it was sent",
+            **{telemetry.PROXY: str(self.proxy), telemetry.TYPE: short(type_)},
+            reason=refusal[:LONGEST_TEXT],
+            **({"unlogged": self._unlogged} if self._unlogged else {}),
+        )
+        self._unlogged = 0
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()

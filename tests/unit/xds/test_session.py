@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -20,7 +21,7 @@ from smc.model import Name
 from smc.records import AckRecord, Laggard, encode
 from smc.xds import session as module
 from smc.xds.server import MOST_REPORTED
-from smc.xds.session import MOST_TOLD, WRITE_DEADLINE, Ended, Session
+from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import STALLED_AFTER, ProtocolError, Request, Response, Stream
@@ -138,6 +139,78 @@ async def test_a_proxy_that_acks_nothing_costs_two_snapshots_however_much_change
             del snapshot
             await settle()
         assert sum(held() is not None for held in offered) == 2
+
+
+# --------------------------------------------------------------------------------------------------------- too much
+
+
+async def test_a_proxy_that_says_too_much_is_read_at_the_rate_and_not_ended() -> None:
+    client = Client()
+    async with client.connected() as running:
+        for _ in range(BURST + 10 * int(RATE)):
+            client.say(Request(Type.CLUSTER, nonce="late"))
+        await settle()
+        assert client.requests.qsize() == 10 * RATE - 1, (
+            "what comes at once, as from an Envoy that starts, is not held up"
+        )
+        await asyncio.sleep(5)
+        assert client.requests.qsize() == pytest.approx(5 * RATE, abs=2)
+        await asyncio.sleep(5.1)
+        assert client.requests.empty()
+        assert not running.done()
+
+
+async def test_a_proxy_that_is_read_slowly_is_sent_what_changes_at_once() -> None:
+    client = Client()
+    client.offer(1, static("local", "a"))
+    async with client.connected():
+        await settle()
+        for _ in range(2 * BURST):
+            client.say(Request(Type.CLUSTER, nonce="late"))
+        await settle()
+        client.offer(2, static("local", "b"))
+        await settle()
+        assert client.got == ["local=a", "local=b"]
+
+
+async def test_a_stream_ends_while_its_proxy_is_read_slowly() -> None:
+    client = Client()
+    async with client.connected() as running:
+        for _ in range(2 * BURST):
+            client.say(Request(Type.CLUSTER, nonce="late"))
+        await settle()
+        client.slot.end("this replica shuts down")
+        with pytest.raises(Ended, match="this replica shuts down"):
+            await running
+    assert asyncio.get_running_loop().time() < 0.01
+
+
+async def test_who_was_quiet_for_a_while_may_say_much_again_but_not_more_than_the_burst() -> None:
+    client = Client()
+    async with client.connected():
+        for _ in range(2):
+            await asyncio.sleep(10 * BURST / RATE)
+            for _ in range(BURST + 10):
+                client.say(Request(Type.CLUSTER, nonce="late"))
+            await settle()
+            assert client.requests.qsize() == 9, "all but the one that is waited for"
+
+
+async def test_refusals_without_end_are_a_few_lines_and_counted_all_the_same() -> None:
+    client = Client()
+    with structlog.testing.capture_logs() as logs:
+        async with client.connected():
+            for _ in range(100):
+                client.say(Request(Type.CLUSTER, nonce="late", error="no"))
+            await settle()
+            assert len(logs) == LINES_BURST
+            assert client.metric("smc_xds_nacks_total", type="Cluster") == 100
+            await asyncio.sleep(1 / LINES_RATE)
+            client.say(Request(Type.CLUSTER, nonce="late", error="still no"))
+            await settle()
+    assert len(logs) == LINES_BURST + 1
+    assert (logs[-1]["reason"], logs[-1]["unlogged"]) == ("still no", 100 - LINES_BURST)
+    assert "unlogged" not in logs[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ends
