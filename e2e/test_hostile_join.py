@@ -47,10 +47,11 @@ KEYS = Keys(MESH)
 MALLORY = Placement("bookthief", "mallory", "mallory")
 """A workload of the mesh, by its own right. No Envoy is started for it: the tests speak in its place."""
 NODE = MALLORY.workload
+NOWHERE = "127.1.0.1"
+"""Its address, in a network that no mesh is given."""
 PATH = f"proxy/{NODE}"
 URI = f"spiffe://{TRUST_DOMAIN}/{PATH}"
 VICTIM = bookstore.BOOKBUYER.workload
-LISTEN = "127.0.0.1:25130"
 Code = grpc.StatusCode
 
 DELTA, SOTW = "Delta", "Stream"
@@ -60,7 +61,7 @@ SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/{}Secrets"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def mallory(mesh: Mesh) -> None:
-    mesh.write(NODE, bookstore.workload(MALLORY, "127.99.0.1"))
+    mesh.write(NODE, bookstore.workload(MALLORY, NOWHERE))
 
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)
@@ -107,9 +108,9 @@ async def test_one_key_that_uses_its_token_many_times_at_once_gets_an_answer_eac
 async def test_a_lost_answer_costs_a_retry_and_nothing_else(mesh: Mesh, tmp_path: Path) -> None:
     token = await _token(mesh)
     before = set(await mesh.etcd.read(KEYS.answers))
-    async with Chaos(LISTEN, mesh.replicas[0].join) as network, asyncio.TaskGroup() as tasks:
+    async with _network(mesh.replicas[0]) as network, asyncio.TaskGroup() as tasks:
         network.delay = 0.5
-        joining = tasks.create_task(join(tmp_path, token, (LISTEN,), timeout=30))
+        joining = tasks.create_task(join(tmp_path, token, (network.listen,), timeout=30))
 
         async def answered() -> bool:
             return bool(set(await mesh.etcd.read(KEYS.answers)) - before)
@@ -181,9 +182,9 @@ async def test_a_client_with_another_pin_refuses_the_replica_before_it_says_its_
 ) -> None:
     token = await _token(mesh)
     astray = dataclasses.replace(token, pin="0" * 64)
-    async with Chaos(LISTEN, mesh.replicas[0].join) as network:
+    async with _network(mesh.replicas[0]) as network:
         with pytest.raises(ProxyFailed, match="is not the mesh that the token is for") as failed:
-            await join(tmp_path, astray, (LISTEN,), timeout=10)
+            await join(tmp_path, astray, (network.listen,), timeout=10)
         assert failed.value.exit == Exit.WRONG_PIN
         assert "The token was not sent" in str(failed.value)
         assert network.connections == 1, "it looked at the certificates, and never connected to speak"
@@ -302,6 +303,11 @@ async def test_a_proxy_cannot_say_that_it_is_another(mesh: Mesh, variant: str) -
 
 async def _token(mesh: Mesh, ttl: str = "10m", path: str = PATH) -> Token:
     return Token.parse(await mesh.smc("token", "create", path, "--ttl", ttl))
+
+
+def _network(replica: Replica) -> Chaos:
+    """In front of its join port, on another port of its address."""
+    return Chaos(f"{replica.address}:25130", replica.join)
 
 
 async def _record(mesh: Mesh, token: Token) -> TokenRecord | None:
