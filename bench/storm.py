@@ -189,8 +189,10 @@ class _Weather:
         await self._streams.close()
 
     async def storm(self, kind: str, *, warm: bool) -> Storm:
-        """Raises:
-        SmcError: a replica does not start or get ready, or not all streams are served again.
+        """Let all streams come back at once.
+
+        Raises:
+            SmcError: a replica does not start or get ready, or not all streams are served again.
         """
         target, before, were_open = self._serving, _Count(), self._streams.alive
         if kind == "cut":
