@@ -60,8 +60,14 @@ SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/{}Secrets"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
-async def mallory(mesh: Mesh) -> None:
+async def mallory(mesh: Mesh) -> Credential:
+    """Its own credential, as any proxy gets it."""
     mesh.write(NODE, bookstore.workload(MALLORY, NOWHERE))
+    token, key = await _token(mesh), x509.new_key()
+    answer = await ask(mesh.replicas[0].join, token, key, time.time)
+    credential = Credential(URI, answer.chain, x509.private_pem(key).decode(), tuple(answer.roots))
+    credential.check(time.time())
+    return credential
 
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)
@@ -156,7 +162,7 @@ async def test_who_joins_while_the_leader_is_dead_gets_its_credential_from_the_n
 
 
 async def test_an_expired_token_is_worth_nothing_also_to_the_key_that_used_it(mesh: Mesh, tmp_path: Path) -> None:
-    used, unused = await asyncio.gather(_token(mesh, "4s"), _token(mesh, "4s"))
+    used, unused = await asyncio.gather(_token(mesh, "5s"), _token(mesh, "5s"))
     key = x509.new_key()
     _leaf(mesh, await _said(mesh, mesh.replicas[0].join, used, x509.request(key)), key)
     records = [await _record(mesh, token) for token in (used, unused)]
@@ -246,21 +252,21 @@ async def test_a_token_for_another_kind_of_credential_makes_no_proxy(mesh: Mesh,
 @pytest.mark.parametrize("variant", [DELTA, SOTW])
 @pytest.mark.parametrize("method", [AGGREGATED, SECRETS], ids=["aggregated", "secrets"])
 async def test_a_proxy_that_asks_for_anothers_secret_is_refused_counted_and_logged(
-    mesh: Mesh, method: str, variant: str
+    mesh: Mesh, mallory: Credential, method: str, variant: str
 ) -> None:
-    credential, replica = await _joined(mesh), mesh.replicas[1]
+    replica = mesh.replicas[1]
     foreign = (VICTIM, f"spiffe://{TRUST_DOMAIN}/ns/bookbuyer/sa/bookbuyer", "*")
     before = await _refusals(replica, "foreign_secret")
     for name in foreign:
         asked = _request(variant, Type.SECRET, "identity", name, node=NODE)
-        code, text, received = await _answer(replica, credential, method.format(variant), asked)
+        code, text, received = await _answer(replica, mallory, method.format(variant), asked)
         assert (code, received) == (Code.PERMISSION_DENIED, 0)
         assert text == f"{NODE} asks for the secret '{name}': a proxy has identity and bundle"
     # And so is one that has said something innocent before.
     if method is AGGREGATED:
         first = _request(variant, Type.CLUSTER, node=NODE)
         asked = _request(variant, Type.SECRET, VICTIM)
-        code, _, _ = await _answer(replica, credential, method.format(variant), first, asked)
+        code, _, _ = await _answer(replica, mallory, method.format(variant), first, asked)
         assert code is Code.PERMISSION_DENIED
     assert await _refusals(replica, "foreign_secret") == before + len(foreign) + (method is AGGREGATED)
     lines = [line for line in replica.process.log.read_text().splitlines() if "a secret that is not its own" in line]
@@ -269,9 +275,11 @@ async def test_a_proxy_that_asks_for_anothers_secret_is_refused_counted_and_logg
     assert any(VICTIM in line for line in lines)
 
 
-async def test_neither_a_workloads_certificate_nor_an_operators_credential_opens_a_stream(mesh: Mesh) -> None:
+async def test_neither_a_workloads_certificate_nor_an_operators_credential_opens_a_stream(
+    mesh: Mesh, mallory: Credential
+) -> None:
     replica = mesh.replicas[2]
-    workloads = await _identity(replica, await _joined(mesh))
+    workloads = await _identity(replica, mallory)
     assert workloads.uri.endswith("/ns/bookthief/sa/mallory")
     operators = credentials.read(mesh.credential)
     before = await _refusals(replica, "denied")
@@ -287,12 +295,12 @@ async def test_neither_a_workloads_certificate_nor_an_operators_credential_opens
 
 
 @pytest.mark.parametrize("variant", [DELTA, SOTW])
-async def test_a_proxy_cannot_say_that_it_is_another(mesh: Mesh, variant: str) -> None:
-    credential, replica = await _joined(mesh), mesh.replicas[0]
+async def test_a_proxy_cannot_say_that_it_is_another(mesh: Mesh, mallory: Credential, variant: str) -> None:
+    replica = mesh.replicas[0]
     before = await _refusals(replica, "impostor")
     own, as_victim = (_request(variant, Type.CLUSTER, node=node) for node in (NODE, VICTIM))
     for messages in ([as_victim], [own, as_victim]):
-        code, text, _ = await _answer(replica, credential, AGGREGATED.format(variant), *messages)
+        code, text, _ = await _answer(replica, mallory, AGGREGATED.format(variant), *messages)
         assert code is Code.PERMISSION_DENIED
         assert text == f"node.id is '{VICTIM}', and the credential is of {NODE}: they must be equal"
     assert await _refusals(replica, "impostor") == before + 2
@@ -388,16 +396,6 @@ def _greedy_request(key: ec.EllipticCurvePrivateKey) -> bytes:
         )
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
-
-
-async def _joined(mesh: Mesh) -> Credential:
-    """A credential of mallory's own, as any proxy gets it."""
-    token, key = await _token(mesh), x509.new_key()
-    answer = await ask(mesh.replicas[0].join, token, key, time.time)
-    roots = tuple(answer.roots)
-    credential = Credential(URI, answer.chain, x509.private_pem(key).decode(), roots)
-    credential.check(time.time())
-    return credential
 
 
 @asynccontextmanager
