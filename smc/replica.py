@@ -203,6 +203,8 @@ class Replica:
             await _sleep_until(self._credential.renew_at)
 
     def _unready(self) -> str:
+        if self._credential is None:
+            return "the replica waits for a credential, which the leader signs once there is one"
         if not self._serving:
             return "the replica is starting, or stopping"
         return self._pipeline.unready_reason
