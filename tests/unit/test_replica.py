@@ -91,8 +91,11 @@ async def test_that_a_replica_leads_and_that_it_leads_no_longer_is_logged_once(m
     await initialise(kv, KEYS, SIGNER, "mesh.example", time.time())
     with structlog.testing.capture_logs() as logs:
         running = asyncio.create_task(served_from(kv, monkeypatch))
-        await until(lambda: kv.get(KEYS.leader))
-        await asyncio.sleep(0.1)
+
+        async def led() -> bool:
+            return any(line["event"] == "leading" for line in logs)
+
+        await until(led)
         running.cancel()
         await asyncio.wait((running,))
     assert [line["event"] for line in logs if "leading" in line["event"]] == ["leading", "leading no longer"]
