@@ -123,12 +123,7 @@ DEMO = (
     Refuted(
         "the split ignored",
         "smc/mesh/splits.py",
-        (
-            (
-                "        if split is not None and own is not None:\n            shares",
-                "        if False:\n            shares",
-            ),
-        ),
+        (("                targets = found\n", "                targets = own.targets\n"),),
         "shift",
         "traffic follows the split 100/0 within 1 s",
     ),
