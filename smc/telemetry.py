@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from opentelemetry import propagate, trace
-from opentelemetry.trace import Link, Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace import Link, SpanContext, TraceFlags, Tracer
 
 # Attribute and log field names.
 PROXY = "smc.proxy"
@@ -47,10 +47,6 @@ def links(traceparents: Iterable[str]) -> list[Link]:
             if len(found) == MOST_LINKS:
                 break
     return found
-
-
-def context_of(span: Span | None) -> SpanContext | None:
-    return span.get_span_context() if span is not None else None
 
 
 def _parse(traceparent: str) -> SpanContext | None:
