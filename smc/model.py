@@ -90,6 +90,15 @@ class WorkloadPort:
     number: int
 
 
+class Sidecar(Enum):
+    """How a workload's traffic meets the mesh."""
+
+    EXPLICIT = "explicit"
+    """The application names its proxy (`http_proxy`); HTTP only."""
+    INTERCEPTED = "intercepted"
+    """The kernel redirects what the application sends and receives to its proxy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What runs behind one proxy: a pod, a virtual machine, a process."""
@@ -110,6 +119,7 @@ class Workload:
     """Relative to the other endpoints of a service; at least 1."""
     reachable: tuple[Name, ...] | None = None
     """The services that its proxy is told about; None: all. Only a bound on its configuration, never a permission."""
+    sidecar: Sidecar = Sidecar.EXPLICIT
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -20,6 +20,7 @@ from smc.model import (
     Protocol,
     Service,
     ServicePort,
+    Sidecar,
     Workload,
     WorkloadPort,
 )
@@ -193,6 +194,7 @@ def _workload_spec(
     locality: Locality,
     weight: int,
     reachable: tuple[tuple[str, str], ...] | None,
+    sidecar: Sidecar,
 ) -> Callable[[Metadata], Workload]:
     ports = _ports_of_a_workload(ports)
 
@@ -209,6 +211,7 @@ def _workload_spec(
             locality=locality,
             weight=weight,
             reachable=None if reachable is None else tuple(sorted({Name(ns or own, name) for ns, name in reachable})),
+            sidecar=sidecar,
         )
 
     return of
@@ -241,6 +244,7 @@ _WORKLOAD = Schema(
                     Field("locality", _LOCALITY, default=Locality()),
                     Field("weight", Integer(1, 10_000), default=1),
                     Field("reachableServices", ListOf(Text(_reachable), unique=lambda name: name, named="/".join)),
+                    Field("sidecar", Text(schema.choice({s.value: s for s in Sidecar})), default=Sidecar.EXPLICIT),
                 ),
                 _workload_spec,
             ),
