@@ -58,6 +58,8 @@ class Protocol(Enum):
     HTTP = "http"
     HTTP2 = "http2"
     GRPC = "grpc"
+    TCP = "tcp"
+    """Any bytes: what needs no request to be judged, or a protocol that the proxies do not read."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

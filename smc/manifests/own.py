@@ -116,7 +116,7 @@ def _service_port(number: int, target: str | int | None, protocol: Protocol) -> 
     return ServicePort(number, protocol, str(number if target is None else target))
 
 
-_NO_PROTOCOL = {"tcp": "only HTTP is understood yet", "udp": "only HTTP is understood yet"}
+_NO_PROTOCOL = {"udp": "UDP does not go through the proxies"}
 _SERVICE_PORT = Object(
     (
         Field("port", PORT, required=True),

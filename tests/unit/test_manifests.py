@@ -509,6 +509,12 @@ def test_a_service_has_ports() -> None:
     )
 
 
+@pytest.mark.parametrize("protocol", Protocol)
+def test_a_port_of_a_service_speaks_a_protocol(protocol: Protocol) -> None:
+    record = own("Service", f"{{ports: [{{port: 80, protocol: {protocol.value}}}]}}")
+    assert service(record).ports == (ServicePort(80, protocol, "80"),)
+
+
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
@@ -532,8 +538,9 @@ def test_a_service_has_ports() -> None:
             'spec.ports[0].targetPort: "Web_1" is no port name: lower-case letters, digits and hyphens, at most 15',
         ),
         (
-            "{ports: [{port: 80, protocol: tcp}]}",
-            'spec.ports[0].protocol: "tcp" is not taken: only HTTP is understood yet (known are grpc, http, http2)',
+            "{ports: [{port: 80, protocol: udp}]}",
+            'spec.ports[0].protocol: "udp" is not taken: UDP does not go through the proxies '
+            "(known are grpc, http, http2, tcp)",
         ),
         ("{ports: [{port: 80, protocol: HTTP}]}", 'spec.ports[0].protocol: "HTTP" is not known (did you mean "http"?)'),
         (
