@@ -290,12 +290,48 @@ class Egress(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class EgressHost:
+    """Hosts outside the mesh that may be called although `Egress.DENY` holds."""
+
+    host: str
+    """Lower case, without a trailing dot. `*.<suffix>` is every host below the suffix, and not the suffix itself."""
+    port: int | None = None
+    """None: every port."""
+
+    def __str__(self) -> str:
+        return self.host if self.port is None else f"{self.host}:{self.port}"
+
+
+class Mode(Enum):
+    """What becomes of a request that no Permission allows; that of the namespace of the workload that is called."""
+
+    ENFORCING = "enforcing"
+    """It is refused."""
+    AUDIT = "audit"
+    """It passes, and is counted as what would have been refused."""
+    PERMISSIVE = "permissive"
+    """As AUDIT; and who has no identity, because it speaks plaintext, is let in as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceConfig:
+    """What one namespace has otherwise than the mesh."""
+
+    namespace: str
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
 class MeshConfig:
     """The mesh-wide settings. There is one, and every field has a default."""
 
     mesh_domain: str = "mesh.internal"
     """`<service>.<namespace>.<mesh_domain>` names a service in every proxy, and in SNI."""
     egress: Egress = Egress.ALLOW
+    egress_hosts: tuple[EgressHost, ...] = ()
+    """Who may be called with `Egress.DENY`; sorted by text, none twice."""
+    mode: Mode = Mode.ENFORCING
+    """Of every namespace that has no NamespaceConfig."""
     access_log: bool = True
     workload_certificate_ttl: timedelta = timedelta(hours=24)
     credential_ttl: timedelta = timedelta(hours=24)

@@ -13,10 +13,13 @@ from smc.manifests.kinds import Kind, Metadata, Schema, noun
 from smc.manifests.schema import Boolean, Field, Integer, ListOf, Object, OneOf, Text
 from smc.model import (
     Egress,
+    EgressHost,
     Identity,
     Locality,
     MeshConfig,
+    Mode,
     Name,
+    NamespaceConfig,
     Protocol,
     Service,
     ServicePort,
@@ -31,7 +34,8 @@ T = TypeVar("T")
 GROUP = "smc.io"
 VERSION = "v1alpha1"
 PORT = Integer(1, 65535)
-MESH_CONFIG_NAME = "default"
+CONFIG_NAME = "default"
+"""Of the one MeshConfig, and of each namespace's one NamespaceConfig."""
 
 
 def mesh_config(record: ManifestRecord) -> MeshConfig:
@@ -63,14 +67,38 @@ def _as(record: ManifestRecord, wanted: type[T]) -> T:
 # ---------------------------------------------------------------------------------------------------------- MeshConfig
 
 
-def _only_default(text: str) -> str:
-    if text != MESH_CONFIG_NAME:
-        raise Unfit(f"{shown(text)}: there is one MeshConfig", f"call it {MESH_CONFIG_NAME}")
-    return text
+def _only_default(one: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text != CONFIG_NAME:
+            raise Unfit(f"{shown(text)}: there is one {one}", f"call it {CONFIG_NAME}")
+        return text
+
+    return parse
 
 
 _LIFE = Text(schema.duration(timedelta(seconds=10), timedelta(hours=24 * 30)))
-_MODES = {"audit": "it is not there yet", "permissive": "it is not there yet"}
+_MODE = Text(schema.choice({mode.value: mode for mode in Mode}))
+_EGRESS_PORT = re.compile(r"[1-9][0-9]{0,4}")
+MOST_EGRESS_HOSTS = 256
+
+
+def _egress_host(text: str) -> EgressHost:
+    """`<host>`, `*.<suffix>` or an IPv4 address, each with `:<port>` or without."""
+    host, colon, port = text.partition(":")
+    hint = 'write one such as "example.com", "*.example.com" or "example.com:443"'
+    if "/" in text:
+        raise Unfit(f"{shown(text)} is no host: it has a /", hint)
+    if colon and not (_EGRESS_PORT.fullmatch(port) and int(port) <= 65535):
+        raise Unfit(f"{shown(text)} has no port from 1 to 65535 after its colon", hint)
+    name = host.lower().removesuffix(".")
+    suffix = name.removeprefix("*.")
+    if name == "*":
+        raise Unfit(f"{shown(text)} is every host", "write egress: allow")
+    try:
+        schema.subdomain(suffix)
+    except Unfit:
+        raise Unfit(f"{shown(text)} is no host", hint) from None
+    return EgressHost(name, int(port) if colon else None)
 
 
 def _given(*names: str) -> Callable[..., dict[str, Any]]:
@@ -85,8 +113,8 @@ _CERTIFICATES = Object(
 
 
 def _mesh_config(_metadata: Metadata, values: dict[str, Any]) -> MeshConfig:
-    values.pop("mode", None)
-    return MeshConfig(**values.pop("certificates", {}), **values)
+    hosts = tuple(sorted(values.pop("egress_hosts", ()), key=str))
+    return MeshConfig(egress_hosts=hosts, **values.pop("certificates", {}), **values)
 
 
 _MESH_CONFIG = Schema(
@@ -97,16 +125,27 @@ _MESH_CONFIG = Schema(
                 (
                     Field("meshDomain", Text(schema.domain)),
                     Field("egress", Text(schema.choice({e.value: e for e in Egress}))),
+                    Field(
+                        "egressHosts",
+                        ListOf(Text(_egress_host), most=MOST_EGRESS_HOSTS, unique=lambda host: host, named=str),
+                    ),
                     Field("accessLog", Boolean()),
                     Field("certificates", _CERTIFICATES),
-                    Field("mode", Text(schema.choice({"enforcing": "enforcing"}, refused=_MODES))),
+                    Field("mode", _MODE),
                 ),
-                _given("mesh_domain", "egress", "access_log", "certificates", "mode"),
+                _given("mesh_domain", "egress", "egress_hosts", "access_log", "certificates", "mode"),
             ),
             required=True,
         ),
     ),
     _mesh_config,
+)
+
+# ----------------------------------------------------------------------------------------------------- NamespaceConfig
+
+_NAMESPACE_CONFIG = Schema(
+    (Field("spec", Object((Field("mode", _MODE, required=True),), lambda mode: mode), required=True),),
+    lambda metadata, mode: NamespaceConfig(metadata.name.namespace, mode),
 )
 
 # ------------------------------------------------------------------------------------------------------------- Service
@@ -255,7 +294,23 @@ _WORKLOAD = Schema(
 )
 
 OWN_KINDS: tuple[Kind, ...] = (
-    Kind(GROUP, "MeshConfig", "meshconfigs", ("mc",), {VERSION: _MESH_CONFIG}, namespaced=False, name_is=_only_default),
+    Kind(
+        GROUP,
+        "MeshConfig",
+        "meshconfigs",
+        ("mc",),
+        {VERSION: _MESH_CONFIG},
+        namespaced=False,
+        name_is=_only_default("MeshConfig"),
+    ),
+    Kind(
+        GROUP,
+        "NamespaceConfig",
+        "namespaceconfigs",
+        ("nc",),
+        {VERSION: _NAMESPACE_CONFIG},
+        name_is=_only_default("NamespaceConfig in each namespace"),
+    ),
     Kind(GROUP, "Service", "services", ("svc",), {VERSION: _SERVICE}, name_is=schema.label),
     Kind(GROUP, "Workload", "workloads", ("wl",), {VERSION: _WORKLOAD}),
 )

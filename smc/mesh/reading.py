@@ -13,7 +13,7 @@ from typing import Any, Final
 from cluster.kv import KeyValue, View
 from smc.errors import NotFound
 from smc.manifests import MESH_WIDE, OWN_KINDS, InvalidManifest, Manifest, noun
-from smc.manifests.own import GROUP, MESH_CONFIG_NAME
+from smc.manifests.own import CONFIG_NAME, GROUP
 from smc.mesh.problems import Problems, invalid
 from smc.mesh.tables import Table, Tables
 from smc.model import Egress, Endpoint, Endpoints, Identity, MeshConfig, Name, Problem, Service, Workload
@@ -106,7 +106,7 @@ class Records(Tables):
                 self.manifests.put(id_, manifest)
                 if group == GROUP:
                     said = _said(id_, manifest, problems)
-                    if (kind, namespace, name) == ("MeshConfig", MESH_WIDE, MESH_CONFIG_NAME):
+                    if (kind, namespace, name) == ("MeshConfig", MESH_WIDE, CONFIG_NAME):
                         closed = said is None and item is not None
                         self.configs.put(_ONE, CLOSED if closed else said)
                         problems.report("config", id_, [Problem(id_, "EgressDenied", _CLOSED)] if closed else ())

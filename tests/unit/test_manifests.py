@@ -32,10 +32,13 @@ from smc.manifests import (
 )
 from smc.model import (
     Egress,
+    EgressHost,
     Identity,
     Locality,
     MeshConfig,
+    Mode,
     Name,
+    NamespaceConfig,
     Protocol,
     Service,
     ServicePort,
@@ -196,8 +199,8 @@ def test_the_demos_manifests_are_read() -> None:
             "kind: TrafficSplit",
             "kind: Deployment",
             'x.yaml:2:7: kind: "Deployment" is not known '
-            "(known are HTTPRouteGroup, IdentityBinding, MeshConfig, Service, TCPRoute, TrafficSplit, TrafficTarget, "
-            "UDPRoute, Workload)",
+            "(known are HTTPRouteGroup, IdentityBinding, MeshConfig, NamespaceConfig, Service, TCPRoute, TrafficSplit, "
+            "TrafficTarget, UDPRoute, Workload)",
         ),
         (
             "v1alpha4",
@@ -456,12 +459,18 @@ def test_what_no_manifest_may_hold_is_refused(text: str | bytes, told: str) -> N
 
 
 def test_a_mesh_config_says_what_the_mesh_is_set_to() -> None:
-    spec = """{meshDomain: corp.mesh, egress: deny, accessLog: false, mode: enforcing,
-      certificates: {workloadTTL: 1h30m, credentialTTL: 90s}}"""
+    spec = """{meshDomain: corp.mesh, egress: deny, egressHosts: [example.com, "*.Example.com.:443"], accessLog: false,
+      mode: audit, certificates: {workloadTTL: 1h30m, credentialTTL: 90s}}"""
     record = own("MeshConfig", spec, "{name: default}")
     assert record.id == "smc.io/MeshConfig/-/default"
     assert mesh_config(record) == MeshConfig(
-        "corp.mesh", Egress.DENY, False, timedelta(minutes=90), timedelta(seconds=90)
+        mesh_domain="corp.mesh",
+        egress=Egress.DENY,
+        egress_hosts=(EgressHost("*.example.com", 443), EgressHost("example.com")),
+        mode=Mode.AUDIT,
+        access_log=False,
+        workload_certificate_ttl=timedelta(minutes=90),
+        credential_ttl=timedelta(seconds=90),
     )
 
 
@@ -473,8 +482,13 @@ def test_what_a_mesh_config_does_not_say_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("{mode: audit}", 'spec.mode: "audit" is not taken: it is not there yet (only enforcing is known)'),
-        ("{mode: off}", 'spec.mode: "off" is not known (only enforcing is known)'),
+        ("{mode: audti}", 'spec.mode: "audti" is not known (did you mean "audit"?)'),
+        ("{mode: off}", 'spec.mode: "off" is not known (known are audit, enforcing, permissive)'),
+        (
+            "{egressHosts: [a.b, A.b.]}",
+            "spec.egressHosts[1]: a.b is in the list twice (it is at spec.egressHosts[0] too)",
+        ),
+        ("{egressHosts: ['*']}", 'spec.egressHosts[0]: "*" is every host (write egress: allow)'),
         ("{egress: alow}", 'spec.egress: "alow" is not known (did you mean "allow"?)'),
         ("{certificates: {workloadTTL: 9s}}", "spec.certificates.workloadTTL: 9s is not from 10s to 720h"),
         (
@@ -491,6 +505,54 @@ def test_what_a_mesh_config_does_not_say_is_the_default() -> None:
 )  # fmt: skip
 def test_a_mesh_config_that_could_not_be_obeyed_is_refused(spec: str, told: str) -> None:
     assert refused("MeshConfig", spec, "{name: default}") == told
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("http://a.b", "is no host: it has a /"),
+        ("a.*.b", "is no host"),
+        ("*a.b", "is no host"),
+        ("a_b.c", "is no host"),
+        ("", "is no host"),
+        ("[::1]:80", "has no port from 1 to 65535 after its colon"),
+        ("a.b:", "has no port from 1 to 65535 after its colon"),
+        ("a.b:0", "has no port from 1 to 65535 after its colon"),
+        ("a.b:65536", "has no port from 1 to 65535 after its colon"),
+    ],
+)
+def test_an_egress_host_is_a_name_or_a_suffix_with_a_port_or_without(host: str, why: str) -> None:
+    hint = 'write one such as "example.com", "*.example.com" or "example.com:443"'
+    assert refused("MeshConfig", f'{{egressHosts: ["{host}"]}}', "{name: default}") == (
+        f'spec.egressHosts[0]: "{host}" {why} ({hint})'
+    )
+
+
+def test_a_namespace_config_says_the_mode_of_its_namespace() -> None:
+    record = own("NamespaceConfig", "{mode: permissive}", "{name: default, namespace: shop}")
+    assert noun(record, OWN_KINDS) == NamespaceConfig("shop", Mode.PERMISSIVE)
+
+
+def test_there_is_one_namespace_config_in_each_namespace() -> None:
+    assert refused("NamespaceConfig", "{mode: audit}", "{name: mine, namespace: shop}") == (
+        'metadata.name: "mine": there is one NamespaceConfig in each namespace (call it default)'
+    )
+    one = "apiVersion: smc.io/v1alpha1\nkind: NamespaceConfig\nmetadata: {name: default}\nspec: {mode: audit}\n"
+    assert refusal(f"{one}---\n{one}") == (
+        "x.yaml:6:1: NamespaceConfig default/default is in the file twice (it begins on line 1 too)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("{}", "spec.mode: is missing (add mode)"),
+        ("{mode: Audit}", 'spec.mode: "Audit" is not known (did you mean "audit"?)'),
+        ("{mode: audit, egress: deny}", 'spec.egress: unknown field (only mode is known)'),
+    ],
+)  # fmt: skip
+def test_a_namespace_config_that_could_not_be_obeyed_is_refused(spec: str, told: str) -> None:
+    assert refused("NamespaceConfig", spec, "{name: default}") == told
 
 
 def test_there_is_one_mesh_config_and_it_has_no_namespace() -> None:
@@ -693,6 +755,7 @@ def test_a_manifest_is_not_taken_for_one_of_another_kind() -> None:
         ("svc", "Service"),
         ("WORKLOADS", "Workload"),
         ("mc", "MeshConfig"),
+        ("nc", "NamespaceConfig"),
     ],
 )
 def test_a_kind_is_found_by_any_of_its_names(word: str, kind: str) -> None:
