@@ -84,6 +84,8 @@ class Service:
     name: Name
     ports: tuple[ServicePort, ...]
     """Sorted by number."""
+    address: str = ""
+    """The IP address that its platform gives it; "": none, and intercepted callers get a virtual one."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -217,6 +219,10 @@ class Permission:
     """(manifest, mod_revision) of the other manifests that it was compiled from: route groups."""
     ports: tuple[int, ...] | None = None
     """Sorted, at least one; None: every port. As `Inbound.numbers` has them."""
+    tcp: bool = False
+    """Whether that includes ports that speak TCP: there is no request to match there, so whoever may do only some
+    things may do nothing.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +258,7 @@ class Grant:
     http: tuple[HttpMatch, ...]
     also: tuple[tuple[str, int], ...] = ()
     ports: tuple[int, ...] | None = None
+    tcp: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -392,7 +399,9 @@ class Destination:
     sources: tuple[tuple[str, int], ...] = ()
     """(manifest, mod_revision), sorted: the splits that made it so, and the route groups that they name."""
     branches: tuple[Branch, ...] = ()
-    """In order: a request takes the first that matches it. What none matches goes to `targets`."""
+    """In order: a request takes the first that matches it. What none matches goes to `targets`. TCP has none."""
+    protocol: Protocol = Protocol.HTTP
+    """The port's; every target is TCP if it is, and none otherwise."""
 
     @property
     def all_targets(self) -> tuple[Target, ...]:
@@ -401,8 +410,20 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Frontend:
+    """Where intercepted applications dial a service."""
+
+    service: Name
+    address: str
+    """An IPv4 address that no other Frontend has: its own, or a virtual one."""
+    ports: tuple[tuple[int, Protocol], ...]
+    """Sorted by number."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Outbound:
-    """All that the proxies with equal namespace, reachable services and quarantines know of the services they call.
+    """All that the proxies with equal namespace, reachable services, quarantines and sidecar know of the services that
+    they call.
 
     `upstreams` and `assignments` cover every target of `destinations`. All are sorted by (service, port).
     """
@@ -411,6 +432,10 @@ class Outbound:
     upstreams: tuple[Upstream, ...]
     assignments: tuple[Assignment, ...]
     destinations: tuple[Destination, ...]
+    frontends: tuple[Frontend, ...] | None = None
+    """Of the services of `destinations` that have an address, sorted by service. None: of explicit proxies, whose
+    applications name services in their requests and dial nobody else.
+    """
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -438,3 +463,8 @@ class Policy:
         """What of it holds for a port that is called so; itself, if all does."""
         held = tuple(p for p in self.permissions if p.ports is None or not set(numbers).isdisjoint(p.ports))
         return self if held == self.permissions else Policy(held)
+
+    @property
+    def of_connections(self) -> Policy:
+        """What of it holds where there are no requests to judge."""
+        return Policy(tuple(p for p in self.permissions if p.tcp))

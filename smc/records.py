@@ -115,6 +115,13 @@ class Keys:
         return self.root + "ca/bundle"
 
     @property
+    def addresses(self) -> str:
+        return self.root + "addresses/"
+
+    def address(self, service: Name) -> str:
+        return f"{self.addresses}{service}"
+
+    @property
     def quarantines(self) -> str:
         return self.root + "quarantine/"
 
@@ -148,6 +155,7 @@ class Keys:
             self.certificates,
             self.bundle,
             self.quarantines,
+            self.addresses,
         )
 
 
@@ -279,6 +287,15 @@ class BundleRecord:
 
     roots: tuple[str, ...]
     """PEM, sorted by number."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRecord:
+    """`addresses/<namespace>/<service>`: the virtual IP address of a service that has none of its own."""
+
+    service: Name
+    address: str
+    """IPv4, of no other record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,21 @@ PASSTHROUGH = "passthrough"
 IDENTITY = "identity"
 BUNDLE = "bundle"
 
+DNS = "dns"
+"""The listener of an intercepted proxy that answers its application's look-ups."""
+
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15003
 ADMIN_PORT = 15000
 PROMETHEUS_PORT = 15010
+DNS_PORT = 15053
+
+SIDECAR_UID = 1337
+"""Whom an intercepted proxy runs as: what this user sends is never redirected."""
+LOOPBACK = "127.0.0.1"
+"""Where an intercepted proxy's `outbound` and `dns` listen: REDIRECT sends there what is sent on the same machine."""
+VIRTUAL_ADDRESSES = "240.0.0.0/4"
+"""What virtual IP addresses are taken from. Nobody routes it, so what is not redirected arrives nowhere."""
 
 HEALTH_PATH = "/.smc/health"
 """What callers' health checks ask for; answered by the proxy itself, before policy, to any identity of the mesh."""
