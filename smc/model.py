@@ -59,7 +59,7 @@ class Protocol(Enum):
     HTTP2 = "http2"
     GRPC = "grpc"
     TCP = "tcp"
-    """Any bytes: what needs no request to be judged, or a protocol that the proxies do not read."""
+    """Any bytes. All others are HTTP, and every two of them can stand for each other between proxies."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -141,6 +141,7 @@ def _each(written: Permission | Grant, bindings: Bindings, found: list[Problem])
             written.http,
             tuple(sorted(also)),
             written.ports,
+            written.tcp,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from smc.mesh.addresses import Addresses
 from smc.mesh.callers import Callers, Group
 from smc.mesh.nouns import Proxy
 from smc.mesh.permissions import NOBODY, Permissions
@@ -44,13 +45,14 @@ class Proxies(Tables):
         splits: Splits,
         permissions: Permissions,
         callers: Callers,
+        addresses: Addresses,
         problems: Problems,
     ) -> None:
         touched = dict.fromkeys(sources.workloads.changed)
         touched.update(self._quarantine(records, sources, splits, problems))
         for name in touched:
             callers.assign(name, self._group(sources.workloads.get(name), splits, self.quarantined.get(name) or ()))
-        callers.update(served, splits)
+        callers.update(served, splits, addresses)
         self._listen(sources, served, problems)
         self._report_unready(records, sources, served, permissions, problems)
 
@@ -140,7 +142,7 @@ class Proxies(Tables):
                 if any(not left_out.isdisjoint(split.versions) for split in splits.splits[root])
             }
         )
-        return Group(workload.name.namespace, reachable, tuple(whole))
+        return Group(workload.name.namespace, workload.sidecar is Sidecar.INTERCEPTED, reachable, tuple(whole))
 
     # ------------------------------------------------------------------------------------------------------- inbound
 
@@ -168,21 +170,27 @@ class Proxies(Tables):
         for app_port, services in sorted(leading.items()):
             first, *others = sorted(services)
             protocol = services[first]
-            called = {number for _, number in services} | ({app_port} - numbers)
-            inbound = Inbound(app_port, protocol, (first, *others), tuple(sorted(called)))
-            inbounds.append(kept(before.get(app_port), inbound))
+            leads = [first]
             for service_name, number in others:
                 other = services[service_name, number]
+                # What callers speak to a TCP port is nothing that an HTTP port understands, nor the other way round.
+                if alike := (other is Protocol.TCP) is (protocol is Protocol.TCP):
+                    leads.append((service_name, number))
                 if other is not protocol:
                     message = (
                         f"by service {first[0]} port {first[1]} port {app_port} of {name} speaks {protocol.value}, and "
-                        f"by service {service_name} port {number} {other.value}: the first counts; make them equal"
+                        f"by service {service_name} port {number} {other.value}: the first counts"
+                        f"{'' if alike else ', and nothing gets there by the other'}; make them equal"
                     )
                     found.append(Problem(sources.origins[name], "ProtocolConflict", message))
+            called = {number for _, number in leads} | ({app_port} - numbers)
+            inbound = Inbound(app_port, protocol, tuple(leads), tuple(sorted(called)))
+            inbounds.append(kept(before.get(app_port), inbound))
         return tuple(inbounds)
 
     def _unused(self, name: Name, sources: Sources, permissions: Permissions) -> Iterable[Problem]:
-        """Permissions for ports that a workload with services does not have: likely a wrong number.
+        """Permissions for ports that a workload with services does not have, likely a wrong number, and those of some
+        requests for ports where there are none.
 
         Workloads of one identity say it in the same words, so that it is told once.
         """
@@ -196,6 +204,8 @@ class Proxies(Tables):
                 ports = ", ".join(map(str, permission.ports))
                 message = f"a workload of {permission.destination} has no port {ports}, so nothing is allowed on it"
                 yield Problem(permission.manifest, "PortNotFound", message, severity=Severity.WARNING.value)
+            if not permission.tcp:
+                yield from _without_requests(permission, inbounds)
 
     # ----------------------------------------------------------------------------------------------------- readiness
 
@@ -249,6 +259,21 @@ class Proxies(Tables):
             quarantined,
         )
         return kept(before, now)
+
+
+def _without_requests(permission: Permission, inbounds: Iterable[Inbound]) -> Iterable[Problem]:
+    """HTTP rules for a port by its number, or for a workload all of whose ports speak TCP."""
+    named = set(permission.ports or ())
+    tcp = {number for inbound in inbounds if inbound.protocol is Protocol.TCP for number in inbound.numbers}
+    if permission.ports is None and all(inbound.protocol is Protocol.TCP for inbound in inbounds):
+        named = tcp
+    if meant := named & tcp:
+        message = (
+            f"port {', '.join(map(str, sorted(meant)))} of a workload of {permission.destination} speaks TCP, where "
+            "there are no requests to match, so HTTP rules allow nothing on it: to allow connections, name a TCPRoute "
+            "in a target without HTTP rules"
+        )
+        yield Problem(permission.manifest, "HTTPRulesOnTCP", message, severity=Severity.WARNING.value)
 
 
 def _versions(quarantined: Iterable[QuarantineRecord]) -> frozenset[Version]:

@@ -6,6 +6,9 @@ split. A split is not followed further: a backend's traffic goes to its own endp
 
 A root may have several splits that are for some requests each, and one for the others. One that has no backend left is
 as if it were not there.
+
+A port that speaks TCP is split by connection: conditions on requests do not count there, and a backend's port has to
+speak TCP too, as no HTTP port of a root may lead to a backend's TCP.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from smc.mesh.compiled import Compiled, Scope
 from smc.mesh.problems import Problems
 from smc.mesh.served import Served, by_name
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Branch, Destination, Name, Problem, Severity, Split, Target, Upstream
+from smc.model import Branch, Destination, Name, Problem, Protocol, Severity, Split, Target, Upstream
 
 Destinations = tuple[Destination, ...]
 """Of one service, by its ports."""
@@ -91,9 +94,11 @@ class Splits(Tables):
         directed = None
         if upstreams is not None:
             before = {d.port: d for d in self.unsplit.get(name) or ()}
-            own = [kept(before.get(u.port), Destination(name, u.port, (_itself(u),))) for u in upstreams]
+            own = [kept(before.get(u.port), _unsplit(u)) for u in upstreams]
             before = {d.port: d for d in self.destinations.get(name) or ()}
-            shares = [(split, self._shares(split, [d.port for d in own], served, found)) for split in splits]
+            shares = [
+                (split, self._shares(split, _applicable(split, upstreams, found), served, found)) for split in splits
+            ]
             directed = [kept(before.get(d.port), _directed(d, shares)) if splits else d for d in own]
         else:
             missing = f"there is no service {name}: create it"
@@ -103,12 +108,13 @@ class Splits(Tables):
         self.destinations.put(name, tuple(directed) if directed is not None else None)
 
     def _shares(
-        self, split: Split, ports: Sequence[int], served: Served, found: list[Problem]
+        self, split: Split, root: Sequence[Upstream], served: Served, found: list[Problem]
     ) -> Mapping[int, Sequence[Target]]:
         """The targets of each port that has any."""
+        ports = [upstream.port for upstream in root]
         weights: defaultdict[tuple[int, Name], int] = defaultdict(int)
         for index, backend in enumerate(split.backends):
-            for port in self._usable(split, index, ports, served, found):
+            for port in self._usable(split, index, root, served, found):
                 weights[port, Name(split.root.namespace, backend.service)] += backend.weight
         shares: defaultdict[int, list[Target]] = defaultdict(list)
         for (port, name), weight in weights.items():
@@ -124,7 +130,7 @@ class Splits(Tables):
         return shares
 
     def _usable(
-        self, split: Split, index: int, ports: Sequence[int], served: Served, found: list[Problem]
+        self, split: Split, index: int, root: Sequence[Upstream], served: Served, found: list[Problem]
     ) -> Iterable[int]:
         """The ports that a backend can take traffic of; why it cannot take the others is told in `found`."""
         backend = split.backends[index]
@@ -143,19 +149,46 @@ class Splits(Tables):
         if name in self.splits:
             message = f"{name} is split too, by {self.splits[name][0].manifest}; a split is not followed from another"
             problem("NotFollowed", f"{message}: this one's share goes to {name}'s own endpoints", Severity.WARNING)
-        has = {upstream.port for upstream in upstreams}
-        if missing := [port for port in ports if port not in has]:
+        has = {upstream.port: upstream for upstream in upstreams}
+        if missing := [upstream.port for upstream in root if upstream.port not in has]:
             message = f"{name} has no port {_list(missing)}, which {split.root} has, so it gets no traffic of it"
             problem("BackendPortNotFound", f"{message}: add the port to {name}")
+        ports = []
+        for upstream in root:
+            there = has.get(upstream.port)
+            if there is not None and _is_tcp(there) is _is_tcp(upstream):
+                ports.append(upstream.port)
+            elif there is not None:
+                message = (
+                    f"{name} port {there.port} speaks {there.protocol.value}, and {split.root}'s "
+                    f"{upstream.protocol.value}, so it gets no traffic of it: make them equal"
+                )
+                problem("BackendProtocolConflict", message)
         served_by = {a.port for a in served.assignments[name] if a.endpoints}
-        if backend.weight and (idle := [port for port in ports if port in has and port not in served_by]):
+        if backend.weight and (idle := [port for port in ports if port not in served_by]):
             message = f"nothing behind {name} port {_list(idle)} is ready, so the other backends get its share"
             problem("BackendNotReady", message)
         return [port for port in ports if port in served_by]
 
 
-def _itself(upstream: Upstream) -> Target:
-    return Target(upstream.service, upstream.port, WHOLE)
+def _unsplit(upstream: Upstream) -> Destination:
+    itself = Target(upstream.service, upstream.port, WHOLE)
+    return Destination(upstream.service, upstream.port, (itself,), protocol=upstream.protocol)
+
+
+def _is_tcp(upstream: Upstream) -> bool:
+    return upstream.protocol is Protocol.TCP
+
+
+def _applicable(split: Split, root: Sequence[Upstream], found: list[Problem]) -> Sequence[Upstream]:
+    """The ports of the root that the split is for."""
+    if not split.matches or not (left := [upstream.port for upstream in root if _is_tcp(upstream)]):
+        return root
+    message = f"{split.root} port {_list(left)} speaks TCP, where there are no requests to match"
+    http = [upstream for upstream in root if not _is_tcp(upstream)]
+    severity = Severity.WARNING if http else Severity.ERROR
+    found.append(_problem(split, "MatchesOfTCP", f"{message}: the split is not for it", "spec.matches", severity))
+    return http
 
 
 def _directed(own: Destination, shares: Sequence[tuple[Split, Mapping[int, Sequence[Target]]]]) -> Destination:
@@ -170,7 +203,9 @@ def _directed(own: Destination, shares: Sequence[tuple[Split, Mapping[int, Seque
                 branches.append(Branch(split.matches, found))
             else:
                 targets = found
-    return Destination(own.service, own.port, targets, tuple(sorted(sources)), tuple(branches)) if sources else own
+    if not sources:
+        return own
+    return Destination(own.service, own.port, targets, tuple(sorted(sources)), tuple(branches), own.protocol)
 
 
 def _by_root(rules: Rules | None) -> dict[Name, tuple[Split, ...]]:

@@ -143,8 +143,10 @@ def _granted_by(
     """
     id_ = manifest.record.id
     kinds = {rule.kind for rule in target.rules}
-    # On a port of HTTP, TCP without HTTP rules is every request.
-    allowed: set[HttpMatch] = {HttpMatch()} if TCP_ROUTE in kinds and HTTP_ROUTES not in kinds else set()
+    # Whole connections are granted by TCP rules alone, never by HTTP rules, however much these allow. On a port of
+    # HTTP a connection is every request.
+    tcp = TCP_ROUTE in kinds and HTTP_ROUTES not in kinds
+    allowed: set[HttpMatch] = {HttpMatch()} if tcp else set()
     ports: set[int] | None = set() if TCP_ROUTE in kinds else None
     also: set[tuple[str, int]] = set()
     for index, rule in enumerate(target.rules):
@@ -179,8 +181,9 @@ def _granted_by(
     revision, http = manifest.mod_revision, _alternatives(allowed)
     on = tuple(sorted(ports)) if ports is not None else None
     if isinstance(target.destination, Identity) and not target.bindings:
-        return Permission(id_, revision, target.destination, target.sources, http, tuple(sorted(also)), on)
-    return Grant(id_, revision, target.destination, target.sources, target.bindings, http, tuple(sorted(also)), on)
+        return Permission(id_, revision, target.destination, target.sources, http, tuple(sorted(also)), on, tcp)
+    whom = (target.destination, target.sources, target.bindings)
+    return Grant(id_, revision, *whom, http, tuple(sorted(also)), on, tcp)
 
 
 def _alternatives(matches: AbstractSet[HttpMatch]) -> tuple[HttpMatch, ...]:
