@@ -111,8 +111,45 @@ class Keys:
         return f"{self.root}ca/{what}/"
 
     @property
+    def authorities(self) -> str:
+        """The prefix of all that the certificate authority keeps."""
+        return self.root + "ca/"
+
+    @property
     def bundle(self) -> str:
         return self.root + "ca/bundle"
+
+    @property
+    def crl(self) -> str:
+        return self.root + "ca/crl"
+
+    @property
+    def revocations(self) -> str:
+        return self.root + "revocations/"
+
+    def revoked_proxy(self, proxy: Name) -> str:
+        return f"{self.revocations}proxies/{proxy}"
+
+    def revoked_identity(self, identity: Identity) -> str:
+        return f"{self.revocations}identities/{identity}"
+
+    def admission(self, proxy: Name) -> str:
+        return f"{self.revocations}admitted/{proxy}"
+
+    @property
+    def signing(self) -> str:
+        return self.root + "ca/signing"
+
+    @property
+    def rotation(self) -> str:
+        return self.root + "ca/rotation"
+
+    @property
+    def trusts(self) -> str:
+        return self.root + "trust/"
+
+    def trust(self, proxy: Name) -> str:
+        return f"{self.trusts}{proxy}"
 
     @property
     def addresses(self) -> str:
@@ -128,8 +165,12 @@ class Keys:
     def quarantine(self, proxy: Name, manifest: str, mod_revision: int) -> str:
         return f"{self.quarantines}{proxy}/{manifest}@{mod_revision}"
 
+    @property
+    def tokens(self) -> str:
+        return self.root + "tokens/"
+
     def token(self, sha256_hex: str) -> str:
-        return f"{self.root}tokens/{sha256_hex}"
+        return self.tokens + sha256_hex
 
     @property
     def requests(self) -> str:
@@ -154,6 +195,8 @@ class Keys:
             self.readiness,
             self.certificates,
             self.bundle,
+            self.crl,
+            self.revocations,
             self.quarantines,
             self.addresses,
         )
@@ -192,6 +235,10 @@ class MemberRecord:
     ready: bool
     streams: int
     version: str
+    roots: tuple[str, ...] = ()
+    """The pins of the roots that it trusts."""
+    issuer: str = ""
+    """The key id of the intermediate that signed its credential."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +282,21 @@ class ReadyRecord:
     workload: Name
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class IssuedCertificate:
+    """A workload certificate, as far as one has to know it to revoke it."""
+
+    serial: str
+    """Hexadecimal."""
+    issuer: int
+    """The number of the intermediate that signed it."""
+    fingerprint: str
+    """SHA-256 of its DER in hexadecimal: what Envoy calls it."""
+    not_after: float
+    revision: int
+    """At which its record was written: whoever was revoked before has never been sent its key."""
+
+
 @dataclass(frozen=True, slots=True)
 class CertificateRecord:
     """`certificates/<namespace>/<service account>`: what SDS serves as `identity`."""
@@ -250,6 +312,66 @@ class CertificateRecord:
     not_after: float
     issuer: int
     """The number of the intermediate that signed it."""
+    replaced: tuple[IssuedCertificate, ...] = ()
+    """Those of the identity before this one that had not expired yet when it was written, the oldest first."""
+    reconnect: str = ""
+    """The serial of the one of them with which its proxies were told to make all their connections anew; "": never."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationRecord:
+    """`revocations/proxies/<namespace>/<workload>` or `revocations/identities/<namespace>/<service account>`.
+
+    That the key is there revokes; what it says is for people. Its mod_revision is when: of a proxy, the credentials and
+    the certificates of its identity that were signed before are refused.
+    """
+
+    proxy: Name | None
+    """None: the whole identity is revoked."""
+    identity: Identity | None
+    """Of a proxy: the one whose key it had; None if the mesh did not have the workload."""
+    reason: str
+    author: str
+    """The operator's credential, a SPIFFE ID."""
+    time: float
+    """Seconds since 1970, by the clock of the replica that was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRecord:
+    """`revocations/admitted/<namespace>/<workload>`: what was signed for a proxy since it was revoked."""
+
+    proxy: Name
+    revocation: int
+    """The mod_revision of the revocation since which; with another one it says nothing."""
+    credentials: tuple[tuple[str, float], ...]
+    """(serial in hexadecimal, not_after) of those that have not expired; at least one."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RevokedCertificate:
+    identity: Identity
+    certificate: IssuedCertificate
+    time: float
+    """When it was revoked, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrlRecord:
+    """`ca/crl`: the certificates that nobody takes, with a list of them signed by each intermediate.
+
+    A TLS library that has a list of one intermediate refuses the certificates of every other, so there is one of each,
+    an empty one too.
+    """
+
+    number: int
+    """Raised with each change."""
+    issuers: tuple[int, ...]
+    """The numbers of the intermediates, sorted."""
+    lists: tuple[str, ...]
+    """PEM, one of each of `issuers`."""
+    revoked: tuple[RevokedCertificate, ...] = ()
+    """Sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +418,67 @@ class AddressRecord:
     service: Name
     address: str
     """IPv4, of no other record."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningRecord:
+    """`ca/signing`: who signs now."""
+
+    intermediate: int
+
+
+class Rotates(Enum):
+    """What a rotation replaces. With a root its intermediate goes as well."""
+
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"
+
+
+class Phase(Enum):
+    """How far a rotation is. Each ends when nobody who lives is missing; see `certificates.rotation`."""
+
+    REQUESTED = "requested"
+    PUBLISHING = "publishing"
+    """What is new is made, and trusted beside what is old."""
+    SIGNING = "signing"
+    """What is new signs."""
+    RETIRING = "retiring"
+    """What is old is trusted no longer, and its keys are gone."""
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class RotationRecord:
+    """`ca/rotation`: the rotation that is under way, or the last one."""
+
+    id: str
+    of: Rotates
+    requester: str
+    """A SPIFFE ID; empty: it was due."""
+    phase: Phase = Phase.REQUESTED
+    since: float = 0.0
+    """When the phase began, in seconds since 1970."""
+    forced: float = 0.0
+    """When it was asked to leave behind whom it misses; 0: it was not."""
+    intermediate: int = 0
+    """The new one's number; 0 until it is made."""
+    began: int = 0
+    """The revision before that of the first write: what is older knows nothing of what is new."""
+    left_behind: tuple[str, ...] = ()
+    """Who was missing when a phase ended all the same; at most 100."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRecord:
+    """`trust/<namespace>/<workload>`: what a proxy says of the credential that lies on its disk."""
+
+    proxy: Name
+    roots: tuple[str, ...]
+    """The pins of the roots that it trusts, sorted."""
+    issuer: str
+    """The key id of the intermediate that signed the credential."""
+    not_after: float
+    """The credential's end, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
