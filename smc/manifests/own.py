@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -169,6 +170,19 @@ _SERVICE_PORT = Object(
     _service_port,
     {"number": "write port", "name": "ports of a Service have no names: targetPort may be the name of a Workload's"},
 )
+
+
+def _service_address(text: str) -> str:
+    """What intercepted callers dial, and what the rules of interception redirect."""
+    address = ipaddress.ip_address(schema.ip_address(text))
+    hint = "leave the address out to have a virtual one"
+    if address.version != 4:
+        raise Unfit(f"{shown(text)} is an IPv6 address, and only IPv4 is intercepted", hint)
+    if address.is_loopback:
+        raise Unfit(f"{shown(text)} means another machine to each caller", hint)
+    return str(address)
+
+
 _SERVICE = Schema(
     (
         Field(
@@ -186,14 +200,15 @@ _SERVICE = Schema(
                         ),
                         required=True,
                     ),
+                    Field("address", Text(_service_address), default=""),
                 ),
-                lambda ports: ports,
+                lambda ports, address: (tuple(sorted(ports, key=lambda port: port.number)), address),
                 {"selector": "Workloads name their services: spec.services of the Workload"},
             ),
             required=True,
         ),
     ),
-    lambda metadata, ports: Service(metadata.name, tuple(sorted(ports, key=lambda port: port.number))),
+    lambda metadata, spec: Service(metadata.name, *spec),
 )
 
 # ------------------------------------------------------------------------------------------------------------ Workload

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from cluster.kv import View
 from smc.manifests import PolicyApi
+from smc.mesh.addresses import Addresses
 from smc.mesh.bindings import Bindings
 from smc.mesh.callers import Callers
 from smc.mesh.compiled import Compiled
@@ -20,6 +21,7 @@ from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Tables
+from smc.model import Sidecar
 
 
 @dataclass(slots=True)
@@ -27,6 +29,7 @@ class _Stages(Tables):
     records: Records = field(default_factory=Records)
     sources: Sources = field(default_factory=Sources)
     served: Served = field(default_factory=Served)
+    addresses: Addresses = field(default_factory=Addresses)
     compiled: Compiled = field(default_factory=Compiled)
     splits: Splits = field(default_factory=Splits)
     bindings: Bindings = field(default_factory=Bindings)
@@ -40,6 +43,7 @@ class _Stages(Tables):
         self.records.update(view, self.problems)
         self.sources.update(self.records, self.problems)
         self.served.update(self.records, self.sources)
+        self.addresses.update(self.records, self.sources, self.problems)
         self.compiled.update(self.records, policies, self.problems)
         self.splits.update(self.compiled, self.served, self.problems)
         self.permissions.update(
@@ -52,6 +56,7 @@ class _Stages(Tables):
             self.splits,
             self.permissions,
             self.callers,
+            self.addresses,
             self.problems,
         )
         self.problems.gather()
@@ -122,6 +127,8 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         identities=identities.keys()
         if previous is None or not step or identities.has_other_keys()
         else previous.identities,
+        own_addresses=MappingProxyType(stages.addresses.own.rows),
+        intercepts=Sidecar.INTERCEPTED in stages.proxies.intercepted,
         synced=frozenset(records.synced.rows),
         affected=affected,
         stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.fork()),

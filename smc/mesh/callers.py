@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
+from smc.mesh.addresses import Addresses
 from smc.mesh.served import Served
 from smc.mesh.splits import Destinations, Splits
 from smc.mesh.tables import Index, Table, Tables, kept
@@ -21,6 +22,7 @@ class Group(NamedTuple):
     """What decides which Outbound a proxy has."""
 
     namespace: str
+    intercepted: bool
     reachable: tuple[Name, ...] | None
     """Sorted; None: every service."""
     whole: tuple[Name, ...]
@@ -49,7 +51,7 @@ class Callers(Tables):
         self.groups.put(proxy, group)
         self.members.move(proxy, [before] if before else (), [group] if group else ())
 
-    def update(self, served: Served, splits: Splits) -> None:
+    def update(self, served: Served, splits: Splits, addresses: Addresses) -> None:
         """Bring the Outbounds up to date, after every `assign`."""
         for part, table in (
             ("upstreams", served.upstreams),
@@ -58,6 +60,8 @@ class Callers(Tables):
         ):
             if table.changed:
                 self.everything.put(part, _joined(table.rows.values()))
+        if addresses.frontends.changed:
+            self.everything.put("frontends", tuple(addresses.frontends.rows.values()))
         touched: dict[Group, None] = {}
         for proxy in self.groups.changed:
             for group in (self.groups.was(proxy), self.groups.get(proxy)):
@@ -67,17 +71,20 @@ class Callers(Tables):
             *served.upstreams.changed,
             *served.assignments.changed,
             *splits.destinations.changed,
+            *addresses.frontends.changed,
         )
         for service in (None, *dict.fromkeys(services)) if services else ():
             touched.update(dict.fromkeys(self.watching.of(service)))
         for group in touched:
             there = group in self.members
-            outbound, watched = self._outbound(group, served, splits) if there else (None, ())
+            outbound, watched = self._outbound(group, served, splits, addresses) if there else (None, ())
             self.watching.move(group, self.watched.get(group) or (), watched)
             self.watched.put(group, watched or None)
             self.outbounds.put(group, kept(self.outbounds.get(group), outbound))
 
-    def _outbound(self, group: Group, served: Served, splits: Splits) -> tuple[Outbound, tuple[Name | None, ...]]:
+    def _outbound(
+        self, group: Group, served: Served, splits: Splits, addresses: Addresses
+    ) -> tuple[Outbound, tuple[Name | None, ...]]:
         """What the group knows, and what it has to be told of when it changes."""
         if group.reachable is None:
             upstreams, assignments, destinations = (
@@ -87,7 +94,8 @@ class Callers(Tables):
                 rows = dict(splits.destinations.rows)
                 rows.update((name, splits.unsplit[name]) for name in group.whole if name in rows)
                 destinations = _joined(rows.values())
-            return Outbound(group.namespace, upstreams, assignments, destinations), (None,)
+            frontends = (self.everything.get("frontends") or ()) if group.intercepted else None
+            return Outbound(group.namespace, upstreams, assignments, destinations, frontends), (None,)
         found: list[Destinations] = []
         for name in group.reachable:
             table = splits.unsplit if name in group.whole else splits.destinations
@@ -96,12 +104,14 @@ class Callers(Tables):
         targets = sorted({target.service for d in destinations for target in d.all_targets})
         watched = tuple(sorted({*group.reachable, *targets}))
         used = {(target.service, target.port) for d in destinations for target in d.all_targets}
+        dialled = (addresses.frontends.get(name) for name in group.reachable) if group.intercepted else None
         return (
             Outbound(
                 group.namespace,
                 tuple(u for name in targets for u in served.upstreams[name] if (name, u.port) in used),
                 tuple(a for name in targets for a in served.assignments[name] if (name, a.port) in used),
                 destinations,
+                None if dialled is None else tuple(frontend for frontend in dialled if frontend is not None),
             ),
             watched,
         )

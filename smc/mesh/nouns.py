@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from smc.manifests import Manifest
-from smc.model import Identity, Inbound, MeshConfig, Name, Outbound, Policy, Problem, Workload
+from smc.model import Identity, Inbound, MeshConfig, Mode, Name, Outbound, Policy, Problem, Workload
 from smc.records import BundleRecord, CertificateRecord, QuarantineRecord
 
 
@@ -23,6 +23,8 @@ class Proxy:
     """None: the leader has not issued it yet."""
     quarantined: tuple[QuarantineRecord, ...] = ()
     """What is left out for it now: a quarantine ends with that version of the manifest. Sorted by manifest."""
+    mode: Mode = Mode.ENFORCING
+    """Of its workload's namespace: what becomes of calls to it that `policy` does not allow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +46,10 @@ class Mesh:
     """
     identities: frozenset[Identity]
     """Every identity that a workload has: what the leader issues certificates for. Its order reaches no wire."""
+    own_addresses: Mapping[Name, str]
+    """By service: the IPv4 address that it has of its own, "" if none."""
+    intercepts: bool
+    """Whether a workload is intercepted, so that every service needs an address."""
     synced: frozenset[str]
     """The sources that were observed whole."""
     affected: frozenset[Name]

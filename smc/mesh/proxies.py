@@ -17,7 +17,7 @@ from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Inbound, Name, Permission, Policy, Problem, Protocol, Severity, Workload
+from smc.model import Inbound, Name, Permission, Policy, Problem, Protocol, Severity, Sidecar, Workload
 from smc.records import QuarantineRecord
 
 Version = tuple[str, int]
@@ -36,6 +36,8 @@ class Proxies(Tables):
     """proxy -> what is quarantined for it, whether it counts or not"""
     refusing: Index[str, Name] = field(default_factory=Index)
     """manifest -> the proxies that have a quarantine of it"""
+    intercepted: Index[Sidecar, Name] = field(default_factory=Index)
+    """INTERCEPTED -> the proxies that are"""
 
     def update(
         self,
@@ -50,6 +52,10 @@ class Proxies(Tables):
     ) -> None:
         touched = dict.fromkeys(sources.workloads.changed)
         touched.update(self._quarantine(records, sources, splits, problems))
+        for name in sources.workloads.changed:
+            self.intercepted.move(
+                name, _interception(sources.workloads.was(name)), _interception(sources.workloads.get(name))
+            )
         for name in touched:
             callers.assign(name, self._group(sources.workloads.get(name), splits, self.quarantined.get(name) or ()))
         callers.update(served, splits, addresses)
@@ -57,6 +63,8 @@ class Proxies(Tables):
         self._report_unready(records, sources, served, permissions, problems)
 
         touched.update(self.inbounds.changed)
+        if records.namespaces.changed or records.configs.changed:
+            touched.update(self._of_another_mode(records, sources))
         for identity in dict.fromkeys((*permissions.policies.changed, *records.certificates.changed)):
             touched.update(dict.fromkeys(permissions.identities.of(identity)))
         for name in touched:
@@ -69,7 +77,15 @@ class Proxies(Tables):
                 rows = self.proxies.rows
                 self.proxies.put_new(
                     {
-                        name: Proxy(was.workload, outbound, was.inbound, was.policy, was.certificate, was.quarantined)
+                        name: Proxy(
+                            was.workload,
+                            outbound,
+                            was.inbound,
+                            was.policy,
+                            was.certificate,
+                            was.quarantined,
+                            was.mode,
+                        )
                         for name in callers.members.of(group) - alone
                         for was in (rows[name],)
                     }
@@ -257,8 +273,16 @@ class Proxies(Tables):
             policy,
             records.certificates.get(workload.identity),
             quarantined,
+            records.mode(name.namespace),
         )
         return kept(before, now)
+
+    def _of_another_mode(self, records: Records, sources: Sources) -> dict[Name, None]:
+        return {
+            name: None
+            for name in sources.workloads.rows
+            if (was := self.proxies.get(name)) is not None and was.mode is not records.mode(name.namespace)
+        }
 
 
 def _without_requests(permission: Permission, inbounds: Iterable[Inbound]) -> Iterable[Problem]:
@@ -274,6 +298,10 @@ def _without_requests(permission: Permission, inbounds: Iterable[Inbound]) -> It
             "in a target without HTTP rules"
         )
         yield Problem(permission.manifest, "HTTPRulesOnTCP", message, severity=Severity.WARNING.value)
+
+
+def _interception(workload: Workload | None) -> list[Sidecar]:
+    return [Sidecar.INTERCEPTED] if workload is not None and workload.sidecar is Sidecar.INTERCEPTED else []
 
 
 def _versions(quarantined: Iterable[QuarantineRecord]) -> frozenset[Version]:

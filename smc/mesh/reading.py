@@ -16,9 +16,22 @@ from smc.manifests import MESH_WIDE, OWN_KINDS, InvalidManifest, Manifest, noun
 from smc.manifests.own import CONFIG_NAME, GROUP
 from smc.mesh.problems import Problems, invalid
 from smc.mesh.tables import Table, Tables
-from smc.model import Egress, Endpoint, Endpoints, Identity, MeshConfig, Name, Problem, Service, Workload
+from smc.model import (
+    Egress,
+    Endpoint,
+    Endpoints,
+    Identity,
+    MeshConfig,
+    Mode,
+    Name,
+    NamespaceConfig,
+    Problem,
+    Service,
+    Workload,
+)
 from smc.records import (
     REGISTERED,
+    AddressRecord,
     BundleRecord,
     CertificateRecord,
     ManifestRecord,
@@ -45,6 +58,9 @@ _CLOSED: Final = (
     "the settings of the mesh cannot be read, so the defaults count, and nothing outside the mesh may be called: "
     "write it anew"
 )
+_ENFORCING: Final = (
+    "the settings of the namespace cannot be read, so its mode is enforcing, whatever the mesh's is: write it anew"
+)
 _ONE: Final = "the one"
 
 
@@ -58,6 +74,7 @@ class Records(Tables):
     mesh: Table[str, MeshRecord] = field(default_factory=Table)
     bundles: Table[str, BundleRecord] = field(default_factory=Table)
     configs: Table[str, MeshConfig] = field(default_factory=Table)
+    namespaces: Table[str, NamespaceConfig] = field(default_factory=Table)
     manifests: Table[str, Manifest] = field(default_factory=Table)
     services: Table[Offered, Service] = field(default_factory=Table)
     workloads: Table[Offered, Workload] = field(default_factory=Table)
@@ -67,6 +84,8 @@ class Records(Tables):
     """That the key exists is all that it says."""
     certificates: Table[Identity, CertificateRecord] = field(default_factory=Table)
     quarantines: Table[Quarantined, QuarantineRecord] = field(default_factory=Table)
+    addresses: Table[Name, str] = field(default_factory=Table)
+    """service -> the virtual IP address that it was given"""
 
     def update(self, view: View, problems: Problems) -> None:
         """Read what changed.
@@ -93,6 +112,11 @@ class Records(Tables):
     def config(self) -> MeshConfig:
         return self.configs.get(_ONE) or DEFAULTS
 
+    def mode(self, namespace: str) -> Mode:
+        """That of the namespace, or else the mesh's; ENFORCING while the one that counts cannot be read."""
+        own = self.namespaces.get(namespace)
+        return own.mode if own is not None else self.config.mode
+
     def _read(self, path: list[str], item: KeyValue | None, problems: Problems) -> None:
         """Take in one key, by its path below the mesh's root; one of no known table is nobody's business here."""
         match path:
@@ -110,6 +134,10 @@ class Records(Tables):
                         closed = said is None and item is not None
                         self.configs.put(_ONE, CLOSED if closed else said)
                         problems.report("config", id_, [Problem(id_, "EgressDenied", _CLOSED)] if closed else ())
+                    elif (kind, name) == ("NamespaceConfig", CONFIG_NAME):
+                        closed = said is None and item is not None
+                        self.namespaces.put(namespace, NamespaceConfig(namespace, Mode.ENFORCING) if closed else said)
+                        problems.report("config", id_, [Problem(id_, "Enforcing", _ENFORCING)] if closed else ())
                     elif kind == "Service":
                         self.services.put((OWN, Name(namespace, name)), said)
                     elif kind == "Workload":
@@ -126,6 +154,10 @@ class Records(Tables):
                 identity = Identity(namespace, account)
                 found = _record(CertificateRecord, item, "/".join(path), problems, identity=identity)
                 self.certificates.put(identity, found)
+            case ["addresses", namespace, service]:
+                of = Name(namespace, service)
+                given = _record(AddressRecord, item, "/".join(path), problems, service=of)
+                self.addresses.put(of, given.address if given is not None else None)
             case ["quarantine", namespace, workload, *rest]:
                 manifest_id, _, revision = "/".join(rest).rpartition("@")
                 if revision.isdecimal():

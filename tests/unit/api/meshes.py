@@ -28,6 +28,8 @@ def mesh(
         manifests=manifests,
         problems=problems,
         identities=frozenset(),
+        own_addresses={},
+        intercepts=False,
         synced=frozenset(),
         affected=frozenset(),
     )

@@ -128,6 +128,8 @@ def mesh(*proxies: Proxy, config: MeshConfig | None = None, bundle: BundleRecord
         manifests={},
         problems={},
         identities=frozenset(p.workload.identity for p in proxies),
+        own_addresses={},
+        intercepts=False,
         synced=frozenset({"files"}),
         affected=frozenset(named),
     )
