@@ -458,13 +458,16 @@ class Policy:
 
     permissions: tuple[Permission, ...]
     """Sorted by manifest."""
+    barred: tuple[str, ...] = ()
+    """Fingerprints (SHA-256 in hexadecimal, sorted) of revoked certificates of its sources: whoever shows one of them
+    may nothing, on connections too that were open before."""
 
     def at(self, numbers: tuple[int, ...]) -> Policy:
         """What of it holds for a port that is called so; itself, if all does."""
         held = tuple(p for p in self.permissions if p.ports is None or not set(numbers).isdisjoint(p.ports))
-        return self if held == self.permissions else Policy(held)
+        return self if held == self.permissions else Policy(held, self.barred)
 
     @property
     def of_connections(self) -> Policy:
         """What of it holds where there are no requests to judge."""
-        return Policy(tuple(p for p in self.permissions if p.tcp))
+        return Policy(tuple(p for p in self.permissions if p.tcp), self.barred)

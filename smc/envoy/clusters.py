@@ -6,6 +6,7 @@ Which endpoint gets a request is decided here, without the control plane:
   healthy one of a cluster that nobody has used yet is checked every 5 s only.
 - One failure of the connection itself (refused, reset, timed out) takes an endpoint out at once, because nothing is
   retried; a passed health check brings it back within a second. What the application answers, 5xx included, never does.
+  Nor does a server that refuses a TCP connection by policy, since that was made and then closed.
 - When every endpoint is out, all of them get traffic (panic threshold 1 %): to try costs no more than to fail at once,
   and a caller whose own checks were starved does not lose a service that is well. The threshold is not higher, so that
   no request goes to a dead endpoint while a living one is known.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
-from envoy.config.core.v3 import base_pb2, health_check_pb2, protocol_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, health_check_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.extensions.clusters.dynamic_forward_proxy.v3 import cluster_pb2 as forward_pb2
 from envoy.extensions.common.dynamic_forward_proxy.v3 import dns_cache_pb2
@@ -33,10 +34,15 @@ _MANY = 2**16
 """A bound on what one proxy may have open to one cluster; far above what an application reaches unless it loops."""
 
 
-def upstream(noun: Upstream, trust_domain: str, mesh_domain: str) -> Resource:
-    """A port of a service, dialled through the proxies of its endpoints."""
+def upstream(noun: Upstream, trust_domain: str, mesh_domain: str, reconnect: str = "") -> Resource:
+    """A port of a service, dialled through the proxies of its endpoints.
+
+    With another `reconnect` it is another cluster to Envoy, which connects anew to every endpoint before it sends
+    anything there, and lets what is under way on the old connections come to its end.
+    """
     name = names.cluster(noun.service, noun.port)
     sni = names.sni(noun.service, noun.port, mesh_domain)
+    tcp = noun.protocol is Protocol.TCP
     message = cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.EDS,
@@ -55,12 +61,20 @@ def upstream(noun: Upstream, trust_domain: str, mesh_domain: str) -> Resource:
         health_checks=[_mesh_health_check(sni)],
         outlier_detection=_connection_failures_only(),
         circuit_breakers=_limits(),
-        typed_extension_protocol_options={_OPTIONS: messages.packed(_between_proxies())},
         transport_socket=base_pb2.TransportSocket(
             name="envoy.transport_sockets.tls",
-            typed_config=messages.packed(tls.upstream(noun.identities, trust_domain, sni)),
+            typed_config=messages.packed(
+                tls.upstream(noun.identities, trust_domain, sni, tls.NOT_HTTP if tcp else tls.HTTP)
+            ),
         ),
     )
+    if tcp:
+        # Nothing else would find out that a peer is gone without a word.
+        message.upstream_connection_options.tcp_keepalive.CopyFrom(_keepalive())
+    else:
+        message.typed_extension_protocol_options[_OPTIONS].CopyFrom(messages.packed(_between_proxies()))
+    if reconnect:
+        message.metadata.filter_metadata["smc"]["reconnect"] = reconnect
     return messages.resource(Type.CLUSTER, name, message, warms=((Type.ENDPOINT, name), *tls.SECRETS))
 
 
@@ -92,8 +106,9 @@ def local(app_address: str, app_port: int, protocol: Protocol) -> Resource:
             )
         ],
         circuit_breakers=_limits(),
-        typed_extension_protocol_options={_OPTIONS: messages.packed(_to_application(protocol))},
     )
+    if protocol is not Protocol.TCP:
+        message.typed_extension_protocol_options[_OPTIONS].CopyFrom(messages.packed(_to_application(protocol)))
     return messages.resource(Type.CLUSTER, name, message)
 
 
@@ -129,6 +144,7 @@ def _mesh_health_check(sni: str) -> Any:
         interval_jitter_percent=10,
         unhealthy_threshold=messages.uint32(2),
         healthy_threshold=messages.uint32(1),
+        tls_options=health_check_pb2.HealthCheck.TlsOptions(alpn_protocols=tls.HTTP),
         http_health_check=health_check_pb2.HealthCheck.HttpHealthCheck(
             host=sni, path=names.HEALTH_PATH, codec_client_type=http_pb2.HTTP2
         ),
@@ -176,11 +192,18 @@ def _between_proxies() -> Any:
         common_http_protocol_options=protocol_pb2.HttpProtocolOptions(max_connection_duration=messages.seconds(1800)),
         explicit_http_config=http_protocol_options_pb2.HttpProtocolOptions.ExplicitHttpConfig(
             http2_protocol_options=protocol_pb2.Http2ProtocolOptions(
+                allow_connect=True,  # which is what a WebSocket is there
                 connection_keepalive=protocol_pb2.KeepaliveSettings(
                     interval=messages.seconds(30), timeout=messages.seconds(10)
-                )
+                ),
             )
         ),
+    )
+
+
+def _keepalive() -> Any:
+    return address_pb2.TcpKeepalive(
+        keepalive_time=messages.uint32(60), keepalive_interval=messages.uint32(10), keepalive_probes=messages.uint32(3)
     )
 
 

@@ -1,7 +1,17 @@
 """LDS: the two doors of a proxy. Listeners are kept dull, because a changed one cuts long requests when it drains.
 
-A filter chain's bytes follow from its own service port, the trust domain and MeshConfig: no policy, split, endpoint,
+An HTTP chain's bytes follow from its own service port, the trust domain and MeshConfig: no policy, split, endpoint,
 certificate or other service enters them.
+
+A TCP port's chain holds its policy, because a connection is judged once and nothing smaller than its chain can be
+changed under it. The chain lets in, at the TLS handshake, exactly the identities that may connect, or nobody. Envoy's
+RBAC filter would be too late: it waits for the caller's first bytes, and by then the application has been dialled, and
+what servers say first (the greeting of a database) has been passed on. So a changed policy changes this one chain: new
+connections obey at once, open ones are cut when it drains, and no other chain notices.
+
+Callers' health checks of a TCP port ask what those of HTTP ask, over HTTP/2, and come to a chain of their own by the
+same SNI and ALPN `h2`, which the connections themselves do not offer. A check that only connects would not see a dead
+application behind a living proxy, since the handshake is the proxy's, and would be one more connection to a living one.
 
 What a proxy does to requests, and why:
 
@@ -11,18 +21,19 @@ What a proxy does to requests, and why:
   with an escaped slash is refused (400), and a header with an underscore is dropped, since many applications cannot
   tell it from its twin with a hyphen. Outbound changes nothing on the way to hosts outside the mesh.
 - No timeout ends a request that runs; only headers have to arrive within a minute.
+- WebSockets are let through. Between proxies they are streams of HTTP/2, but routes and policy see what the application
+  sees, a GET with its path; as with any request, what is already open is not judged again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from envoy.config.accesslog.v3 import accesslog_pb2
-from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2, substitution_format_string_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2
-from envoy.config.route.v3 import route_components_pb2
-from envoy.extensions.access_loggers.stream.v3 import stream_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.dynamic_forward_proxy.v3 import dynamic_forward_proxy_pb2
 from envoy.extensions.filters.http.health_check.v3 import health_check_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
@@ -32,8 +43,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2
 
-from smc.envoy import clusters, messages, names, routes, tls
-from smc.model import MeshConfig, Name
+from smc.envoy import clusters, logs, messages, names, routes, tcp, tls
+from smc.model import Identity, MeshConfig, Mode, Name
 from smc.xds.snapshot import Resource, Type
 
 _Hcm = http_connection_manager_pb2.HttpConnectionManager
@@ -45,7 +56,9 @@ _NOBODY_INTERNAL = _Hcm.InternalAddressConfig(
 
 def outbound(address: str, config: MeshConfig) -> Resource:
     """What the application uses as its HTTP proxy."""
-    manager = _connections(names.OUTBOUND, names.OUTBOUND, config, _OUTBOUND_LOG)
+    manager = _connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
+    manager.rds.CopyFrom(_fetched(names.OUTBOUND))
+    manager.upgrade_configs.append(_upgrade(routes.CONNECT))
     manager.http_filters.extend([_forward_proxy(), _router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     message = listener_pb2.Listener(
@@ -57,8 +70,13 @@ def outbound(address: str, config: MeshConfig) -> Resource:
     return messages.resource(Type.LISTENER, names.OUTBOUND, message, warms=((Type.ROUTE, names.OUTBOUND),))
 
 
-def inbound(address: str, chains: bytes, app_ports: tuple[int, ...]) -> Resource:
-    """What other proxies dial. `chains` are joined results of `chain`, at least one."""
+def inbound(
+    address: str, chains: bytes, http_ports: Iterable[int], sources: Iterable[tuple[str, int]] = ()
+) -> Resource:
+    """What other proxies dial. `chains` are joined results of `http_chain` and `tcp_chains`, at least one.
+
+    `http_ports` are the application's ports behind the former, `sources` what the policy of the latter came from.
+    """
     message = listener_pb2.Listener(
         name=names.INBOUND,
         address=messages.socket_address(address, names.INBOUND_PORT),
@@ -71,45 +89,118 @@ def inbound(address: str, chains: bytes, app_ports: tuple[int, ...]) -> Resource
             )
         ],
     )
-    wanted = tuple((Type.ROUTE, names.inbound_route(port)) for port in app_ports)
+    wanted = tuple((Type.ROUTE, names.inbound_route(port)) for port in http_ports)
     return messages.resource(
-        Type.LISTENER, names.INBOUND, messages.serialised(message) + chains, warms=(*wanted, *tls.SECRETS)
+        Type.LISTENER,
+        names.INBOUND,
+        messages.serialised(message) + chains,
+        sources=sources,
+        warms=(*wanted, *tls.SECRETS),
     )
 
 
-def chain(service: Name, port: int, app_port: int, trust_domain: str, config: MeshConfig) -> bytes:
+def http_chain(service: Name, port: int, app_port: int, trust_domain: str, config: MeshConfig) -> bytes:
     """A serialised Listener with the filter chain of one service port and nothing else."""
-    manager = _connections(names.INBOUND, names.inbound_route(app_port), config, _INBOUND_LOG)
-    manager.codec_type = _Hcm.HTTP2
-    manager.http_filters.extend([_health(app_port), _deny_all(), _router()])
+    manager = _from_proxies(config)
+    manager.rds.CopyFrom(_fetched(names.inbound_route(app_port)))
+    name = names.cluster(service, port)
+    manager.http_filters.extend([_health(app_port), _deny_all(name), _router()])
+    manager.http2_protocol_options.allow_connect = True
     manager.forward_client_cert_details = _Hcm.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
-    manager.normalize_path.value = True
-    manager.merge_slashes = True
-    manager.path_with_escaped_slashes_action = _Hcm.REJECT_REQUEST
+    _judge_what_the_application_sees(manager)
+    match = _reached_by(names.sni(service, port, config.mesh_domain))
+    return _only(_chain(name, match, tls.downstream(trust_domain), _network_filter(manager)))
+
+
+def plaintext_chain(config: MeshConfig) -> bytes:
+    """As `http_chain`, what an explicit proxy takes without TLS: by the host of each request, and from nobody known."""
+    manager = _from_proxies(config)
+    manager.codec_type = _Hcm.AUTO
+    manager.rds.CopyFrom(_fetched(names.PLAINTEXT_ROUTE))
+    manager.http_filters.extend([_deny_all(names.PLAINTEXT), _router()])
+    manager.forward_client_cert_details = _Hcm.SANITIZE
+    _judge_what_the_application_sees(manager)
+    match = listener_components_pb2.FilterChainMatch(transport_protocol="raw_buffer")
+    chain = listener_components_pb2.FilterChain(
+        name=names.PLAINTEXT, filter_chain_match=match, filters=[_network_filter(manager)]
+    )
+    return _only(chain)
+
+
+def tcp_chains(
+    service: Name,
+    port: int,
+    app_port: int,
+    callers: tuple[Identity, ...],
+    mode: Mode,
+    trust_domain: str,
+    config: MeshConfig,
+) -> bytes:
+    """As `http_chain`, the two of a port that speaks TCP. Of all `callers` alone may connect, of none nobody.
+
+    Unless the mode is ENFORCING: then whoever has an identity may, and who is no caller is counted with its first bytes.
+    """
+    name, sni = names.cluster(service, port), names.sni(service, port, config.mesh_domain)
+    connected = [tcp.to_application(app_port, config)]
+    if mode is Mode.ENFORCING:
+        context = tls.downstream(trust_domain, callers, tls.NOT_HTTP)
+    else:
+        context = tls.downstream(trust_domain, offered=tls.NOT_HTTP)
+        connected.insert(0, tcp.counting(name, callers, trust_domain))
+    manager = _from_proxies(config)
+    manager.route_config.CopyFrom(route_pb2.RouteConfiguration(name=names.HEALTH))
+    manager.http_filters.extend([_health(app_port), _router()])
+    health = _reached_by(sni)
+    health.application_protocols.extend(tls.HTTP)
+    return _only(
+        _chain(name, _reached_by(sni), context, *connected),
+        _chain(f"{name}|{names.HEALTH}", health, tls.downstream(trust_domain), _network_filter(manager)),
+    )
+
+
+def _only(*chains: Any) -> bytes:
+    return messages.serialised(listener_pb2.Listener(filter_chains=chains))
+
+
+def _chain(name: str, match: Any, context: Any, *filters: Any) -> Any:
+    return listener_components_pb2.FilterChain(
+        name=name,
+        filter_chain_match=match,
+        transport_socket=base_pb2.TransportSocket(
+            name="envoy.transport_sockets.tls", typed_config=messages.packed(context)
+        ),
+        transport_socket_connect_timeout=messages.seconds(10),
+        filters=filters,
+    )
+
+
+def _reached_by(sni: str) -> Any:
+    return listener_components_pb2.FilterChainMatch(transport_protocol="tls", server_names=[sni])
+
+
+def _from_proxies(config: MeshConfig) -> Any:
+    """What other proxies open, whatever for."""
+    manager = _connections(names.INBOUND, logs.http(names.INBOUND, config))
+    manager.codec_type = _Hcm.HTTP2
     common = manager.common_http_protocol_options
     common.headers_with_underscores_action = protocol_pb2.HttpProtocolOptions.DROP_HEADER
     # Nobody's identity outlives its handshake by more; requests under way are waited for.
     common.max_connection_duration.seconds = 3600
     manager.http2_protocol_options.max_concurrent_streams.value = 1024
-    message = listener_components_pb2.FilterChain(
-        name=names.cluster(service, port),
-        filter_chain_match=listener_components_pb2.FilterChainMatch(
-            transport_protocol="tls", server_names=[names.sni(service, port, config.mesh_domain)]
-        ),
-        transport_socket=base_pb2.TransportSocket(
-            name="envoy.transport_sockets.tls", typed_config=messages.packed(tls.downstream(trust_domain))
-        ),
-        transport_socket_connect_timeout=messages.seconds(10),
-        filters=[_network_filter(manager)],
-    )
-    return messages.serialised(listener_pb2.Listener(filter_chains=[message]))
+    return manager
 
 
-def _connections(stat_prefix: str, route: str, config: MeshConfig, log: dict[str, str]) -> Any:
-    manager = _Hcm(
+def _judge_what_the_application_sees(manager: Any) -> None:
+    manager.normalize_path.value = True
+    manager.merge_slashes = True
+    manager.path_with_escaped_slashes_action = _Hcm.REJECT_REQUEST
+
+
+def _connections(stat_prefix: str, access_log: Iterable[Any]) -> Any:
+    return _Hcm(
         stat_prefix=stat_prefix,
-        rds=http_connection_manager_pb2.Rds(config_source=messages.ads(), route_config_name=route),
+        access_log=access_log,
         use_remote_address=messages.TRUE,
         skip_xff_append=True,
         internal_address_config=_NOBODY_INTERNAL,
@@ -118,10 +209,16 @@ def _connections(stat_prefix: str, route: str, config: MeshConfig, log: dict[str
         server_header_transformation=_Hcm.PASS_THROUGH,
         stream_idle_timeout=messages.seconds(0),
         request_headers_timeout=messages.seconds(60),
+        upgrade_configs=[_upgrade("websocket")],
     )
-    if config.access_log:
-        manager.access_log.append(_access_log(log))
-    return manager
+
+
+def _fetched(route: str) -> Any:
+    return http_connection_manager_pb2.Rds(config_source=messages.ads(), route_config_name=route)
+
+
+def _upgrade(to: str) -> Any:
+    return _Hcm.UpgradeConfig(upgrade_type=to)
 
 
 def _network_filter(manager: Any) -> Any:
@@ -144,9 +241,16 @@ def _forward_proxy() -> Any:
     return _http_filter("envoy.filters.http.dynamic_forward_proxy", config)
 
 
-def _deny_all() -> Any:
-    """ALLOW with no policies: only what a route's own rules allow passes."""
-    config = filter_pb2.RBAC(rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW))
+def _deny_all(counted_as: str) -> Any:
+    """ALLOW with no policies: only what a route's own rules allow passes.
+
+    What they judge is counted under this filter's names, not under their own, so the port that was called is in these.
+    """
+    config = filter_pb2.RBAC(
+        rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW),
+        rules_stat_prefix=f"{counted_as}.",
+        shadow_rules_stat_prefix=f"{counted_as}.",
+    )
     return _http_filter(routes.RBAC, config)
 
 
@@ -162,46 +266,3 @@ def _health(app_port: int) -> Any:
     )
     config.cluster_min_healthy_percentages[names.local(app_port)].CopyFrom(percent_pb2.Percent(value=1.0))
     return _http_filter("envoy.filters.http.health_check", config)
-
-
-_LOG = {
-    "time": "%START_TIME%",
-    "method": "%REQ(:METHOD)%",
-    "authority": "%REQ(:AUTHORITY)%",
-    # Without the query, which is where applications put what is secret.
-    "path": "%PATH(NQ:ORIG_OR_PATH)%",
-    "protocol": "%PROTOCOL%",
-    "status": "%RESPONSE_CODE%",
-    "flags": "%RESPONSE_FLAGS%",
-    "details": "%RESPONSE_CODE_DETAILS%",
-    "duration_ms": "%DURATION%",
-    "bytes_received": "%BYTES_RECEIVED%",
-    "bytes_sent": "%BYTES_SENT%",
-    "request_id": "%REQ(X-REQUEST-ID)%",
-    "cluster": "%UPSTREAM_CLUSTER%",
-    "upstream": "%UPSTREAM_HOST%",
-    "tls_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
-}
-_INBOUND_LOG = _LOG | {
-    "direction": names.INBOUND,
-    "source": "%DOWNSTREAM_PEER_URI_SAN%",
-    "destination": "%DOWNSTREAM_LOCAL_URI_SAN%",
-    "peer_address": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
-    "sni": "%REQUESTED_SERVER_NAME%",
-}
-_OUTBOUND_LOG = _LOG | {
-    "direction": names.OUTBOUND,
-    "source": "%UPSTREAM_LOCAL_URI_SAN%",
-    "destination": "%UPSTREAM_PEER_URI_SAN%",
-}
-
-
-def _access_log(fields: dict[str, str]) -> Any:
-    format_ = substitution_format_string_pb2.SubstitutionFormatString()
-    for name, operator in fields.items():
-        format_.json_format.fields[name].string_value = operator
-    return accesslog_pb2.AccessLog(
-        name="envoy.access_loggers.stdout",
-        filter=accesslog_pb2.AccessLogFilter(not_health_check_filter=accesslog_pb2.NotHealthCheckFilter()),
-        typed_config=messages.packed(stream_pb2.StdoutAccessLog(log_format=format_)),
-    )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from smc.hosts import hosts as hosts
 from smc.model import Name
 
 OUTBOUND = "outbound"
 """The listener that the application's own requests enter by, and the one RouteConfiguration behind it."""
 INBOUND = "inbound"
 """The listener that other proxies dial."""
+PLAINTEXT = "plaintext"
+"""The inbound filter chain of requests without TLS, and what they are counted under."""
+PLAINTEXT_ROUTE = "inbound|plaintext"
 PASSTHROUGH = "passthrough"
 """The cluster, and the DNS cache, of hosts outside the mesh."""
+NOWHERE = "nowhere"
+"""A cluster that is never there: what goes to it is closed."""
 IDENTITY = "identity"
 BUNDLE = "bundle"
 
@@ -29,6 +35,7 @@ LOOPBACK = "127.0.0.1"
 VIRTUAL_ADDRESSES = "240.0.0.0/4"
 """What virtual IP addresses are taken from. Nobody routes it, so what is not redirected arrives nowhere."""
 
+HEALTH = "health"
 HEALTH_PATH = "/.smc/health"
 """What callers' health checks ask for; answered by the proxy itself, before policy, to any identity of the mesh."""
 
@@ -49,20 +56,6 @@ def inbound_route(app_port: int) -> str:
 def sni(service: Name, port: int, mesh_domain: str) -> str:
     """What a caller asks for in its TLS handshake; lower case, as Envoy compares it."""
     return f"{port}.{service.name}.{service.namespace}.{mesh_domain.rstrip('.')}".lower()
-
-
-def hosts(service: Name, mesh_domain: str, *, same_namespace: bool) -> tuple[str, ...]:
-    """The host names that a service answers to, the most specific first, none twice."""
-    name, namespace = service.name.lower(), service.namespace.lower()
-    found = [
-        f"{name}.{namespace}.{mesh_domain.strip('.').lower()}",
-        f"{name}.{namespace}.svc.cluster.local",
-        f"{name}.{namespace}.svc",
-        f"{name}.{namespace}",
-    ]
-    if same_namespace:
-        found.append(name)
-    return tuple(dict.fromkeys(found))
 
 
 def domains(host: str, port: int) -> tuple[str, ...]:

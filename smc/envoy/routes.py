@@ -2,6 +2,9 @@
 
 Policy is here and not in listeners, because a changed RouteConfiguration applies to open connections within
 milliseconds and a changed listener only once they have drained.
+
+A TCP port has a virtual host too, where an application names its proxy. A request to it is told why it goes nowhere;
+CONNECT, by which programs with a proxy setting ask for a connection, goes where the connections of that port go.
 """
 
 from __future__ import annotations
@@ -18,10 +21,24 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.type.matcher.v3 import path_pb2, regex_pb2, string_pb2
 
 from smc.envoy import messages, names
-from smc.model import Destination, Egress, HttpMatch, Permission, Policy, Target
+from smc.model import (
+    Destination,
+    Egress,
+    EgressHost,
+    HttpMatch,
+    MeshConfig,
+    Mode,
+    Name,
+    Permission,
+    Policy,
+    Protocol,
+    Target,
+)
 from smc.xds.snapshot import Resource, Type
 
 RBAC = "envoy.filters.http.rbac"
+CONNECT = "CONNECT"
+"""The upgrade that a route has to allow, and its listener to know of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +65,22 @@ class VirtualHost:
         hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
         return cls._of(name, destination.port, hosts, destination.sources, tuple(_to(destination)))
 
+    @classmethod
+    def of_application(
+        cls,
+        service: Name,
+        port: int,
+        app_port: int,
+        rules: bytes,
+        sources: Iterable[tuple[str, int]],
+        mesh_domain: str,
+        *,
+        same_namespace: bool,
+    ) -> VirtualHost:
+        """The port of the proxy's own application that a service port leads to, under `rules` as `inbound` has them."""
+        hosts = names.hosts(service, mesh_domain, same_namespace=same_namespace)
+        return cls._of(names.cluster(service, port), port, hosts, tuple(sources), (_judged(app_port, rules),))
+
     def owning(self, owners: Mapping[tuple[str, int], VirtualHost]) -> VirtualHost | None:
         """The same with only the hosts that are its own in `owners` (by host and port); None when none is."""
         left = tuple(host for host in self.hosts if owners[host, self.port] is self)
@@ -65,13 +98,13 @@ class VirtualHost:
         return cls(name, port, hosts, domains, sources, routes, body)
 
 
-def outbound(virtual_hosts: Sequence[VirtualHost], egress: Egress) -> Resource:
+def outbound(virtual_hosts: Sequence[VirtualHost], config: MeshConfig) -> Resource:
     """The one RouteConfiguration of an explicit proxy: every service by every name, then the world outside."""
     joined = b"".join(host.body for host in _disjoint(virtual_hosts))
     message = route_pb2.RouteConfiguration(
         name=names.OUTBOUND,
         virtual_hosts=[
-            route_components_pb2.VirtualHost(name=names.PASSTHROUGH, domains=["*"], routes=[_elsewhere(egress)])
+            route_components_pb2.VirtualHost(name=names.PASSTHROUGH, domains=["*"], routes=_elsewhere(config))
         ],
         validate_clusters=messages.FALSE,
     )
@@ -89,21 +122,46 @@ def inbound(app_port: int, rules: bytes, sources: Iterable[tuple[str, int]]) -> 
     One route for each permission, taken by first match, would deny what another permission allows.
     """
     name = names.inbound_route(app_port)
+    host = route_components_pb2.VirtualHost(name=names.INBOUND, domains=["*"], routes=[_judged(app_port, rules)])
+    message = route_pb2.RouteConfiguration(name=name, virtual_hosts=[host], validate_clusters=messages.FALSE)
+    return messages.resource(Type.ROUTE, name, message, sources=sources)
+
+
+def plaintext(virtual_hosts: Sequence[VirtualHost]) -> Resource:
+    """What reaches an explicit proxy without TLS, where that is let in: the host says for which port it is."""
+    joined = b"".join(host.body for host in _disjoint(virtual_hosts))
+    text = "no service of this workload answers to this host and port"
+    route = route_components_pb2.Route(
+        match=route_components_pb2.RouteMatch(prefix="/"), direct_response=_response(404, text)
+    )
+    message = route_pb2.RouteConfiguration(
+        name=names.PLAINTEXT_ROUTE,
+        virtual_hosts=[route_components_pb2.VirtualHost(name=names.PLAINTEXT, domains=["*"], routes=[route])],
+        validate_clusters=messages.FALSE,
+    )
+    return messages.resource(
+        Type.ROUTE,
+        names.PLAINTEXT_ROUTE,
+        messages.serialised(message) + joined,
+        sources=(source for host in virtual_hosts for source in host.sources),
+    )
+
+
+def _judged(app_port: int, rules: bytes) -> Any:
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"),
         route=_patiently(route_components_pb2.RouteAction(cluster=names.local(app_port))),
     )
     route.typed_per_filter_config[RBAC].MergeFromString(rules)
-    message = route_pb2.RouteConfiguration(
-        name=name,
-        virtual_hosts=[route_components_pb2.VirtualHost(name=names.INBOUND, domains=["*"], routes=[route])],
-        validate_clusters=messages.FALSE,
-    )
-    return messages.resource(Type.ROUTE, name, message, sources=sources)
+    return route
 
 
-def permissions(policy: Policy, trust_domain: str) -> bytes:
-    """The union of all Permissions as an RBACPerRoute in a serialised Any; without any, everything is denied."""
+def permissions(policy: Policy, trust_domain: str, mode: Mode = Mode.ENFORCING) -> bytes:
+    """The union of all Permissions as an RBACPerRoute in a serialised Any; without any, everything is denied.
+
+    Unless the mode is ENFORCING, what that would deny is let through and counted. Only certificates that are barred are
+    refused in every mode: to have one is no matter of policy.
+    """
     # `rules` must be present whatever it holds: an RBACPerRoute without rules switches the filter off.
     rules = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
     seen: Counter[str] = Counter()
@@ -111,8 +169,14 @@ def permissions(policy: Policy, trust_domain: str) -> bytes:
         seen[permission.manifest] += 1
         nth = seen[permission.manifest]
         name = permission.manifest if nth == 1 else f"{permission.manifest}#{nth}"
-        rules.policies[name].CopyFrom(_policy(permission, trust_domain))
-    config = filter_pb2.RBACPerRoute(rbac=filter_pb2.RBAC(rules=rules))
+        rules.policies[name].CopyFrom(_policy(permission, trust_domain, policy.barred))
+    rbac = filter_pb2.RBAC(rules=rules)
+    if mode is not Mode.ENFORCING:
+        anybody = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
+        anybody.policies[mode.value].permissions.add(any=True)
+        anybody.policies[mode.value].principals.extend(_without([rbac_pb2.Principal(any=True)], policy.barred))
+        rbac = filter_pb2.RBAC(rules=anybody, shadow_rules=rules)
+    config = filter_pb2.RBACPerRoute(rbac=rbac)
     return messages.serialised(messages.packed(config))
 
 
@@ -125,18 +189,37 @@ def policy_sources(policy: Policy) -> list[tuple[str, int]]:
     ]
 
 
-def _policy(permission: Permission, trust_domain: str) -> Any:
-    return rbac_pb2.Policy(
-        permissions=[_request(match) for match in permission.http],
-        principals=[
-            rbac_pb2.Principal(
-                authenticated=rbac_pb2.Principal.Authenticated(
-                    principal_name=string_pb2.StringMatcher(exact=identity.uri(trust_domain))
-                )
+def _policy(permission: Permission, trust_domain: str, barred: tuple[str, ...]) -> Any:
+    principals = [
+        rbac_pb2.Principal(
+            authenticated=rbac_pb2.Principal.Authenticated(
+                principal_name=string_pb2.StringMatcher(exact=identity.uri(trust_domain))
             )
-            for identity in permission.sources
-        ],
+        )
+        for identity in permission.sources
+    ]
+    return rbac_pb2.Policy(
+        permissions=[_request(match) for match in permission.http], principals=_without(principals, barred)
     )
+
+
+def _without(principals: list[Any], barred: tuple[str, ...]) -> list[Any]:
+    """Those of the principals that show none of these certificates.
+
+    TLS asks for revocation at the handshake only. The certificate of an open connection is in the header that the
+    connection manager has set anew, whatever the peer had sent, before any filter sees the request.
+    """
+    if not barred:
+        return principals
+    shown = [
+        rbac_pb2.Principal(
+            header=_header_matcher("x-forwarded-client-cert", string_pb2.StringMatcher(contains=f"Hash={fingerprint};"))
+        )
+        for fingerprint in barred
+    ]
+    one_of = rbac_pb2.Principal(or_ids=rbac_pb2.Principal.Set(ids=principals))
+    none_of = rbac_pb2.Principal(not_id=rbac_pb2.Principal(or_ids=rbac_pb2.Principal.Set(ids=shown)))
+    return [rbac_pb2.Principal(and_ids=rbac_pb2.Principal.Set(ids=[one_of, none_of]))]
 
 
 def _request(match: HttpMatch) -> Any:
@@ -189,6 +272,9 @@ def _disjoint(virtual_hosts: Sequence[VirtualHost]) -> Sequence[VirtualHost]:
 
 
 def _to(destination: Destination) -> Iterator[Any]:
+    if destination.protocol is Protocol.TCP:
+        yield from _connecting_to(destination)
+        return
     for branch in destination.branches:
         for match in branch.matches:
             yield route_components_pb2.Route(match=_matching(match), route=_share(branch.targets))
@@ -198,6 +284,21 @@ def _to(destination: Destination) -> Iterator[Any]:
     else:
         text = f"no backend of {destination.service} port {destination.port} has a weight above 0"
         yield route_components_pb2.Route(match=everything, direct_response=_response(503, text))
+
+
+def _connecting_to(destination: Destination) -> Iterator[Any]:
+    if destination.targets:
+        matcher = route_components_pb2.RouteMatch.ConnectMatcher()
+        action = _share(destination.targets)
+        terminated = route_components_pb2.RouteAction.UpgradeConfig.ConnectConfig()
+        action.upgrade_configs.add(upgrade_type=CONNECT, connect_config=terminated)
+        yield route_components_pb2.Route(match=route_components_pb2.RouteMatch(connect_matcher=matcher), route=action)
+    text = (
+        f"port {destination.port} of {destination.service} is TCP, and this is an HTTP request: "
+        "use CONNECT, or let the sidecar intercept the connection"
+    )
+    everything = route_components_pb2.RouteMatch(prefix="/")
+    yield route_components_pb2.Route(match=everything, direct_response=_response(400, text))
 
 
 def _share(targets: Sequence[Target]) -> Any:
@@ -225,13 +326,35 @@ def _matching(match: HttpMatch) -> Any:
     return route_components_pb2.RouteMatch(safe_regex=regex_pb2.RegexMatcher(regex=match.path), headers=headers)
 
 
-def _elsewhere(egress: Egress) -> Any:
+def _elsewhere(config: MeshConfig) -> list[Any]:
+    """Where requests go that no service answers to. The hosts that are let out are no domains of their own: so none can
+    meet a service's, which would cost every caller its whole configuration, and the service wins.
+    """
     match = route_components_pb2.RouteMatch(prefix="/")
-    if egress is Egress.DENY:
-        text = "no service of the mesh answers to this host and port, and the mesh lets no request out (egress: deny)"
-        return route_components_pb2.Route(match=match, direct_response=_response(502, text))
-    action = route_components_pb2.RouteAction(cluster=names.PASSTHROUGH)
-    return route_components_pb2.Route(match=match, route=_patiently(action))
+    action = _patiently(route_components_pb2.RouteAction(cluster=names.PASSTHROUGH))
+    if config.egress is Egress.ALLOW:
+        return [route_components_pb2.Route(match=match, route=action)]
+    text = "no service of the mesh answers to this host and port, and the mesh lets no request out (egress: deny)"
+    return [
+        *(
+            route_components_pb2.Route(
+                match=route_components_pb2.RouteMatch(
+                    prefix="/", headers=[_header_matcher(":authority", _whole(_spelled(host)))]
+                ),
+                route=action,
+            )
+            for host in config.egress_hosts
+        ),
+        route_components_pb2.Route(match=match, direct_response=_response(502, text)),
+    ]
+
+
+def _spelled(host: EgressHost) -> str:
+    """How a request may spell it, as a regular expression: in any case, with a trailing dot, port 80 also by silence."""
+    suffix = host.host.removeprefix("*.")
+    name = ("[a-z0-9_.-]+[.]" if suffix != host.host else "") + suffix.replace(".", "[.]")
+    port = "(:[0-9]+)?" if host.port is None else "(:80)?" if host.port == 80 else f":{host.port}"
+    return f"(?i){name}[.]?{port}"
 
 
 def _patiently(action: Any) -> Any:

@@ -14,8 +14,20 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from smc.envoy import clusters, endpoints, listeners, routes, secrets
 from smc.mesh import Mesh, Proxy
-from smc.model import Assignment, Destination, Egress, Inbound, MeshConfig, Name, Outbound, Policy, Upstream
-from smc.records import BundleRecord, CertificateRecord
+from smc.model import (
+    Assignment,
+    Destination,
+    Egress,
+    Identity,
+    Inbound,
+    MeshConfig,
+    Name,
+    Outbound,
+    Policy,
+    Protocol,
+    Upstream,
+)
+from smc.records import BundleRecord, CertificateRecord, CrlRecord
 from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
 
 _TYPES = tuple(Type)
@@ -47,11 +59,12 @@ class Generator:
             settings = self._settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
             self._last.clear()
         last = self._last.get(proxy)
-        if last is not None and last.proxy is found and last.bundle is mesh.bundle:
+        trust = _Trust(mesh.bundle, mesh.crl)
+        if last is not None and last.proxy is found and last.trust == trust:
             return last.snapshot
-        own_key = _own_key(found, mesh.bundle)
-        own = last.own if last is not None and last.own_key == own_key else self._own(settings, found, mesh.bundle)
-        callees = settings.callees(found.outbound)
+        own_key = _own_key(found, trust)
+        own = last.own if last is not None and last.own_key == own_key else self._own(settings, found, trust)
+        callees = settings.callees(found.outbound, found.certificate.reconnect if found.certificate is not None else "")
         if last is not None and last.own is own:
             # Most often: only what it calls has changed, and of that only the load assignments.
             before = last.snapshot.sets
@@ -62,24 +75,27 @@ class Generator:
             snapshot = self._interned.snapshot(callees, own)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
             self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
-        self._last[proxy] = _Last(found, mesh.bundle, own_key, own, callees, snapshot)
+        self._last[proxy] = _Last(found, trust, own_key, own, callees, snapshot)
         return snapshot
 
-    def _own(self, settings: _Settings, proxy: Proxy, bundle: BundleRecord | None) -> _Own:
+    def _own(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
         workload = proxy.workload
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = [settings.outbound_listener(workload.address)]
         if served:  # Envoy refuses a listener without a filter chain
-            listening.append(settings.inbound_listener(workload.address, served))
+            listening.append(settings.inbound_listener(workload.address, served, proxy.policy, proxy.mode))
         found = []
-        if bundle is not None:
-            found.append(self._interned.resource(secrets.bundle(bundle.roots)))
+        if trust.bundle is not None:
+            lists = trust.crl.lists if trust.crl is not None else ()
+            found.append(self._interned.resource(secrets.bundle(trust.bundle.roots, lists)))
         if proxy.certificate is not None:
             found.append(self._identity(proxy.certificate))
         return _Own(
             self._interned.set(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
-            tuple(settings.permitted(proxy.policy, inbound.port, inbound.numbers) for inbound in served),
+            tuple(
+                settings.permitted(proxy.policy, i.port, i.numbers) for i in served if i.protocol is not Protocol.TCP
+            ),
             self._interned.set(found),
         )
 
@@ -111,21 +127,28 @@ class _Own:
     secrets: ResourceSet
 
 
+class _Trust(NamedTuple):
+    """Whose certificates are taken, and which of them are not."""
+
+    bundle: BundleRecord | None
+    crl: CrlRecord | None
+
+
 class _Last(NamedTuple):
     """What was made for a proxy last, and from what."""
 
     proxy: Proxy
-    bundle: BundleRecord | None
+    trust: _Trust
     own_key: tuple[Hashable, ...]
     own: _Own
     callees: _Callees
     snapshot: Snapshot
 
 
-def _own_key(proxy: Proxy, bundle: BundleRecord | None) -> tuple[Hashable, ...]:
+def _own_key(proxy: Proxy, trust: _Trust) -> tuple[Hashable, ...]:
     """Everything that `_Own` is made from: all of a Proxy but its Outbound."""
     workload = proxy.workload
-    return (workload.address, workload.app_address, proxy.inbound, proxy.policy, proxy.certificate, bundle)
+    return (workload.address, workload.app_address, proxy.inbound, proxy.policy, proxy.mode, proxy.certificate, trust)
 
 
 class _Interned:
@@ -214,7 +237,8 @@ class _Settings:
             lambda assignment: interned.resource(endpoints.load_assignment(assignment))
         )
         self._virtual_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._virtual_host)
-        self._chains: _Memo[Inbound, bytes] = _Memo(self._chain)
+        self._http_chains: _Memo[Inbound, bytes] = _Memo(self._http_chain)
+        self._tcp_chains: _Memo[Inbound, bytes] = _Memo(self._tcp_chain)
 
     def are_of(self, mesh: Mesh) -> bool:
         same = self.config is mesh.config or self.config == mesh.config
@@ -223,20 +247,33 @@ class _Settings:
     def outbound_listener(self, address: str) -> Resource:
         return self._interned.resource(listeners.outbound(address, self.config))
 
-    def inbound_listener(self, address: str, served: tuple[Inbound, ...]) -> Resource:
-        chains = b"".join(self._chains(inbound) for inbound in served)
-        return self._interned.resource(listeners.inbound(address, chains, tuple(inbound.port for inbound in served)))
+    def inbound_listener(self, address: str, served: tuple[Inbound, ...], policy: Policy) -> Resource:
+        chains: list[bytes] = []
+        http_ports: list[int] = []
+        sources: list[tuple[str, int]] = []
+        for inbound in served:
+            if inbound.protocol is Protocol.TCP:
+                held = policy.at(inbound.numbers).of_connections
+                callers = tuple(sorted({caller for permission in held.permissions for caller in permission.sources}))
+                chains.append(self._tcp_chains(inbound, callers))
+                sources.extend(routes.policy_sources(held))
+            else:
+                chains.append(self._http_chains(inbound))
+                http_ports.append(inbound.port)
+        return self._interned.resource(listeners.inbound(address, b"".join(chains), http_ports, sources))
 
-    def _callees(self, outbound: Outbound) -> _Callees:
+    def _callees(self, outbound: Outbound, reconnect: str) -> _Callees:
         hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
         return _Callees(
-            self._interned.set((*self._passthrough, *(self._upstreams(upstream) for upstream in outbound.upstreams))),
+            self._interned.set((*self._passthrough, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
             self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
             self._interned.resource(routes.outbound(hosts, self.config.egress)),
         )
 
-    def _upstream(self, upstream: Upstream) -> Resource:
-        return self._interned.resource(clusters.upstream(upstream, self.trust_domain, self.config.mesh_domain))
+    def _upstream(self, upstream: Upstream, reconnect: str) -> Resource:
+        return self._interned.resource(
+            clusters.upstream(upstream, self.trust_domain, self.config.mesh_domain, reconnect)
+        )
 
     def _local(self, inbound: Inbound, app_address: str) -> Resource:
         return self._interned.resource(clusters.local(app_address, inbound.port, inbound.protocol))
@@ -249,8 +286,14 @@ class _Settings:
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)
 
-    def _chain(self, inbound: Inbound) -> bytes:
+    def _http_chain(self, inbound: Inbound) -> bytes:
         return b"".join(
-            listeners.chain(service, port, inbound.port, self.trust_domain, self.config)
+            listeners.http_chain(service, port, inbound.port, self.trust_domain, self.config)
+            for service, port in inbound.services
+        )
+
+    def _tcp_chain(self, inbound: Inbound, callers: tuple[Identity, ...]) -> bytes:
+        return b"".join(
+            listeners.tcp_chains(service, port, inbound.port, callers, self.trust_domain, self.config)
             for service, port in inbound.services
         )

@@ -11,6 +11,10 @@ from smc.envoy import messages, names
 from smc.model import Identity
 from smc.xds.snapshot import Type
 
+HTTP = ("h2",)
+NOT_HTTP = ()
+"""What ALPN offers. A TCP port's health is HTTP and its connections are not: by that the server tells them apart."""
+
 SECRETS = ((Type.SECRET, names.BUNDLE), (Type.SECRET, names.IDENTITY))
 """What either end waits for."""
 
@@ -23,23 +27,28 @@ def nobody(trust_domain: str) -> str:
     return f"spiffe://{trust_domain}/nobody"
 
 
-def upstream(identities: tuple[Identity, ...], trust_domain: str, sni: str) -> Any:
+def upstream(identities: tuple[Identity, ...], trust_domain: str, sni: str, offered: tuple[str, ...] = HTTP) -> Any:
     """The caller's end: whoever answers must be exactly one of `identities`; none means nobody."""
-    accepted = [identity.uri(trust_domain) for identity in identities] or [nobody(trust_domain)]
-    matchers = [string_pb2.StringMatcher(exact=uri) for uri in accepted]
     # A resumed session skips the check of the certificate, expiry included.
     return tls_pb2.UpstreamTlsContext(
-        common_tls_context=_common(matchers), sni=sni, max_session_keys=messages.uint32(0)
+        common_tls_context=_common(_exactly(identities, trust_domain), offered),
+        sni=sni,
+        max_session_keys=messages.uint32(0),
     )
 
 
-def downstream(trust_domain: str) -> Any:
-    """The server's end: a workload identity of this mesh, whichever; policy decides what it may do.
+def downstream(
+    trust_domain: str, identities: tuple[Identity, ...] | None = None, offered: tuple[str, ...] = HTTP
+) -> Any:
+    """The server's end: exactly one of `identities`; none means nobody.
 
-    Credentials of proxies, operators and replicas are for the control plane: they are refused here.
+    Without them any workload identity of this mesh, and policy decides what it may do. Credentials of proxies,
+    operators and replicas are for the control plane: they are refused here.
     """
+    anybody = [string_pb2.StringMatcher(prefix=f"spiffe://{trust_domain}/ns/")]
+    accepted = anybody if identities is None else _exactly(identities, trust_domain)
     return tls_pb2.DownstreamTlsContext(
-        common_tls_context=_common([string_pb2.StringMatcher(prefix=f"spiffe://{trust_domain}/ns/")]),
+        common_tls_context=_common(accepted, offered),
         require_client_certificate=messages.TRUE,
         # Either kind of resumption skips the check of the certificate, expiry included; one flag alone does nothing.
         disable_stateless_session_resumption=True,
@@ -47,14 +56,19 @@ def downstream(trust_domain: str) -> Any:
     )
 
 
-def _common(accepted: list[Any]) -> Any:
+def _exactly(identities: tuple[Identity, ...], trust_domain: str) -> list[Any]:
+    accepted = [identity.uri(trust_domain) for identity in identities] or [nobody(trust_domain)]
+    return [string_pb2.StringMatcher(exact=uri) for uri in accepted]
+
+
+def _common(accepted: list[Any], offered: tuple[str, ...]) -> Any:
     uri = common_pb2.SubjectAltNameMatcher.URI
     return tls_pb2.CommonTlsContext(
         tls_params=common_pb2.TlsParameters(
             tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
             tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
         ),
-        alpn_protocols=["h2"],
+        alpn_protocols=offered,
         tls_certificate_sds_secret_configs=[secret_pb2.SdsSecretConfig(name=names.IDENTITY, sds_config=messages.ads())],
         combined_validation_context=tls_pb2.CommonTlsContext.CombinedCertificateValidationContext(
             default_validation_context=common_pb2.CertificateValidationContext(

@@ -62,6 +62,7 @@ def destination(
     targets: dict[str, int] | None = None,
     split: str = "",
     branches: Sequence[tuple[Sequence[HttpMatch], dict[str, int]]] = (),
+    protocol: Protocol = Protocol.HTTP,
 ) -> Destination:
     """To itself, or by `targets` (service -> weight) because of the manifest `split`."""
     return Destination(
@@ -70,6 +71,7 @@ def destination(
         _shares(port, {service: 1000} if targets is None else targets),
         ((split, 7),) if split else (),
         tuple(Branch(tuple(matches), _shares(port, to)) for matches, to in branches),
+        protocol,
     )
 
 
@@ -84,6 +86,7 @@ def permission(
     *http: HttpMatch,
     also: Iterable[tuple[str, int]] = (),
     ports: tuple[int, ...] | None = None,
+    tcp: bool = False,
 ) -> Permission:
     return Permission(
         manifest,
@@ -93,6 +96,7 @@ def permission(
         tuple(http) or (HttpMatch(),),
         tuple(also),
         ports,
+        tcp,
     )
 
 

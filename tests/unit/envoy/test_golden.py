@@ -63,6 +63,38 @@ def _everything() -> Mesh:
     )
 
 
+def _tcp() -> Mesh:
+    """A cache and its twin that speak TCP beside a port of HTTP, and policy of which only some is for connections."""
+    server = nouns.workload("shop/cache", "127.0.3.1")
+    services = ("shop/cache", "shop/cache-v2")
+    outbound = Outbound(
+        "shop",
+        tuple(nouns.upstream(s, 6379, "shop/cache", protocol=Protocol.TCP) for s in services),
+        tuple(nouns.assignment(s, 6379, nouns.endpoint(server, 6379, 6379)) for s in services),
+        (
+            nouns.destination(
+                "shop/cache", 6379, {"shop/cache": 9000, "shop/cache-v2": 1000}, nouns.SPLIT, protocol=Protocol.TCP
+            ),
+            nouns.destination("shop/cache-v2", 6379, protocol=Protocol.TCP),
+            nouns.destination("shop/idle", 6379, {}, nouns.SPLIT, protocol=Protocol.TCP),
+        ),
+    )
+    policy = Policy(
+        (
+            nouns.permission("connections", "shop/cache", ["shop/web", "books/bookbuyer"], ports=(6379,), tcp=True),
+            nouns.permission("connections-elsewhere", "shop/cache", ["shop/other"], ports=(6380,), tcp=True),
+            nouns.permission("every-request", "shop/cache", ["shop/web", "shop/reader"]),
+        )
+    )
+    cache, admin = nouns.name("shop/cache"), nouns.name("shop/cache-admin")
+    inbound = (
+        Inbound(6379, Protocol.TCP, ((cache, 6379), (nouns.name("shop/cache-v2"), 6379)), (6379,)),
+        Inbound(6381, Protocol.TCP, ((admin, 6381),), (6381,)),
+        Inbound(8080, Protocol.HTTP, ((admin, 80),), (80, 8080)),
+    )
+    return nouns.mesh(nouns.proxy(server, outbound=outbound, inbound=inbound, policy=policy))
+
+
 _BRANCHES = (
     (
         (HttpMatch(headers=(("host", "beta.*"), ("user-agent", ".*Firefox.*"))), nouns.READ),
@@ -83,6 +115,7 @@ CASES: dict[str, tuple[Mesh, Name]] = {
     "server": (nouns.bookstore(), nouns.STORE_1.name),
     "server-without-policy": (nouns.bookstore(policy=Policy(())), nouns.STORE_1.name),
     "everything": (_everything(), Name("other", "api")),
+    "tcp": (_tcp(), Name("shop", "cache")),
     "nothing": (nouns.mesh(nouns.proxy(nouns.BUYER)), nouns.BUYER.name),
 }
 

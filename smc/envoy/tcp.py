@@ -1,0 +1,76 @@
+"""The filter that TCP connections end in, on either side: which cluster carries them.
+
+Nothing is read of them, and no timeout ends one: a database's connection may rest for a night. A peer that is gone
+without a word is found by TCP's own keepalive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from envoy.config.listener.v3 import listener_components_pb2
+from envoy.config.rbac.v3 import rbac_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as filter_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.type.matcher.v3 import string_pb2
+
+from smc.envoy import logs, messages, names
+from smc.model import Identity, MeshConfig, Target
+
+_Tcp = tcp_proxy_pb2.TcpProxy
+_ATTEMPTS = 3
+
+
+def to_services(targets: Sequence[Target], config: MeshConfig) -> Any:
+    """A network filter: each connection goes to one of a Destination's targets, drawn by weight; with none, nowhere.
+
+    A connection that is not made has carried nothing, so that it is tried again, at another endpoint if there is one.
+    """
+    proxy = _Tcp(stat_prefix=names.OUTBOUND, max_connect_attempts=messages.uint32(_ATTEMPTS))
+    if len(targets) > 1:
+        weights = messages.ratio([target.weight for target in targets])
+        proxy.weighted_clusters.clusters.extend(
+            _Tcp.WeightedCluster.ClusterWeight(name=names.cluster(target.service, target.port), weight=weight)
+            for target, weight in zip(targets, weights, strict=True)
+        )
+    else:
+        proxy.cluster = names.cluster(targets[0].service, targets[0].port) if targets else names.NOWHERE
+    return _filter(proxy, logs.tcp(names.OUTBOUND, config))
+
+
+def to_application(app_port: int, config: MeshConfig) -> Any:
+    """A network filter: to the proxy's own application, once it is known who calls.
+
+    By default Envoy dials as soon as anybody has connected, before the handshake.
+    """
+    proxy = _Tcp(
+        stat_prefix=names.INBOUND,
+        cluster=names.local(app_port),
+        upstream_connect_mode=tcp_proxy_pb2.ON_DOWNSTREAM_TLS_HANDSHAKE,
+        max_early_data_bytes=messages.uint32(0),
+    )
+    return _filter(proxy, logs.tcp(names.INBOUND, config))
+
+
+def counting(name: str, callers: Sequence[Identity], trust_domain: str) -> Any:
+    """A network filter that lets everybody pass, and counts under `name` who is none of `callers`."""
+    rules = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
+    if callers:
+        rules.policies["callers"].permissions.add(any=True)
+        rules.policies["callers"].principals.extend(
+            rbac_pb2.Principal(
+                authenticated=rbac_pb2.Principal.Authenticated(
+                    principal_name=string_pb2.StringMatcher(exact=caller.uri(trust_domain))
+                )
+            )
+            for caller in callers
+        )
+    config = filter_pb2.RBAC(stat_prefix=f"{names.INBOUND}.{name}.", shadow_rules=rules)
+    return listener_components_pb2.Filter(name="envoy.filters.network.rbac", typed_config=messages.packed(config))
+
+
+def _filter(proxy: Any, access_log: Sequence[Any]) -> Any:
+    proxy.idle_timeout.SetInParent()
+    proxy.access_log.extend(access_log)
+    return listener_components_pb2.Filter(name="envoy.filters.network.tcp_proxy", typed_config=messages.packed(proxy))
