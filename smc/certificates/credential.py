@@ -50,6 +50,16 @@ class Credential:
         return "".join(self.roots)
 
     @property
+    def issuer(self) -> str:
+        """The key id of the intermediate that signed it."""
+        return x509.issuer_id(x509.load(self.chain)[0])
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """Of the roots that it trusts, sorted."""
+        return tuple(sorted(x509.pin(certificate) for certificate in x509.load(self.roots_pem)))
+
+    @property
     def not_after(self) -> float:
         """Seconds since 1970."""
         return x509.load(self.chain)[0].not_valid_after_utc.timestamp()
@@ -113,18 +123,23 @@ def read(directory: Path) -> Credential:
 def write(directory: Path, credential: Credential) -> None:
     """Put a credential into `directory`, made if missing with mode 0700, in place of the one that is there.
 
-    A crash at any moment leaves the old one or the new one. One writer at a time.
+    A crash at any moment leaves the old one or the new one. One writer at a time. As `give_to_owner` says, root
+    leaves it to whom the directory belongs.
 
     Raises:
         OSError: the directory cannot be written.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not directory.exists():
+        directory.mkdir(mode=0o700, parents=True)
+        give_to_owner(directory, directory.parent)
     old = _target(directory)
     data = Path(tempfile.mkdtemp(prefix="..", dir=directory))
+    give_to_owner(data, directory)
     files = ((KEY, credential.key), (CERTIFICATE, credential.chain), (ROOTS, credential.roots_pem))
     for name, text in files:
         descriptor = os.open(data / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
+            give_to_owner(descriptor, directory)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -141,6 +156,13 @@ def write(directory: Path, credential: Credential) -> None:
         # The one before stays until the next write: a reader may be between two of its files.
         if left.is_dir() and not left.is_symlink() and left not in (data, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def give_to_owner(new: Path | int, directory: Path) -> None:
+    """Give what root has made (a path or a descriptor) to whom `directory` belongs; who is not root, cannot."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.chown(new, owner.st_uid, owner.st_gid)
 
 
 def _target(directory: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import sys
@@ -30,12 +31,80 @@ TYPES = (
 
 RUN_HELP = """Join the mesh as a proxy, run Envoy, and keep its credential fresh, until SIGTERM.
 
+With --intercept, applications need no setting: the kernel redirects to Envoy every TCP connection that begins on this
+host (in this network namespace) or arrives at it over IPv4, and every question to a DNS server. IPv6, which Envoy does
+not carry, is refused in the same places. It takes root, or CAP_NET_ADMIN as the proxy's own user; Envoy runs as that
+user. The Workload has to say `sidecar: intercepted`.
+
+Never redirected: what stays on this host; what the proxy itself sends; the control plane's own addresses and ports;
+the cloud's metadata (169.254.169.254, 168.63.129.16); connections that were open before; and, of what arrives, SSH
+(port 22) and Envoy's figures (port 15010). Further exceptions are the --exclude options.
+
+Traffic is redirected before Envoy runs, and until this is told to stop; what Envoy does not take is refused. Should
+this be killed, the redirection stays; `smc proxy clean` ends it.
+
 \b
 Exit codes: 0 asked to stop; 1 failed; 2 neither credential nor token;
 10 no control plane answered; 11 it is not the token's mesh; 12 no such token;
 13 the token was used by another key; 14 the token has expired;
-15 the clocks differ; 16 the credential has expired; 17 refused; 18 no Envoy.
+15 the clocks differ; 16 the credential has expired; 17 refused; 18 no Envoy;
+19 may not or cannot intercept.
 """
+
+
+CLEAN_HELP = """End the redirection that a killed `smc proxy run --intercept` has left in this network namespace.
+
+Applications then reach, and are reached by, whoever they like, without the mesh and its policy. While a proxy runs
+here this is refused: stop it, and it takes its rules back. It takes CAP_NET_ADMIN, and may be run again.
+"""
+
+
+class Network(click.ParamType[Any]):
+    """An IP network or address, of either family."""
+
+    name = "CIDR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return ipaddress.ip_network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write one such as 10.0.0.0/8 or 192.0.2.7", param, ctx)
+
+
+def interception_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `--intercept`; the command gets them as `intercept` and `exclude_…`, `proxy_uid`, `backend`."""
+    port, uid = click.IntRange(1, 65535), click.IntRange(0, 2**32 - 2)
+    for option in reversed(
+        (
+            click.option("--intercept", is_flag=True, help="Redirect this host's traffic to Envoy."),
+            click.option(
+                *("--exclude-inbound-port", "inbound_ports"), type=port, multiple=True, metavar="PORT",
+                help="A port of this host that is reached without Envoy and policy. May be repeated.",
+            ),
+            click.option(
+                *("--exclude-outbound-port", "outbound_ports"), type=port, multiple=True, metavar="PORT",
+                help="A port of others that is reached without Envoy; 53: DNS too. May be repeated.",
+            ),
+            click.option(
+                *("--exclude-cidr", "networks"), type=Network(), multiple=True,
+                help="A network that is reached without Envoy, IPv4 or IPv6. May be repeated.",
+            ),
+            click.option(
+                *("--exclude-uid", "users"), type=uid, multiple=True, metavar="UID",
+                help="A user who sends without Envoy. May be repeated.",
+            ),
+            click.option(
+                "--proxy-uid", type=click.IntRange(1, 2**32 - 2), default=None, metavar="UID",
+                help="Envoy's user, and its group by the same number. Default: 1337.",
+            ),
+            click.option(
+                "--backend", type=click.Choice(["auto", "nft", "iptables"]), default=None,
+                help="What writes the rules. Default: auto, which is nft if it is there.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -64,9 +133,38 @@ def proxy() -> None:
 )
 @click.option("--re2-max-program-size", type=click.IntRange(1), default=None, hidden=True)
 @click.option("--stop-timeout", type=float, default=10.0, show_default=True, help="Seconds that Envoy has to end.")
-def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None, **settings: Any) -> None:
+@interception_options
+def run(
+    addresses: tuple[str, ...],
+    token: str,
+    re2_max_program_size: int | None,
+    intercept: bool,
+    inbound_ports: tuple[int, ...],
+    outbound_ports: tuple[int, ...],
+    networks: tuple[Any, ...],
+    users: tuple[int, ...],
+    proxy_uid: int | None,
+    backend: Any,
+    **settings: Any,
+) -> None:
     from smc.proxy.run import run_proxy
-    from smc.proxy.settings import ProxySettings
+    from smc.proxy.settings import InterceptionSettings, ProxySettings
+
+    given = {
+        "inbound_ports": inbound_ports,
+        "outbound_ports": outbound_ports,
+        "networks": networks,
+        "users": users,
+        "proxy_uid": proxy_uid,
+        "backend": backend,
+    }
+    wanted = {name: value for name, value in given.items() if value not in ((), None)}
+    if intercept:
+        settings["interception"] = InterceptionSettings(**wanted)
+    elif wanted:
+        raise click.UsageError(
+            "--exclude-…, --proxy-uid and --backend say something of --intercept, which is not given"
+        )
 
     logs.to_stderr(logging.INFO)
     if re2_max_program_size is not None:
@@ -77,6 +175,18 @@ def run(addresses: tuple[str, ...], token: str, re2_max_program_size: int | None
         **settings,
     )
     sys.exit(asyncio.run(run_proxy(chosen)))
+
+
+@proxy.command(help=CLEAN_HELP)
+def clean() -> None:
+    from smc.proxy import interception
+
+    with interception.claimed():
+        removed = interception.remove()
+    for one in removed:
+        say.out(f"removed {one}")
+    if not removed:
+        say.note("there was nothing to remove")
 
 
 @proxy.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smc.certificates import x509
-from smc.certificates.credential import Credential
+from smc.certificates.credential import Credential, give_to_owner
 from smc.errors import Invalid
 from smc.v1 import smc_pb2 as pb
 
@@ -98,10 +98,14 @@ def write(directory: Path, value: Enrolment) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file with mode 0600 so that readers and crashes see the old or the new one whole."""
+    """Write a file with mode 0600 so that readers and crashes see the old or the new one whole.
+
+    As `give_to_owner` says, root leaves it to whom the directory belongs.
+    """
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        give_to_owner(file.fileno(), path.parent)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

