@@ -16,7 +16,7 @@ import structlog
 from cluster.backoff import Backoff
 from cluster.election import Leadership
 from cluster.kv import KV, StoreError
-from smc import informers, quarantine, readiness
+from smc import addresses, informers, quarantine, readiness
 from smc.certificates.issuing import Issuer, Wanted
 from smc.errors import SmcError
 from smc.mesh import Mesh
@@ -54,6 +54,7 @@ class Duties:
             aclosing(self.meshes()) as for_issuer,
             aclosing(self.meshes()) as for_readiness,
             aclosing(self.meshes()) as for_quarantine,
+            aclosing(self.meshes()) as for_addresses,
             aclosing(_wanted(for_issuer)) as wanted,
             asyncio.TaskGroup() as tasks,
         ):
@@ -64,6 +65,8 @@ class Duties:
             tasks.create_task(readiness.forget(leadership, self.kv, self.keys, for_readiness), name="readiness")
             ended = quarantine.forget(leadership, self.kv, self.keys, for_quarantine)
             tasks.create_task(ended, name="ended quarantines")
+            given = addresses.run(leadership, self.kv, self.keys, for_addresses)
+            tasks.create_task(given, name="addresses")
             if self.compacts:
                 tasks.create_task(compact(self.kv), name="compaction")
 

@@ -47,9 +47,9 @@ class Addresses(Tables):
         for address in addresses:
             touched.update(dict.fromkeys(self.claimants.of(address)))
         for name in touched:
-            address = self.claims.get(name)
-            first = min(self.claimants.of(address), key=self._rank) if address else None
-            self.frontends.put(name, self._frontend(name, address, sources) if address and first == name else None)
+            claim = self.claims.get(name)
+            first = min(self.claimants.of(claim), key=self._rank) if claim else None
+            self.frontends.put(name, self._frontend(name, claim, sources) if claim and first == name else None)
             problems.report("address", name, self._lost(name, first, sources))
         self.frontends.sort(by_name)
 

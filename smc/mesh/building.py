@@ -12,11 +12,13 @@ from smc.mesh.addresses import Addresses
 from smc.mesh.bindings import Bindings
 from smc.mesh.callers import Callers
 from smc.mesh.compiled import Compiled
+from smc.mesh.egress import EgressHosts
 from smc.mesh.nouns import Mesh
 from smc.mesh.permissions import Permissions
 from smc.mesh.problems import Problems
 from smc.mesh.proxies import Proxies
 from smc.mesh.reading import Records
+from smc.mesh.revocations import Revocations
 from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
@@ -28,8 +30,10 @@ from smc.model import Sidecar
 class _Stages(Tables):
     records: Records = field(default_factory=Records)
     sources: Sources = field(default_factory=Sources)
+    revocations: Revocations = field(default_factory=Revocations)
     served: Served = field(default_factory=Served)
     addresses: Addresses = field(default_factory=Addresses)
+    egress: EgressHosts = field(default_factory=EgressHosts)
     compiled: Compiled = field(default_factory=Compiled)
     splits: Splits = field(default_factory=Splits)
     bindings: Bindings = field(default_factory=Bindings)
@@ -42,12 +46,19 @@ class _Stages(Tables):
         """Bring every stage to the View; raises as `Records.update`."""
         self.records.update(view, self.problems)
         self.sources.update(self.records, self.problems)
-        self.served.update(self.records, self.sources)
+        self.revocations.update(self.records, self.sources, self.problems)
+        self.served.update(self.records, self.sources, self.revocations)
         self.addresses.update(self.records, self.sources, self.problems)
+        self.egress.update(self.records, self.sources, self.problems)
         self.compiled.update(self.records, policies, self.problems)
         self.splits.update(self.compiled, self.served, self.problems)
         self.permissions.update(
-            self.compiled, self.sources, self.bindings, self.records.the_mesh.trust_domain, self.problems
+            self.compiled,
+            self.sources,
+            self.records,
+            self.revocations,
+            self.bindings,
+            self.problems,
         )
         self.proxies.update(
             self.records,
@@ -108,10 +119,11 @@ def _stages(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) ->
 
 def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, policies: Sequence[PolicyApi]) -> Mesh:
     records, proxies = stages.records, stages.proxies.proxies
-    config, identities = records.config, stages.permissions.identities
+    config, identities, own = records.config, stages.permissions.identities, stages.addresses.own
     if previous is not None and previous.config == config:
         config = previous.config
-    if step and previous is not None and config is previous.config and records.bundle is previous.bundle:
+    trusts_the_same = previous is not None and records.bundle is previous.bundle and records.crl is previous.crl
+    if step and previous is not None and config is previous.config and trusts_the_same:
         affected = frozenset(proxies.changed)
     else:
         affected = frozenset(proxies.rows).union(previous.proxies if previous is not None else ())
@@ -121,13 +133,19 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         trust_domain=records.the_mesh.trust_domain,
         config=config,
         bundle=records.bundle,
+        crl=records.crl,
+        revoked_proxies=MappingProxyType(records.revoked_proxies.rows),
+        revoked_identities=MappingProxyType(records.revoked_identities.rows),
+        admitted=MappingProxyType(stages.revocations.admitted.rows),
         proxies=MappingProxyType(proxies.rows),
         manifests=MappingProxyType(records.manifests.rows),
         problems=MappingProxyType(stages.problems.by_manifest.rows),
         identities=identities.keys()
         if previous is None or not step or identities.has_other_keys()
         else previous.identities,
-        own_addresses=MappingProxyType(stages.addresses.own.rows),
+        own_addresses=MappingProxyType(own.rows)
+        if previous is None or not step or own.changed
+        else previous.own_addresses,
         intercepts=Sidecar.INTERCEPTED in stages.proxies.intercepted,
         synced=frozenset(records.synced.rows),
         affected=affected,
