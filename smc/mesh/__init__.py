@@ -2,7 +2,7 @@
 
 A build is a chain of stages, each a module here, and each reads only the stages before it:
 
-    reading -> sources -> served, addresses -> compiled -> splits -> permissions -> callers -> proxies
+    reading -> sources -> revocations -> served, addresses -> compiled -> splits -> permissions -> callers -> proxies
 
 Every stage keeps its results in tables (`tables.py`). A build forks the tables of the one before, finds from the rows
 that changed upstream which of its own rows they touch, and computes those anew, as a pure function of the stages

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from smc.manifests import Manifest
+from smc.mesh.reading import Revoked
 from smc.model import Identity, Inbound, MeshConfig, Mode, Name, Outbound, Policy, Problem, Workload
-from smc.records import BundleRecord, CertificateRecord, QuarantineRecord
+from smc.records import BundleRecord, CertificateRecord, CrlRecord, QuarantineRecord
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -53,6 +54,22 @@ class Mesh:
     synced: frozenset[str]
     """The sources that were observed whole."""
     affected: frozenset[Name]
-    """The proxies that are new, gone, or whose Proxy, config or bundle is another object than in the Mesh before."""
+    """The proxies that are new, gone, or whose Proxy, config, bundle or CRL is another object than in the Mesh before.
+    """
+    crl: CrlRecord | None = None
+    revoked_proxies: Mapping[Name, Revoked] = field(default_factory=dict)
+    revoked_identities: Mapping[Identity, bool] = field(default_factory=dict)
+    """As keys."""
+    admitted: Mapping[Name, tuple[str, ...]] = field(default_factory=dict)
+    """By revoked proxy: the serials of the credentials that were signed for it since, in hexadecimal."""
     stages: object = field(default=None, repr=False)
     """What the next build goes on from; nothing to anybody else."""
+
+    def refuses(self, proxy: Name, serial: str) -> str:
+        """Why nothing is for the holder of a proxy's credential; "" if it is not revoked."""
+        if proxy in self.admitted and serial not in self.admitted[proxy]:
+            return f"the credential of {proxy} is revoked: ask for a new token"
+        found = self.proxies.get(proxy)
+        if found is not None and found.workload.identity in self.revoked_identities:
+            return f"the identity {found.workload.identity} of {proxy} is revoked"
+        return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TypeVar
 
@@ -11,6 +11,8 @@ from smc.manifests import Rules
 from smc.mesh.bindings import Bindings
 from smc.mesh.compiled import Compiled
 from smc.mesh.problems import Problems
+from smc.mesh.reading import Records
+from smc.mesh.revocations import Revocations
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
 from smc.model import Grant, Identity, Name, Permission, Policy, Problem, Severity
@@ -43,10 +45,16 @@ class Permissions(Tables):
     """identity -> the manifests whose Permissions name it"""
 
     def update(
-        self, compiled: Compiled, sources: Sources, bindings: Bindings, trust_domain: str, problems: Problems
+        self,
+        compiled: Compiled,
+        sources: Sources,
+        records: Records,
+        revocations: Revocations,
+        bindings: Bindings,
+        problems: Problems,
     ) -> None:
         manifests = self._note_workloads(sources)
-        bindings.update(compiled, sources, self.identities, trust_domain, problems)
+        bindings.update(compiled, sources, self.identities, records.the_mesh.trust_domain, problems)
         for scope in compiled.rules.changed:
             self._note_manifests(_written(compiled.rules.was(scope)), _written(compiled.rules.get(scope)))
         unresolved = dict.fromkeys(self.written.changed)
@@ -64,14 +72,18 @@ class Permissions(Tables):
             self.granted.move(manifest, before, after)
             self.naming.move(manifest, _names(was), _names(now))
             destinations.update(dict.fromkeys(d for d in before | after if before.get(d) != after.get(d)))
+        for identity in (*records.revoked_identities.changed, *revocations.barred.changed):
+            for manifest in self.naming.of(identity):
+                destinations.update(dict.fromkeys(p.destination for p in self.by_manifest[manifest]))
         for destination in destinations:
             permissions = tuple(
-                permission
+                held
                 for manifest in sorted(self.granted.of(destination))
                 for permission in self.by_manifest[manifest]
                 if permission.destination == destination
+                for held in _but(permission, records)
             )
-            policy = Policy(permissions)
+            policy = Policy(permissions, revocations.barring(s for p in permissions for s in p.sources))
             self.policies.put(destination, kept(self.policies.get(destination), policy) if permissions else None)
         for manifest in {**manifests, **self.by_manifest.changed}:
             problems.report("identities", manifest, self._absent(manifest))
@@ -143,6 +155,13 @@ def _each(written: Permission | Grant, bindings: Bindings, found: list[Problem])
             written.ports,
             written.tcp,
         )
+
+
+def _but(permission: Permission, records: Records) -> Iterable[Permission]:
+    """What is left of a permission without the sources that are revoked."""
+    left = tuple(source for source in permission.sources if source not in records.revoked_identities)
+    if left:
+        yield permission if left == permission.sources else replace(permission, sources=left)
 
 
 def _bindings(written: Iterable[Permission | Grant]) -> list[Name]:

@@ -264,7 +264,7 @@ class Proxies(Tables):
         left_out = _versions(quarantined)
         left = tuple(p for p in policy.permissions if not _is_of(p, left_out))
         if left != policy.permissions:
-            policy = kept(before.policy if before is not None else None, Policy(left))
+            policy = kept(before.policy if before is not None else None, Policy(left, policy.barred))
         outbound = callers.outbounds[callers.groups[name]]
         now = Proxy(
             workload,

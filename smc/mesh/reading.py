@@ -32,11 +32,14 @@ from smc.model import (
 from smc.records import (
     REGISTERED,
     AddressRecord,
+    AdmissionRecord,
     BundleRecord,
     CertificateRecord,
+    CrlRecord,
     ManifestRecord,
     MeshRecord,
     QuarantineRecord,
+    RevocationRecord,
     SyncedRecord,
     UnreadableRecord,
     decode,
@@ -51,6 +54,18 @@ CLOSED: Final = MeshConfig(egress=Egress.DENY)
 
 Offered = tuple[str, Name]
 """(source, name)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """That a proxy is."""
+
+    revision: int
+    """At which it was."""
+    identity: Identity | None
+    """Whose key it had; None: that is not known."""
+
+
 Quarantined = tuple[Name, str, int]
 """(proxy, manifest, mod_revision)"""
 
@@ -84,6 +99,11 @@ class Records(Tables):
     """That the key exists is all that it says."""
     certificates: Table[Identity, CertificateRecord] = field(default_factory=Table)
     quarantines: Table[Quarantined, QuarantineRecord] = field(default_factory=Table)
+    crls: Table[str, CrlRecord] = field(default_factory=Table)
+    revoked_proxies: Table[Name, Revoked] = field(default_factory=Table)
+    revoked_identities: Table[Identity, bool] = field(default_factory=Table)
+    """That the key exists is all that it says."""
+    admissions: Table[Name, AdmissionRecord] = field(default_factory=Table)
     addresses: Table[Name, str] = field(default_factory=Table)
     """service -> the virtual IP address that it was given"""
 
@@ -92,8 +112,8 @@ class Records(Tables):
 
         Raises:
             NotFound: there is no record `mesh`.
-            UnreadableRecord: the record `mesh`, or the bundle of roots, cannot be read: without them nothing can be
-                said to anybody, and to say less than before would be wrong.
+            UnreadableRecord: the record `mesh`, the bundle of roots or the lists of revoked certificates cannot be
+                read: without them nothing can be said to anybody, and to say less than before would be wrong.
         """
         for key in sorted(view.changed):
             self._read(key.split("/")[3:], view.items.get(key), problems)  # "", "smc", the mesh's name, …
@@ -107,6 +127,10 @@ class Records(Tables):
     @property
     def bundle(self) -> BundleRecord | None:
         return self.bundles.get(_ONE)
+
+    @property
+    def crl(self) -> CrlRecord | None:
+        return self.crls.get(_ONE)
 
     @property
     def config(self) -> MeshConfig:
@@ -124,6 +148,10 @@ class Records(Tables):
                 self.mesh.put(_ONE, None if item is None else decode(MeshRecord, item.value, key=item.key))
             case ["ca", "bundle"]:
                 self.bundles.put(_ONE, None if item is None else decode(BundleRecord, item.value, key=item.key))
+            case ["ca", "crl"]:
+                self.crls.put(_ONE, None if item is None else decode(CrlRecord, item.value, key=item.key))
+            case ["revocations", table, namespace, name]:
+                self._revoked(table, namespace, name, item, problems)
             case ["manifests", group, kind, namespace, name]:
                 id_ = f"{group}/{kind}/{namespace}/{name}"
                 manifest = self._manifest(id_, item, problems)
@@ -164,6 +192,21 @@ class Records(Tables):
                     key = (Name(namespace, workload), manifest_id, int(revision))
                     expected = dict(zip(("proxy", "manifest", "mod_revision"), key, strict=True))
                     self.quarantines.put(key, _record(QuarantineRecord, item, "/".join(path), problems, **expected))
+
+    def _revoked(self, table: str, namespace: str, name: str, item: KeyValue | None, problems: Problems) -> None:
+        """What cannot be read revokes as well as anything, and admits nobody."""
+        proxy, identity = Name(namespace, name), Identity(namespace, name)
+        at = f"revocations/{table}/{namespace}/{name}"
+        match table:
+            case "proxies":
+                said = _record(RevocationRecord, item, at, problems, proxy=proxy)
+                had = said.identity if said is not None else None
+                self.revoked_proxies.put(proxy, None if item is None else Revoked(item.mod_revision, had))
+            case "identities":
+                _record(RevocationRecord, item, at, problems, proxy=None, identity=identity)
+                self.revoked_identities.put(identity, None if item is None else True)
+            case "admitted":
+                self.admissions.put(proxy, _record(AdmissionRecord, item, at, problems, proxy=proxy))
 
     def _manifest(self, id_: str, item: KeyValue | None, problems: Problems) -> Manifest | None:
         record = _record(ManifestRecord, item, id_, problems, id=id_)

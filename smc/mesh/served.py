@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smc.mesh.reading import Records
+from smc.mesh.revocations import Revocations
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
 from smc.model import Assignment, Endpoint, Identity, Name, Service, Upstream
@@ -31,17 +32,17 @@ class Served(Tables):
     serving: Index[Identity, Name] = field(default_factory=Index)
     """identity -> the services that have an endpoint of it."""
 
-    def update(self, records: Records, sources: Sources) -> None:
+    def update(self, records: Records, sources: Sources, revocations: Revocations) -> None:
         touched = dict.fromkeys(sources.services.changed)
         for name in sources.endpoints.changed:
             self._note(name, sources.endpoints.was(name) or (), sources.endpoints.get(name) or ())
             touched[name] = None
-        for workload in records.ready.changed:
+        for workload in (*records.ready.changed, *revocations.shut.changed):
             touched.update(dict.fromkeys(self.backing.get(workload) or ()))
         for identity in records.certificates.appeared_or_went():
             touched.update(dict.fromkeys(self.serving.of(identity)))
         for name in touched:
-            self._serve(name, records, sources)
+            self._serve(name, records, sources, revocations)
         self.upstreams.sort(by_name)
         self.assignments.sort(by_name)
 
@@ -59,14 +60,18 @@ class Served(Tables):
                 self.backing.put(workload, row or None)
         self.serving.move(service, {e.identity for e in was}, {e.identity for e in now})
 
-    def _serve(self, name: Name, records: Records, sources: Sources) -> None:
+    def _serve(self, name: Name, records: Records, sources: Sources, revocations: Revocations) -> None:
         service = sources.services.get(name)
         if service is None:
             self.upstreams.put(name, None)
             self.assignments.put(name, None)
             return
         endpoints = sources.endpoints.get(name) or ()
-        usable = [e for e in endpoints if e.workload in records.ready and e.identity in records.certificates]
+        usable = [
+            e
+            for e in endpoints
+            if e.workload in records.ready and e.identity in records.certificates and e.workload not in revocations.shut
+        ]
         self.upstreams.put(name, _each(self.upstreams.get(name), _upstreams(service, endpoints)))
         self.assignments.put(name, _each(self.assignments.get(name), _assignments(service, usable)))
 
