@@ -70,12 +70,10 @@ def outbound(address: str, config: MeshConfig) -> Resource:
     return messages.resource(Type.LISTENER, names.OUTBOUND, message, warms=((Type.ROUTE, names.OUTBOUND),))
 
 
-def inbound(
-    address: str, chains: bytes, http_ports: Iterable[int], sources: Iterable[tuple[str, int]] = ()
-) -> Resource:
-    """What other proxies dial. `chains` are joined results of `http_chain` and `tcp_chains`, at least one.
+def inbound(address: str, chains: bytes, wanted: Iterable[str], sources: Iterable[tuple[str, int]] = ()) -> Resource:
+    """What other proxies dial. `chains` are joined results of `http_chain` and its like, at least one.
 
-    `http_ports` are the application's ports behind the former, `sources` what the policy of the latter came from.
+    `wanted` are the RouteConfigurations that they name, `sources` what the policy of `tcp_chains` came from.
     """
     message = listener_pb2.Listener(
         name=names.INBOUND,
@@ -89,13 +87,12 @@ def inbound(
             )
         ],
     )
-    wanted = tuple((Type.ROUTE, names.inbound_route(port)) for port in http_ports)
     return messages.resource(
         Type.LISTENER,
         names.INBOUND,
         messages.serialised(message) + chains,
         sources=sources,
-        warms=(*wanted, *tls.SECRETS),
+        warms=(*((Type.ROUTE, route) for route in wanted), *tls.SECRETS),
     )
 
 
@@ -139,7 +136,7 @@ def tcp_chains(
 ) -> bytes:
     """As `http_chain`, the two of a port that speaks TCP. Of all `callers` alone may connect, of none nobody.
 
-    Unless the mode is ENFORCING: then whoever has an identity may, and who is no caller is counted with its first bytes.
+    Unless the mode is ENFORCING: then whoever has an identity may, and the first bytes of who is no caller are counted.
     """
     name, sni = names.cluster(service, port), names.sni(service, port, config.mesh_domain)
     connected = [tcp.to_application(app_port, config)]

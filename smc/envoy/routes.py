@@ -350,7 +350,7 @@ def _elsewhere(config: MeshConfig) -> list[Any]:
 
 
 def _spelled(host: EgressHost) -> str:
-    """How a request may spell it, as a regular expression: in any case, with a trailing dot, port 80 also by silence."""
+    """A regular expression for how requests spell it: in any case, with a trailing dot, port 80 also by silence."""
     suffix = host.host.removeprefix("*.")
     name = ("[a-z0-9_.-]+[.]" if suffix != host.host else "") + suffix.replace(".", "[.]")
     port = "(:[0-9]+)?" if host.port is None else "(:80)?" if host.port == 80 else f":{host.port}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from smc.envoy import clusters, endpoints, listeners, routes, secrets
+from smc.envoy import clusters, endpoints, listeners, names, routes, secrets
 from smc.mesh import Mesh, Proxy
 from smc.model import (
     Assignment,
@@ -21,10 +21,12 @@ from smc.model import (
     Identity,
     Inbound,
     MeshConfig,
+    Mode,
     Name,
     Outbound,
     Policy,
     Protocol,
+    Sidecar,
     Upstream,
 )
 from smc.records import BundleRecord, CertificateRecord, CrlRecord
@@ -83,7 +85,7 @@ class Generator:
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = [settings.outbound_listener(workload.address)]
         if served:  # Envoy refuses a listener without a filter chain
-            listening.append(settings.inbound_listener(workload.address, served, proxy.policy, proxy.mode))
+            listening.append(settings.inbound_listener(proxy, served))
         found = []
         if trust.bundle is not None:
             lists = trust.crl.lists if trust.crl is not None else ()
@@ -93,9 +95,7 @@ class Generator:
         return _Own(
             self._interned.set(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
-            tuple(
-                settings.permitted(proxy.policy, i.port, i.numbers) for i in served if i.protocol is not Protocol.TCP
-            ),
+            settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
             self._interned.set(found),
         )
 
@@ -227,11 +227,12 @@ class _Settings:
         self.trust_domain = trust_domain
         self.config = config
         self._interned = interned
-        self._passthrough = (interned.resource(clusters.passthrough()),) if config.egress is Egress.ALLOW else ()
+        lets_out = config.egress is Egress.ALLOW or config.egress_hosts
+        self._passthrough = (interned.resource(clusters.passthrough()),) if lets_out else ()
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
         self.local: _Memo[Inbound, Resource] = _Memo(self._local)
         self.permitted: _Memo[Policy, Resource] = _Memo(self._permitted)
-        self._rules: _Memo[Policy, bytes] = _Memo(lambda policy: routes.permissions(policy, trust_domain))
+        self._rules: _Memo[Policy, bytes] = _Memo(lambda policy, mode: routes.permissions(policy, trust_domain, mode))
         self._upstreams: _Memo[Upstream, Resource] = _Memo(self._upstream)
         self._assignments: _Memo[Assignment, Resource] = _Memo(
             lambda assignment: interned.resource(endpoints.load_assignment(assignment))
@@ -247,27 +248,55 @@ class _Settings:
     def outbound_listener(self, address: str) -> Resource:
         return self._interned.resource(listeners.outbound(address, self.config))
 
-    def inbound_listener(self, address: str, served: tuple[Inbound, ...], policy: Policy) -> Resource:
+    def inbound_listener(self, proxy: Proxy, served: tuple[Inbound, ...]) -> Resource:
         chains: list[bytes] = []
         http_ports: list[int] = []
         sources: list[tuple[str, int]] = []
         for inbound in served:
             if inbound.protocol is Protocol.TCP:
-                held = policy.at(inbound.numbers).of_connections
+                held = proxy.policy.at(inbound.numbers).of_connections
                 callers = tuple(sorted({caller for permission in held.permissions for caller in permission.sources}))
-                chains.append(self._tcp_chains(inbound, callers))
+                chains.append(self._tcp_chains(inbound, callers, proxy.mode))
                 sources.extend(routes.policy_sources(held))
             else:
                 chains.append(self._http_chains(inbound))
                 http_ports.append(inbound.port)
-        return self._interned.resource(listeners.inbound(address, b"".join(chains), http_ports, sources))
+        wanted = [names.inbound_route(port) for port in http_ports]
+        if http_ports and _takes_plaintext(proxy):
+            chains.append(listeners.plaintext_chain(self.config))
+            wanted.append(names.PLAINTEXT_ROUTE)
+        return self._interned.resource(listeners.inbound(proxy.workload.address, b"".join(chains), wanted, sources))
+
+    def inbound_routes(self, proxy: Proxy, served: tuple[Inbound, ...]) -> tuple[Resource, ...]:
+        """Of the ports that speak HTTP."""
+        found = [self.permitted(proxy.policy, inbound.port, inbound.numbers, proxy.mode) for inbound in served]
+        if served and _takes_plaintext(proxy):
+            found.append(self._interned.resource(routes.plaintext(self._applications(proxy, served))))
+        return tuple(found)
+
+    def _applications(self, proxy: Proxy, served: tuple[Inbound, ...]) -> list[routes.VirtualHost]:
+        namespace = proxy.workload.name.namespace
+        return [
+            routes.VirtualHost.of_application(
+                service,
+                port,
+                inbound.port,
+                self._rules(held, proxy.mode),
+                routes.policy_sources(held),
+                self.config.mesh_domain,
+                same_namespace=service.namespace == namespace,
+            )
+            for inbound in served
+            for held in (proxy.policy.at(inbound.numbers),)
+            for service, port in inbound.services
+        ]
 
     def _callees(self, outbound: Outbound, reconnect: str) -> _Callees:
         hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
         return _Callees(
             self._interned.set((*self._passthrough, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
             self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
-            self._interned.resource(routes.outbound(hosts, self.config.egress)),
+            self._interned.resource(routes.outbound(hosts, self.config)),
         )
 
     def _upstream(self, upstream: Upstream, reconnect: str) -> Resource:
@@ -278,10 +307,10 @@ class _Settings:
     def _local(self, inbound: Inbound, app_address: str) -> Resource:
         return self._interned.resource(clusters.local(app_address, inbound.port, inbound.protocol))
 
-    def _permitted(self, policy: Policy, app_port: int, numbers: tuple[int, ...]) -> Resource:
+    def _permitted(self, policy: Policy, app_port: int, numbers: tuple[int, ...], mode: Mode) -> Resource:
         held = policy.at(numbers)
         sources = routes.policy_sources(held)
-        return self._interned.resource(routes.inbound(app_port, self._rules(held), sources))
+        return self._interned.resource(routes.inbound(app_port, self._rules(held, mode), sources))
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)
@@ -292,8 +321,13 @@ class _Settings:
             for service, port in inbound.services
         )
 
-    def _tcp_chain(self, inbound: Inbound, callers: tuple[Identity, ...]) -> bytes:
+    def _tcp_chain(self, inbound: Inbound, callers: tuple[Identity, ...], mode: Mode) -> bytes:
         return b"".join(
-            listeners.tcp_chains(service, port, inbound.port, callers, self.trust_domain, self.config)
+            listeners.tcp_chains(service, port, inbound.port, callers, mode, self.trust_domain, self.config)
             for service, port in inbound.services
         )
+
+
+def _takes_plaintext(proxy: Proxy) -> bool:
+    """Whether requests without TLS come to the port that other proxies dial, so that their host has to say for whom."""
+    return proxy.mode is Mode.PERMISSIVE and proxy.workload.sidecar is Sidecar.EXPLICIT

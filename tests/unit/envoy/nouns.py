@@ -16,6 +16,7 @@ from smc.model import (
     Inbound,
     Locality,
     MeshConfig,
+    Mode,
     Name,
     Outbound,
     Permission,
@@ -116,8 +117,10 @@ def proxy(
     inbound: Sequence[Inbound] = (),
     policy: Policy = NOBODY,
     record: CertificateRecord | None = None,
+    mode: Mode = Mode.ENFORCING,
 ) -> Proxy:
-    return Proxy(of, outbound or Outbound(of.name.namespace, (), (), ()), tuple(inbound), policy, record)
+    outbound = outbound or Outbound(of.name.namespace, (), (), ())
+    return Proxy(of, outbound, tuple(inbound), policy, record, mode=mode)
 
 
 def mesh(*proxies: Proxy, config: MeshConfig | None = None, bundle: BundleRecord | None = None) -> Mesh:
@@ -188,6 +191,7 @@ def bookstore(
     policy: Policy | None = None,
     config: MeshConfig | None = None,
     number: int = 1,
+    mode: Mode = Mode.ENFORCING,
 ) -> Mesh:
     """A buyer and two versions of a store; `number` tells one generation of certificates from the next."""
     allowed = permission(TARGET, "books/bookstore", ["books/bookbuyer"], READ, BUY, also=[(ROUTES, 5)])
@@ -200,6 +204,7 @@ def bookstore(
             inbound=[store_inbound()],
             policy=granted,
             record=certificate(STORE_1.identity, number=number),
+            mode=mode,
         ),
         config=config,
         bundle=BUNDLE,

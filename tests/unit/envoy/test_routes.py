@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import re2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smc.envoy import messages, names, routes
-from smc.model import Destination, Egress, HttpMatch, Name, Policy, Target
+from smc.model import Destination, Egress, EgressHost, HttpMatch, MeshConfig, Mode, Name, Policy, Target
 from smc.xds.snapshot import Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.rendering import message
@@ -34,7 +40,7 @@ def test_no_domain_occurs_twice_and_every_service_keeps_its_longest_name(
     found: list[tuple[Name, int]], namespace: str, mesh_domain: str
 ) -> None:
     hosts = _virtual_hosts(found, namespace, mesh_domain)
-    made = message(routes.outbound(hosts, Egress.ALLOW))
+    made = message(routes.outbound(hosts, MeshConfig()))
     domains = [domain for host in made.virtual_hosts for domain in host.domains]
     assert len(domains) == len(set(domains))
     assert all(domain == domain.lower() for domain in domains)
@@ -48,7 +54,7 @@ def test_the_longer_way_of_naming_a_service_wins() -> None:
         Name("b", "a.b"),
         Name("b", "a"),
     )  # `a.b` is the first one's short name, and the other's with namespace
-    made = message(routes.outbound(_virtual_hosts([(dotted, 80), (plain, 80)], "b", "mesh"), Egress.ALLOW))
+    made = message(routes.outbound(_virtual_hosts([(dotted, 80), (plain, 80)], "b", "mesh"), MeshConfig()))
     owner = {domain: host.name for host in made.virtual_hosts for domain in host.domains}
     assert owner["a.b"] == "b/a|80"
     assert owner["a.b.b"] == "b/a.b|80"
@@ -81,7 +87,7 @@ def test_only_ratios_of_weights_reach_the_wire() -> None:
 def test_a_split_is_a_weighted_choice_and_a_single_target_is_none() -> None:
     def action(targets: dict[str, int]) -> object:
         host = routes.VirtualHost.of(nouns.destination("a/b", 80, targets), "mesh", same_namespace=True)
-        return message(routes.outbound([host], Egress.DENY)).virtual_hosts[1].routes[0]
+        return message(routes.outbound([host], MeshConfig(egress=Egress.DENY))).virtual_hosts[1].routes[0]
 
     split = action({"a/x": 1000, "a/y": 2000}).route  # type: ignore[attr-defined]
     assert [(c.name, c.weight.value) for c in split.weighted_clusters.clusters] == [("a/x|80", 1), ("a/y|80", 2)]
@@ -92,7 +98,7 @@ def test_a_split_is_a_weighted_choice_and_a_single_target_is_none() -> None:
 def test_branches_come_before_what_is_for_all_other_requests_and_each_match_is_a_route() -> None:
     branches = [((HttpMatch("/a"), HttpMatch(None, ("GET", "PUT"))), {"a/x": 1}), ((HttpMatch("/b"),), {"a/y": 1})]
     host = routes.VirtualHost.of(nouns.destination("a/b", 80, None, "", branches), "mesh", same_namespace=True)
-    made = message(routes.outbound([host], Egress.DENY)).virtual_hosts[1].routes
+    made = message(routes.outbound([host], MeshConfig(egress=Egress.DENY))).virtual_hosts[1].routes
     assert [(r.match.safe_regex.regex or r.match.prefix, r.route.cluster) for r in made] == [
         ("/a", "a/x|80"),
         ("/", "a/x|80"),
@@ -140,3 +146,96 @@ def test_a_match_on_the_host_is_a_match_on_the_authority() -> None:
 
 def test_sni_is_lower_case_and_without_a_trailing_dot() -> None:
     assert names.sni(Name("Books", "Store"), 80, "Mesh.Internal.") == "80.store.books.mesh.internal"
+
+
+# ---------------------------------------------------------------------------------------------------------------- modes
+
+
+def _filter(policy: Policy, mode: Mode) -> filter_pb2.RBAC:
+    found = filter_pb2.RBACPerRoute()
+    assert AnyMessage.FromString(routes.permissions(policy, nouns.TRUST_DOMAIN, mode)).Unpack(found)
+    return found.rbac
+
+
+@pytest.mark.parametrize("mode", [Mode.AUDIT, Mode.PERMISSIVE])
+def test_what_enforcing_obeys_the_other_modes_count(mode: Mode) -> None:
+    policy = Policy((nouns.permission("a", "a/b", ["a/c"], HttpMatch("/x")),))
+    enforced, counted = _filter(policy, Mode.ENFORCING), _filter(policy, mode)
+    assert not enforced.HasField("shadow_rules")
+    assert counted.shadow_rules == enforced.rules
+    (anybody,) = counted.rules.policies.values()
+    assert (anybody.permissions[0].any, anybody.principals[0].any) == (True, True)
+
+
+def test_without_a_permission_enforcing_denies_all_and_audit_counts_all() -> None:
+    assert not _filter(Policy(()), Mode.ENFORCING).rules.policies
+    counted = _filter(Policy(()), Mode.AUDIT)
+    assert counted.HasField("shadow_rules")
+    assert not counted.shadow_rules.policies
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_certificate_that_is_barred_is_refused_in_every_mode(mode: Mode) -> None:
+    permission = nouns.permission("a", "a/b", ["a/c"])
+    (rule,) = _filter(Policy((permission,), barred=("0f",)), mode).rules.policies.values()
+    (principal,) = rule.principals
+    assert "Hash=0f;" in str(principal.and_ids.ids[1].not_id)
+
+
+def _plaintext(services: list[tuple[Name, int]], namespace: str) -> Any:
+    rules = routes.permissions(Policy(()), nouns.TRUST_DOMAIN, Mode.PERMISSIVE)
+    return message(
+        routes.plaintext(
+            [
+                routes.VirtualHost.of_application(
+                    name, port, 8080, rules, (), "mesh", same_namespace=name.namespace == namespace
+                )
+                for name, port in services
+            ]
+        )
+    )
+
+
+def test_plaintext_finds_its_port_by_every_name_of_the_services_and_else_nothing() -> None:
+    made = _plaintext([(Name("shop", "store"), 80), (Name("shop", "store"), 81)], "shop")
+    nothing, store, other = made.virtual_hosts
+    assert list(nothing.domains) == ["*"]
+    assert nothing.routes[0].direct_response.status == 404
+    assert {"store", "store.", "store:80", "store.shop.mesh", "store.shop.svc.cluster.local:80"} < set(store.domains)
+    assert {"store:81", "store.shop:81"} < set(other.domains)
+    assert store.routes[0].route.cluster == "local|8080"
+
+
+# --------------------------------------------------------------------------------------------------------------- egress
+
+
+def _let_out(hosts: tuple[EgressHost, ...], authority: str) -> bool:
+    """Whether a request to `authority` leaves the mesh, as a whole match of a route's header decides it."""
+    made = message(routes.outbound([], MeshConfig(egress=Egress.DENY, egress_hosts=hosts))).virtual_hosts[0]
+    for route in made.routes:
+        (*headers,) = (h.string_match.safe_regex.regex for h in route.match.headers)
+        if all(re2.fullmatch(regex, authority) for regex in headers):
+            return route.route.cluster == names.PASSTHROUGH
+    raise AssertionError("no route is for it")
+
+
+@pytest.mark.parametrize(
+    ("host", "let_out", "refused"),
+    [
+        (EgressHost("a.b"), ("a.b", "A.b.", "a.b:80", "a.b:8443"), ("xa.b", "x.a.b", "a.b.c", "axb", "a.b:", "a.b:x")),
+        (EgressHost("a.b", 443), ("a.b:443", "a.b.:443"), ("a.b", "a.b:4430", "a.b:80")),
+        (EgressHost("a.b", 80), ("a.b", "a.b:80"), ("a.b:8080",)),
+        (EgressHost("*.a.b"), ("x.a.b", "y.x.a.b:1", "X.A.B"), ("a.b", ".a.b", "x@y.a.b", "x.a.b/y")),
+    ],
+)
+def test_with_egress_denied_the_hosts_of_the_list_are_let_out(
+    host: EgressHost, let_out: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    assert [authority for authority in let_out if not _let_out((host,), authority)] == []
+    assert [authority for authority in refused if _let_out((host,), authority)] == []
+
+
+def test_with_egress_allowed_the_list_means_nothing() -> None:
+    made = message(routes.outbound([], MeshConfig(egress_hosts=(EgressHost("a.b"),)))).virtual_hosts[0]
+    (route,) = made.routes
+    assert route.route.cluster == names.PASSTHROUGH

@@ -171,12 +171,21 @@ spec:
 {bound}"""
 
 
-def config_text(egress: str) -> str:
+def config_text(egress: str, mode: str = "enforcing", hosts: tuple[str, ...] = ()) -> str:
     return f"""\
 apiVersion: smc.io/v1alpha1
 kind: MeshConfig
 metadata: {{name: default}}
-spec: {{egress: {egress}}}
+spec: {{egress: {egress}, mode: {mode}, egressHosts: [{", ".join(f"'{host}'" for host in hosts)}]}}
+"""
+
+
+def namespace_text(namespace: str, mode: str) -> str:
+    return f"""\
+apiVersion: smc.io/v1alpha1
+kind: NamespaceConfig
+metadata: {{name: default, namespace: {namespace}}}
+spec: {{mode: {mode}}}
 """
 
 

@@ -9,7 +9,7 @@ import pytest
 from cluster.kv import View
 from smc.errors import NotFound
 from smc.manifests import read
-from smc.mesh import build
+from smc.mesh import Mesh, build
 from smc.model import Egress, Identity, MeshConfig, Name, Problem, Service
 from smc.records import CertificateRecord, SyncedRecord, UnreadableRecord
 from tests.unit.mesh import store as written
@@ -107,6 +107,62 @@ def test_settings_that_cannot_be_read_open_nothing(store: Store) -> None:
     assert mesh.config.egress is Egress.DENY
     found = [p.reason for p in mesh.problems["smc.io/MeshConfig/-/default"]]
     assert found == ["EgressDenied", "UnreadableRecord"]
+
+
+def _modes(mesh: Mesh) -> dict[str, str]:
+    return {proxy.namespace: found.mode.value for proxy, found in mesh.proxies.items()}
+
+
+def test_a_namespace_has_its_own_mode_or_that_of_the_mesh(store: Store) -> None:
+    for namespace in ("shop", "till"):
+        store.apply(written.workload_text(f"{namespace}/one", "it"))
+    mesh = store.build()
+    assert _modes(mesh) == {"shop": "enforcing", "till": "enforcing"}
+    store.apply(written.namespace_text("shop", "permissive"))
+    mesh = store.build(mesh)
+    assert _modes(mesh) == {"shop": "permissive", "till": "enforcing"}
+    assert mesh.affected == {name("shop/caller"), name("shop/one")}
+    store.apply(written.config_text("allow", "audit"))
+    mesh = store.build(mesh)
+    assert _modes(mesh) == {"shop": "permissive", "till": "audit"}
+    store.delete(KEYS.manifest("smc.io/NamespaceConfig/shop/default"))
+    mesh = store.build(mesh)
+    assert _modes(mesh) == {"shop": "audit", "till": "audit"}
+
+
+def test_a_mode_that_cannot_be_read_is_enforcing_whatever_the_mesh_is(store: Store) -> None:
+    store.apply(written.workload_text("shop/one", "it"))
+    store.apply(written.config_text("allow", "permissive"))
+    mesh = store.build()
+    assert _modes(mesh) == {"shop": "permissive"}
+    store.put(KEYS.manifest("smc.io/NamespaceConfig/shop/default"), b"{}")
+    mesh = store.build(mesh)
+    assert _modes(mesh) == {"shop": "enforcing"}
+    found = [p.reason for p in mesh.problems["smc.io/NamespaceConfig/shop/default"]]
+    assert found == ["Enforcing", "UnreadableRecord"]
+
+
+def test_while_the_settings_of_the_mesh_cannot_be_read_it_is_enforcing(store: Store) -> None:
+    store.apply(written.workload_text("shop/one", "it"))
+    store.apply(written.config_text("allow", "permissive"))
+    mesh = store.build()
+    store.put(KEYS.manifest("smc.io/MeshConfig/-/default"), b"{}")
+    assert _modes(store.build(mesh)) == {"shop": "enforcing"}
+
+
+def test_a_host_that_egress_lets_through_and_that_is_a_service_is_the_service(store: Store) -> None:
+    store.apply(written.config_text("deny", hosts=("till.shop", "far.example")))
+    mesh = store.build()
+    id_ = "smc.io/MeshConfig/-/default"
+    assert id_ not in mesh.problems
+    store.apply(written.service_text("shop/till", 80))
+    mesh = store.build(mesh)
+    (problem,) = mesh.problems[id_]
+    assert (problem.reason, problem.field, problem.severity) == ("HostIsService", "spec.egressHosts", "warning")
+    assert "till.shop" in problem.message
+    assert "shop/till" in problem.message
+    store.delete(KEYS.manifest("smc.io/Service/shop/till"))
+    assert id_ not in store.build(mesh).problems
 
 
 def test_without_a_mesh_record_there_is_no_mesh(store: Store) -> None:

@@ -66,11 +66,12 @@ def _break(nth: int, to: Store) -> None:
         to.put(keys[nth % len(keys)], b"{}")
 
 
+MODES = ("enforcing", "audit", "permissive")
 KINDS = (
     "service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready",
     "ready", "certificate", "certificate", "split", "split", "target", "bound", "binding",
     "ports", "group", "quarantine", "quarantine",
-    "config", "bundle", "synced", "broken",
+    "config", "namespace config", "bundle", "synced", "broken",
 )  # fmt: skip
 
 
@@ -167,7 +168,11 @@ def changes(draw: st.DrawFn) -> Change:
             return partial(_quarantine, workload, manifest, gone)
         case "config":
             key = KEYS.manifest("smc.io/MeshConfig/-/default")
-            put = methodcaller("apply", store.config_text(one(("allow", "deny"))))
+            hosts = some(("s", "s.b.svc", "*.mesh.internal", "far.example:443"))
+            put = methodcaller("apply", store.config_text(one(("allow", "deny")), one(MODES), hosts))
+        case "namespace config":
+            key = KEYS.manifest(f"smc.io/NamespaceConfig/{namespace}/default")
+            put = methodcaller("apply", store.namespace_text(namespace, one(MODES)))
         case "bundle":
             return methodcaller("put", KEYS.bundle, BundleRecord((f"ROOT {number(1)}",)))
         case "synced":
