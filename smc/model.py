@@ -386,6 +386,8 @@ class Branch:
     """Those that one of these matches; sorted, at least one."""
     targets: tuple[Target, ...]
     """Sorted, at least one."""
+    sources: tuple[tuple[str, int], ...] = ()
+    """(manifest, mod_revision): the split that made it, and the route groups that this one names."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -416,8 +418,6 @@ class Frontend:
     service: Name
     address: str
     """An IPv4 address that no other Frontend has: its own, or a virtual one."""
-    ports: tuple[tuple[int, Protocol], ...]
-    """Sorted by number."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)

@@ -56,16 +56,16 @@ _NOBODY_INTERNAL = _Hcm.InternalAddressConfig(
 
 def outbound(address: str, config: MeshConfig) -> Resource:
     """What the application uses as its HTTP proxy."""
-    manager = _connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
-    manager.rds.CopyFrom(_fetched(names.OUTBOUND))
+    manager = connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
+    manager.rds.CopyFrom(fetched(names.OUTBOUND))
     manager.upgrade_configs.append(_upgrade(routes.CONNECT))
-    manager.http_filters.extend([_forward_proxy(), _router()])
+    manager.http_filters.extend([forward_proxy(), router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     message = listener_pb2.Listener(
         name=names.OUTBOUND,
         address=messages.socket_address(address, names.OUTBOUND_PORT),
         traffic_direction=base_pb2.OUTBOUND,
-        filter_chains=[listener_components_pb2.FilterChain(filters=[_network_filter(manager)])],
+        filter_chains=[listener_components_pb2.FilterChain(filters=[network_filter(manager)])],
     )
     return messages.resource(Type.LISTENER, names.OUTBOUND, message, warms=((Type.ROUTE, names.OUTBOUND),))
 
@@ -99,28 +99,28 @@ def inbound(address: str, chains: bytes, wanted: Iterable[str], sources: Iterabl
 def http_chain(service: Name, port: int, app_port: int, trust_domain: str, config: MeshConfig) -> bytes:
     """A serialised Listener with the filter chain of one service port and nothing else."""
     manager = _from_proxies(config)
-    manager.rds.CopyFrom(_fetched(names.inbound_route(app_port)))
+    manager.rds.CopyFrom(fetched(names.inbound_route(app_port)))
     name = names.cluster(service, port)
-    manager.http_filters.extend([_health(app_port), _deny_all(name), _router()])
+    manager.http_filters.extend([_health(app_port), _deny_all(name), router()])
     manager.http2_protocol_options.allow_connect = True
     manager.forward_client_cert_details = _Hcm.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
     _judge_what_the_application_sees(manager)
     match = _reached_by(names.sni(service, port, config.mesh_domain))
-    return _only(_chain(name, match, tls.downstream(trust_domain), _network_filter(manager)))
+    return _only(_chain(name, match, tls.downstream(trust_domain), network_filter(manager)))
 
 
 def plaintext_chain(config: MeshConfig) -> bytes:
     """As `http_chain`, what an explicit proxy takes without TLS: by the host of each request, and from nobody known."""
     manager = _from_proxies(config)
     manager.codec_type = _Hcm.AUTO
-    manager.rds.CopyFrom(_fetched(names.PLAINTEXT_ROUTE))
-    manager.http_filters.extend([_deny_all(names.PLAINTEXT), _router()])
+    manager.rds.CopyFrom(fetched(names.PLAINTEXT_ROUTE))
+    manager.http_filters.extend([_deny_all(names.PLAINTEXT), router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     _judge_what_the_application_sees(manager)
     match = listener_components_pb2.FilterChainMatch(transport_protocol="raw_buffer")
     chain = listener_components_pb2.FilterChain(
-        name=names.PLAINTEXT, filter_chain_match=match, filters=[_network_filter(manager)]
+        name=names.PLAINTEXT, filter_chain_match=match, filters=[network_filter(manager)]
     )
     return _only(chain)
 
@@ -147,12 +147,12 @@ def tcp_chains(
         connected.insert(0, tcp.counting(name, callers, trust_domain))
     manager = _from_proxies(config)
     manager.route_config.CopyFrom(route_pb2.RouteConfiguration(name=names.HEALTH))
-    manager.http_filters.extend([_health(app_port), _router()])
+    manager.http_filters.extend([_health(app_port), router()])
     health = _reached_by(sni)
     health.application_protocols.extend(tls.HTTP)
     return _only(
         _chain(name, _reached_by(sni), context, *connected),
-        _chain(f"{name}|{names.HEALTH}", health, tls.downstream(trust_domain), _network_filter(manager)),
+        _chain(f"{name}|{names.HEALTH}", health, tls.downstream(trust_domain), network_filter(manager)),
     )
 
 
@@ -178,7 +178,7 @@ def _reached_by(sni: str) -> Any:
 
 def _from_proxies(config: MeshConfig) -> Any:
     """What other proxies open, whatever for."""
-    manager = _connections(names.INBOUND, logs.http(names.INBOUND, config))
+    manager = connections(names.INBOUND, logs.http(names.INBOUND, config))
     manager.codec_type = _Hcm.HTTP2
     common = manager.common_http_protocol_options
     common.headers_with_underscores_action = protocol_pb2.HttpProtocolOptions.DROP_HEADER
@@ -194,7 +194,8 @@ def _judge_what_the_application_sees(manager: Any) -> None:
     manager.path_with_escaped_slashes_action = _Hcm.REJECT_REQUEST
 
 
-def _connections(stat_prefix: str, access_log: Iterable[Any]) -> Any:
+def connections(stat_prefix: str, access_log: Iterable[Any]) -> Any:
+    """What all HTTP connection managers have in common."""
     return _Hcm(
         stat_prefix=stat_prefix,
         access_log=access_log,
@@ -210,7 +211,8 @@ def _connections(stat_prefix: str, access_log: Iterable[Any]) -> Any:
     )
 
 
-def _fetched(route: str) -> Any:
+def fetched(route: str) -> Any:
+    """The RouteConfiguration of that name, from the stream that everything comes on."""
     return http_connection_manager_pb2.Rds(config_source=messages.ads(), route_config_name=route)
 
 
@@ -218,7 +220,8 @@ def _upgrade(to: str) -> Any:
     return _Hcm.UpgradeConfig(upgrade_type=to)
 
 
-def _network_filter(manager: Any) -> Any:
+def network_filter(manager: Any) -> Any:
+    """The last filter of a chain that speaks HTTP."""
     return listener_components_pb2.Filter(
         name="envoy.filters.network.http_connection_manager", typed_config=messages.packed(manager)
     )
@@ -228,11 +231,11 @@ def _http_filter(name: str, config: Any) -> Any:
     return http_connection_manager_pb2.HttpFilter(name=name, typed_config=messages.packed(config))
 
 
-def _router() -> Any:
+def router() -> Any:
     return _http_filter("envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True))
 
 
-def _forward_proxy() -> Any:
+def forward_proxy() -> Any:
     """Idle unless a route leads to the cluster `passthrough`; always there, so that egress changes no listener."""
     config = dynamic_forward_proxy_pb2.FilterConfig(dns_cache_config=clusters.dns_cache())
     return _http_filter("envoy.filters.http.dynamic_forward_proxy", config)

@@ -49,13 +49,10 @@ class Addresses(Tables):
         for name in touched:
             claim = self.claims.get(name)
             first = min(self.claimants.of(claim), key=self._rank) if claim else None
-            self.frontends.put(name, self._frontend(name, claim, sources) if claim and first == name else None)
+            frontend = Frontend(name, claim) if claim and first == name else None
+            self.frontends.put(name, kept(self.frontends.get(name), frontend))
             problems.report("address", name, self._lost(name, first, sources))
         self.frontends.sort(by_name)
-
-    def _frontend(self, name: Name, address: str, sources: Sources) -> Frontend:
-        ports = tuple((port.number, port.protocol) for port in sources.services[name].ports)
-        return kept(self.frontends.get(name), Frontend(name, address, ports))
 
     def _rank(self, name: Name) -> tuple[bool, Name]:
         return (not self.own[name], name)
