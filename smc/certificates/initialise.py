@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from datetime import timedelta
 
 from cluster import kv as store
 from cluster.kv import KV, Guard, Put, Rejected
-from smc.certificates import making, x509
-from smc.certificates.authority import Authority, load_mesh, sign, store_errors
+from smc.certificates import x509
+from smc.certificates.authority import Authority, load_mesh, make_intermediate, make_root, store_errors
 from smc.certificates.credential import Credential
 from smc.certificates.sealing import Keyring, new_dek
 from smc.certificates.signers import Signer
 from smc.errors import Conflict, NotFound
 from smc.model import MeshConfig
-from smc.records import BundleRecord, DekRecord, EpochRecord, IntermediateRecord, Keys, MeshRecord, RootRecord, encode
+from smc.records import (
+    BundleRecord,
+    DekRecord,
+    EpochRecord,
+    IntermediateRecord,
+    Keys,
+    MeshRecord,
+    RootRecord,
+    SigningRecord,
+    encode,
+)
 
 DEFAULTS = MeshConfig()
 
@@ -56,17 +65,8 @@ async def initialise(
     dek = new_dek()
     keyring = Keyring(mesh.mesh_id, {1: dek})
 
-    def serial() -> int:
-        return making.serial(epoch.number, os.urandom(making.RANDOM_BYTES))
-
-    root_handle, handle = await signer.new_key(), await signer.new_key()
-    root_key, key = await signer.public_key(root_handle), await signer.public_key(handle)
-    root = await sign(
-        making.root(root_key, trust_domain, number=1, serial=serial(), now=now), signer, root_handle, None
-    )
-    intermediate = await sign(
-        making.intermediate(key, root, trust_domain, number=1, serial=serial(), now=now), signer, root_handle, root
-    )
+    root, root_handle = await make_root(signer, trust_domain, 1, epoch.number, now)
+    intermediate, handle = await make_intermediate(signer, root, root_handle, trust_domain, 1, epoch.number, now)
     operator_key = x509.new_key()
     authority = Authority(1, epoch.number, trust_domain, intermediate, signer, handle)
     _, chain = await authority.issue(operator_key.public_key(), uri, now=now, ttl=ttl)
@@ -78,6 +78,7 @@ async def initialise(
         keys.ca("dek", 1): DekRecord(1, signer.name, await signer.wrap(dek)),
         root_path: RootRecord(1, x509.pem(root), keyring.seal(root_path, root_handle)),
         intermediate_path: IntermediateRecord(1, 1, x509.pem(intermediate), keyring.seal(intermediate_path, handle)),
+        keys.signing: SigningRecord(1),
         keys.bundle: BundleRecord((x509.pem(root),)),
     }
     with store_errors("the mesh cannot be written"):

@@ -7,6 +7,7 @@ signature. Every authority's key is P-256 and signs ECDSA with SHA-256. The auth
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -20,7 +21,8 @@ from smc.certificates import x509
 from smc.errors import Expired
 
 ROOT_TTL = timedelta(days=3652)
-INTERMEDIATE_TTL = timedelta(days=365)
+INTERMEDIATE_TTL = timedelta(days=30)
+"""The next one takes its place at half of that: see `rotation`."""
 RANDOM_BYTES = 12
 """What `serial` takes: 96 bits."""
 
@@ -229,3 +231,45 @@ def _authority_name(role: str, number: int, trust_domain: str) -> cx509.Name:
             cx509.NameAttribute(NameOID.COMMON_NAME, f"SMC {role} {number}"),
         ]
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ListToBeSigned:
+    """A list of revoked certificates that lacks its signature only."""
+
+    builder: cx509.CertificateRevocationListBuilder
+
+    @property
+    def data(self) -> bytes:
+        """The TBSCertList in DER: what the issuer's key signs, as ECDSA with SHA-256."""
+        return self._finish(b"\0").tbs_certlist_bytes
+
+    def signed(self, signature: bytes) -> cx509.CertificateRevocationList:
+        """The list with its signature, an ECDSA-Sig-Value in DER over `data`. It is not verified here."""
+        return self._finish(signature)
+
+    def _finish(self, signature: bytes) -> cx509.CertificateRevocationList:
+        return self.builder.sign(_Elsewhere(signature), hashes.SHA256())
+
+
+def revocation_list(issuer: cx509.Certificate, revoked: Iterable[tuple[int, float]], *, number: int) -> ListToBeSigned:
+    """The certificates of `issuer` that nobody may take, to be signed with its key.
+
+    `revoked` are (serial, seconds since 1970). It is good for exactly as long as its issuer is: with a list that is not
+    valid yet, or no longer, every connection is refused, so no clock and nobody's neglect may make it one.
+    """
+    builder = (
+        cx509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.subject)
+        .last_update(issuer.not_valid_before_utc)
+        .next_update(issuer.not_valid_after_utc)
+        .add_extension(cx509.CRLNumber(number), critical=False)
+        .add_extension(
+            cx509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()),  # type: ignore[arg-type]
+            critical=False,
+        )
+    )
+    for serial_number, time in sorted(revoked):
+        one = cx509.RevokedCertificateBuilder().serial_number(serial_number)
+        builder = builder.add_revoked_certificate(one.revocation_date(datetime.fromtimestamp(int(time), UTC)).build())
+    return ListToBeSigned(builder)

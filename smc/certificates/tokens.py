@@ -1,7 +1,8 @@
 """Join tokens: one secret of 256 bits that turns one key into one credential, once.
 
-The store keeps its hash only, under a lease. The printed token carries a pin of the mesh's root, so that who holds it
-knows whom to trust before anything else is known.
+The store keeps its hash only, under a lease. The printed token carries a pin of each root that the mesh trusts, so that
+who holds it knows whom to trust before anything else is known. While one root takes the place of another these are two:
+the token is good whichever of them a replica shows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass, field
 
 from cluster import kv as store
 from cluster.kv import KV, Guard, KeyValue, Operation, Put, Rejected
-from smc.certificates import requests, x509
-from smc.certificates.authority import load_pin, store_errors
+from smc.certificates import admissions, requests, x509
+from smc.certificates.authority import load_pins, store_errors
 from smc.certificates.sealing import Keyring
 from smc.errors import Denied, Expired, Invalid, Unauthenticated
 from smc.records import Keys, TokenRecord, decode, encode
@@ -26,7 +27,7 @@ MAX_TTL = 600.0
 _SECRET_BYTES = 32
 _PAUSE = 0.02
 """Seconds before what lost a race looks who has won."""
-_FORM = re.compile(r"smc-([A-Za-z0-9_-]{43})\.([0-9a-f]{64})")
+_FORM = re.compile(r"smc-([A-Za-z0-9_-]{43})((?:\.[0-9a-f]{64}){1,8})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +35,27 @@ class Token:
     """A join token, taken apart."""
 
     secret: bytes = field(repr=False)
-    pin: str
-    """SHA-256 of the root's public key (SubjectPublicKeyInfo), in hexadecimal."""
+    pins: tuple[str, ...]
+    """SHA-256 of a root's public key (SubjectPublicKeyInfo), in hexadecimal; one or more."""
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """Read `smc-<secret, base64url>.<pin, hexadecimal>`.
+        """Read `smc-<secret, base64url>.<pin, hexadecimal>`, or with more pins, each after a dot.
 
         Raises:
             Invalid: not of that form. The text is not repeated.
         """
-        match = _FORM.fullmatch(text.strip()) if len(text) < 256 else None
+        match = _FORM.fullmatch(text.strip()) if len(text) < 1024 else None
         if match is None:
             raise Invalid(
                 "this is no join token: it must read smc-<43 characters>.<64 hexadecimal digits>",
                 hint="copy all of what smc token create printed",
             )
-        return cls(base64.urlsafe_b64decode(match[1] + "="), match[2])
+        return cls(base64.urlsafe_b64decode(match[1] + "="), tuple(match[2].split(".")[1:]))
 
     def text(self) -> str:
         """What is printed, once."""
-        return f"smc-{base64.urlsafe_b64encode(self.secret).decode().rstrip('=')}.{self.pin}"
+        return ".".join((f"smc-{base64.urlsafe_b64encode(self.secret).decode().rstrip('=')}", *self.pins))
 
     @property
     def sha256(self) -> str:
@@ -78,7 +79,7 @@ async def create_token(kv: KV, keys: Keys, credential: str, *, ttl: float, now: 
     ttl = ttl or MAX_TTL
     if not 1 <= ttl <= MAX_TTL:
         raise Invalid(f"a token cannot live for {ttl:g} s", hint=f"1 to {MAX_TTL:g} s")
-    token = Token(secrets.token_bytes(_SECRET_BYTES), await load_pin(kv, keys))
+    token = Token(secrets.token_bytes(_SECRET_BYTES), await load_pins(kv, keys))
     expires = now + ttl
     with store_errors("the token cannot be created"):
         lease = await kv.grant(ttl)
@@ -105,7 +106,7 @@ async def redeem(
     Raises:
         Unauthenticated: no such token, or expired and gone.
         Expired: it is past its time by this replica's clock.
-        Denied: another key has used it.
+        Denied: another key has used it, or its proxy was revoked after it was made.
         Invalid: the leader refuses; the text says why.
         Unavailable: the store does not answer, or no leader does within `timeout` seconds. Trying again is safe.
     """
@@ -127,6 +128,7 @@ async def _use(
     lease = 0
     while True:
         item, record = _check(await kv.get(keys.token(token.sha256)), user, now)
+        not_revoked = await admissions.check_token(kv, keys, record.credential, item)
         if record.used_by and await kv.get(keys.request(id_)) is not None:
             return id_, record.credential
         lease = lease or await kv.grant(requests.LEASE)
@@ -137,7 +139,11 @@ async def _use(
         if not record.used_by:
             used = TokenRecord(record.credential, record.expires, user)
             operations.append(Put(item.key, encode(used), item.lease))
-        guards = [Guard(item.key, mod_revision=item.mod_revision), Guard(keys.request(id_), create_revision=0)]
+        guards = [
+            Guard(item.key, mod_revision=item.mod_revision),
+            Guard(keys.request(id_), create_revision=0),
+            *not_revoked,
+        ]
         try:
             outcome = await kv.transact(operations, guards)
         except store.Ambiguous:

@@ -339,9 +339,49 @@ def _alternative_names(certificate: x509.Certificate, kind: Any) -> tuple[str, .
     return tuple(names.get_values_for_type(kind)) if names is not None else ()
 
 
+def certificate_fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of the certificate's DER, in hexadecimal: the `Hash` by which Envoy calls it."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def list_pem(revocations: x509.CertificateRevocationList, issuer: x509.Certificate) -> str:
+    """A list of revoked certificates as PEM, once it has proved to be signed by `issuer`.
+
+    Raises:
+        Invalid: it is not.
+    """
+    if not revocations.is_signature_valid(issuer.public_key()):  # type: ignore[arg-type]
+        raise Invalid(f"the list of revoked certificates is not signed by {common_name(issuer)!r}")
+    return revocations.public_bytes(serialization.Encoding.PEM).decode()
+
+
 def pin(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate's SubjectPublicKeyInfo, in hexadecimal: what a join token carries of the root."""
     return hashlib.sha256(public_der(certificate.public_key())).hexdigest()  # type: ignore[arg-type]
+
+
+def key_id(certificate: x509.Certificate) -> str:
+    """An authority's own key identifier, in hexadecimal.
+
+    Raises:
+        Invalid: it carries none.
+    """
+    found = _extension(certificate, x509.SubjectKeyIdentifier)
+    if found is None:
+        raise Invalid("the authority's certificate carries no key identifier")
+    return str(found.digest.hex())
+
+
+def issuer_id(certificate: x509.Certificate) -> str:
+    """The `key_id` of who signed a certificate.
+
+    Raises:
+        Invalid: it does not say.
+    """
+    found = _extension(certificate, x509.AuthorityKeyIdentifier)
+    if found is None or found.key_identifier is None:
+        raise Invalid("the certificate does not say whose key signed it")
+    return str(found.key_identifier.hex())
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -12,7 +12,7 @@ import hmac
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ async def _pinned_root(address: str, token: Token, now: float) -> tuple[cx509.Ce
     """Find the root that the token pins in what `address` presents; returns it and the replicas' DNS name."""
     chain = await presented_chain(address)
     try:
-        root, trust_domain = _check_presented(chain, token.pin)
+        root, trust_domain = _check_presented(chain, token.pins)
     except Invalid as e:
         raise ProxyFailed(
             Exit.WRONG_PIN,
@@ -139,9 +139,9 @@ async def _pinned_root(address: str, token: Token, now: float) -> tuple[cx509.Ce
     return root, x509.replica_host(trust_domain)
 
 
-def _check_presented(chain: tuple[cx509.Certificate, ...], pin: str) -> tuple[cx509.Certificate, str]:
-    """Check that a replica's chain leads to the pinned root; returns the root and the trust domain."""
-    root = next((c for c in chain if hmac.compare_digest(x509.pin(c), pin)), None)
+def _check_presented(chain: tuple[cx509.Certificate, ...], pins: Sequence[str]) -> tuple[cx509.Certificate, str]:
+    """Check that a replica's chain leads to a pinned root; returns the root and the trust domain."""
+    root = next((c for c in chain if any(hmac.compare_digest(x509.pin(c), pin) for pin in pins)), None)
     if root is None:
         raise Invalid("none of the certificates that it presents has the pinned key")
     x509.check_self_signed(root)

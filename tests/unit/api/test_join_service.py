@@ -56,7 +56,7 @@ async def test_the_same_key_may_ask_again_and_another_may_not(replica: Replica) 
 
 async def test_a_token_that_nobody_made_is_no_proof(replica: Replica) -> None:
     made = Token.parse(await token(replica))
-    forged = Token(b"\0" * 32, made.pin).text()
+    forged = Token(b"\0" * 32, made.pins).text()
     code, told = await failing(replica, forged, x509.request(x509.new_key()))
     assert (code, told.kind) == (grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated")
 
@@ -83,7 +83,7 @@ async def test_a_proxy_of_no_workload_is_told_what_to_apply(replica: Replica, mo
 async def test_the_port_presents_the_chain_up_to_the_pinned_root(replica: Replica) -> None:
     chain = await presented_chain(replica.join)
     assert len(chain) == 3
-    assert x509.pin(chain[-1]) == Token.parse(await token(replica)).pin
+    assert (x509.pin(chain[-1]),) == Token.parse(await token(replica)).pins
     assert x509.uri(chain[0]) == "spiffe://mesh.example/replica/replica-1"
 
 

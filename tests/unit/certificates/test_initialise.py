@@ -9,7 +9,7 @@ import pytest
 from cluster.kv import Ambiguous, Committed
 from cluster.memory import MemoryKV
 from smc.certificates import x509
-from smc.certificates.authority import load_authority, load_keyring, load_pin
+from smc.certificates.authority import load_authority, load_keyring, load_pins
 from smc.certificates.initialise import initialise
 from smc.certificates.signers.local import LocalSigner
 from smc.errors import Conflict, Invalid, NotFound
@@ -27,14 +27,15 @@ async def test_a_new_mesh_is_whole_after_one_revision() -> None:
     assert (await kv.status()).revision == before + 1
     found = {item.key.removeprefix(KEYS.root) for item in (await kv.list(KEYS.root)).items}
     assert found == {
-        "mesh", "epoch", "ca/dek/00000001", "ca/roots/00000001", "ca/intermediates/00000001", "ca/bundle"
+        "mesh", "epoch", "ca/dek/00000001", "ca/roots/00000001", "ca/intermediates/00000001", "ca/bundle",
+            "ca/signing",
     }  # fmt: skip
     operator.check(START)
     assert operator.uri == "spiffe://mesh.example/operator/admin"
     keyring = await load_keyring(kv, KEYS, SIGNER)
     authority = await load_authority(kv, KEYS, keyring, SIGNER)
     assert (authority.number, authority.epoch) == (1, 1)
-    assert await load_pin(kv, KEYS) == x509.pin(x509.load(operator.roots[0])[0])
+    assert await load_pins(kv, KEYS) == (x509.pin(x509.load(operator.roots[0])[0]),)
 
 
 async def test_no_private_key_lies_open_in_the_store() -> None:

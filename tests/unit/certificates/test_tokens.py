@@ -18,7 +18,7 @@ from cluster import kv as store
 from cluster.kv import Delete, Guard, Operation, Outcome, Put
 from cluster.memory import MemoryKV
 from smc.certificates import requests, x509
-from smc.certificates.authority import load_pin
+from smc.certificates.authority import load_pins
 from smc.certificates.requests import replica_credential, request_credential
 from smc.certificates.tokens import Token, create_token, redeem
 from smc.errors import Denied, Expired, Invalid, SmcError, Unauthenticated, Unavailable
@@ -130,7 +130,7 @@ async def test_a_token_ends_with_its_time() -> None:
 
 async def test_a_token_that_never_was_is_refused() -> None:
     mesh = await Mesh.make()
-    token = Token(b"x" * 32, await load_pin(mesh.kv, mesh.keys))
+    token = Token(b"x" * 32, await load_pins(mesh.kv, mesh.keys))
     with pytest.raises(Unauthenticated):
         await use(mesh, token, new_public())
 
@@ -143,7 +143,7 @@ async def test_the_store_holds_the_hash_of_a_token_only() -> None:
     for secret in (token.secret, encoded, token.secret.hex().encode(), base64.b64encode(token.secret)):
         assert secret not in everything
     assert token.sha256.encode() in everything
-    assert token.pin == await load_pin(mesh.kv, mesh.keys)
+    assert token.pins == await load_pins(mesh.kv, mesh.keys)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,12 @@ async def test_no_token_is_made_for_another_path_or_for_longer(path: str, ttl: f
         await create_token(mesh.kv, mesh.keys, path, ttl=ttl, now=now())
 
 
-@given(secret=st.binary(min_size=32, max_size=32), pin=st.binary(min_size=32, max_size=32))
-def test_a_token_is_read_as_it_was_printed(secret: bytes, pin: bytes) -> None:
-    token = Token(secret, pin.hex())
+_32_BYTES = st.binary(min_size=32, max_size=32)
+
+
+@given(secret=_32_BYTES, pins=st.lists(_32_BYTES, min_size=1, max_size=8))
+def test_a_token_is_read_as_it_was_printed(secret: bytes, pins: list[bytes]) -> None:
+    token = Token(secret, tuple(pin.hex() for pin in pins))
     assert Token.parse(token.text() + "\n") == token
     assert token.text()[4:47] not in repr(token)
 

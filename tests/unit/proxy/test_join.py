@@ -25,7 +25,7 @@ from tests.unit.proxy.control_plane import ControlPlane, serving
 
 CA = TestAuthority.make(now=time.time() - 3600)
 REPLICA = CA.credential("replica/a", now=time.time())
-TOKEN = Token(secrets.token_bytes(32), x509.pin(CA.root))
+TOKEN = Token(secrets.token_bytes(32), (x509.pin(CA.root),))
 Status = grpc.StatusCode
 
 
