@@ -6,6 +6,9 @@ large. So the same text is compiled here with the same options, before it is sto
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import re2
 
 from smc.manifests.findings import Unfit
@@ -41,6 +44,11 @@ def prefix(expression: str) -> str:
     return wrapped
 
 
+def matches_whole(expression: str, value: bytes) -> bool:
+    """Whether an expression that was taken matches with all of `value`, byte by byte, as Envoy decides it."""
+    return _compiled(expression).fullmatch(value) is not None
+
+
 def _check(expression: str) -> None:
     if not expression:
         raise Unfit("is empty", "leave it out to match anything")
@@ -50,12 +58,17 @@ def _check(expression: str) -> None:
         )
 
 
-def _compile(expression: str) -> None:
+@lru_cache(maxsize=1024)
+def _compiled(expression: str) -> Any:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.log_errors = False
+    return re2.compile(expression.encode(), options)
+
+
+def _compile(expression: str) -> None:
     try:
-        compiled = re2.compile(expression.encode(), options)
+        compiled = _compiled(expression)
     except re2.error as e:
         text = e.args[0]
         why = text.decode(errors="replace") if isinstance(text, bytes) else str(text)

@@ -200,7 +200,7 @@ def _directed(own: Destination, shares: Sequence[tuple[Split, Mapping[int, Seque
         if found := tuple(sorted(by_port.get(own.port, ()))):
             sources.update(split.versions)
             if split.matches:
-                branches.append(Branch(split.matches, found))
+                branches.append(Branch(split.matches, found, split.versions))
             else:
                 targets = found
     if not sources:

@@ -1,0 +1,181 @@
+"""What becomes of a request on its way: as the rules of the caller's proxy see it, and then those of the server's.
+
+The other side of what `listeners.py` tells Envoy to do, and nothing else: a rule is judged with these words, not with
+those that the application sent. Each is observed at a real Envoy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from smc.errors import Invalid
+from smc.manifests.expressions import matches_whole
+from smc.model import HttpMatch
+
+MADE_UP_ID = "00000000-0000-4000-8000-000000000000"
+"""Stands for the request id that a proxy gives to a request without one."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(rb"/[\x21-\x7e]*")
+_ESCAPED_SLASH = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
+_PARAMETERS = re.compile(rb"(?<=/)(\.{1,2});[^/]*(?=/|\Z)")
+"""Of a dot segment, such as `..;x`, which some applications take for `..`."""
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_DOT = re.compile(rb"(\.|%2e)(\.|%2e)?", re.IGNORECASE)
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_UNFIT = re.compile(rb'["<>^`{|}]')
+
+_INTERNAL = frozenset(
+    f"x-envoy-{name}"
+    for name in (
+        "decorator-operation",
+        "downstream-service-cluster",
+        "downstream-service-node",
+        "hedge-on-per-try-timeout",
+        "internal",
+        "ip-tags",
+        "max-retries",
+        "original-path",
+        "original-url",
+        "retriable-header-names",
+        "retriable-status-codes",
+        "retry-grpc-on",
+        "retry-on",
+        "upstream-alt-stat-name",
+        "upstream-rq-per-try-timeout-ms",
+        "upstream-rq-timeout-alt-response",
+        "upstream-rq-timeout-ms",
+    )
+)
+"""What Envoy takes from nobody who is external, and everybody is."""
+
+
+class BadRequest(Invalid):
+    """A proxy answers 400, before any rule is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Text stands for bytes in UTF-8; what is not UTF-8 is written as surrogates."""
+
+    method: str = "GET"
+    path: str = "/"
+    """With the query, if there is one."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """(name, value) in the order in which they are sent; `host` is one of them."""
+
+    def header(self, name: str) -> bytes | None:
+        """What a rule on this header is held against: every value of it, joined; None without any."""
+        wanted = "host" if name == ":authority" else name
+        found = [value for known, value in self.headers if known == wanted]
+        return encoded(("; " if name == "cookie" else ",").join(found)) if found else None
+
+
+def encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def outgoing(request: Request) -> Request:
+    """As the outbound listener hands it to its routes: nothing is normalised on the way to the world.
+
+    Raises:
+        BadRequest: no application's request may look like this.
+    """
+    if not _TOKEN.fullmatch(request.method):
+        raise BadRequest(f"{request.method[:80]!r} is no method")
+    if not _TARGET.fullmatch(encoded(request.path)) or "#" in request.path:
+        raise BadRequest(f"the path {request.path[:200]!r} is not / and then visible ASCII without #", hint="escape it")
+    headers = []
+    for given, value in request.headers:
+        if not _TOKEN.fullmatch(given) or any(c in value for c in "\r\n\0"):
+            raise BadRequest(f"{given[:80]!r} is no header, or has a value that none may have")
+        headers.append((given.lower(), value.strip(" \t")))
+    sent = _with(headers, {"x-forwarded-proto": "http"}, without=_INTERNAL | {"x-forwarded-client-cert"})
+    if all(name != "x-request-id" for name, _ in sent):
+        sent = (*sent, ("x-request-id", MADE_UP_ID))
+    return Request(request.method, request.path, sent)
+
+
+def incoming(sent: Request, source: str, destination: str) -> Request:
+    """As the inbound listener of a server hands what `outgoing` gave to policy; `source` and `destination` are URIs.
+
+    Raises:
+        BadRequest: its path has an escaped slash or zero.
+    """
+    certificate = f"By={destination};Hash={'0' * 64};URI={source}"
+    headers = [(name, value) for name, value in sent.headers if "_" not in name]
+    own = {"x-forwarded-proto": "https", "x-forwarded-client-cert": certificate}
+    return replace(sent, path=normalised(sent.path), headers=_with(headers, own, without=_INTERNAL))
+
+
+def normalised(path: str) -> str:
+    """The path as policy judges it and the application gets it: no dot segments, no slashes in a row, few escapes.
+
+    Raises:
+        BadRequest: it has an escaped slash, backslash or zero.
+    """
+    raw, mark, query = encoded(path).partition(b"?")
+    if _ESCAPED_SLASH.search(raw):
+        raise BadRequest(f"the path {path[:200]!r} has an escaped slash", hint="write / itself")
+    segments = _PARAMETERS.sub(rb"\1", raw).replace(b"\\", b"/").split(b"/")[1:]
+    kept: list[bytes] = []
+    for segment in segments:
+        if dots := _DOT.fullmatch(segment):
+            if dots[2] and kept:
+                kept.pop()
+        else:
+            kept.append(_unescaped(segment, path))
+    last = b"" if _DOT.fullmatch(segments[-1]) else kept.pop()
+    whole = b"/" + b"".join(segment + b"/" for segment in kept) + last
+    if b"//" in whole:
+        # Of nothing but slashes Envoy leaves two: one for the beginning, and one for the end.
+        named = b"/".join(segment for segment in whole.split(b"/") if segment)
+        whole = b"/" + named + (b"/" if whole.endswith(b"/") else b"")
+    return (whole + mark + query).decode("utf-8", "surrogateescape")
+
+
+def _unescaped(segment: bytes, path: str) -> bytes:
+    """With every escape that is not needed written as what it stands for, and the others as they are."""
+
+    def plain(escape: re.Match[bytes]) -> bytes:
+        value = int(escape[1], 16)
+        if value == 0:
+            raise BadRequest(f"the path {path[:200]!r} has an escaped zero")
+        return bytes([value]) if value in _UNRESERVED else escape[0]
+
+    return _UNFIT.sub(lambda c: b"%%%02X" % c[0][0], _ESCAPE.sub(plain, segment))
+
+
+def _with(
+    headers: Iterable[tuple[str, str]], own: dict[str, str], *, without: frozenset[str]
+) -> tuple[tuple[str, str], ...]:
+    """The headers, with those that the proxy writes itself instead of whatever was there."""
+    dropped = without | own.keys()
+    return (*((name, value) for name, value in headers if name not in dropped), *own.items())
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+
+def unmet(match: HttpMatch, request: Request) -> Mapping[str, str]:
+    """The parts of a match that the request does not meet (`path`, `method`, `header <name>`), each with why.
+
+    Empty: it matches. The request is that of `outgoing` for a route, that of `incoming` for policy.
+    """
+    found = {}
+    if match.path is not None:
+        path = request.path.partition("?")[0]
+        if not matches_whole(match.path, encoded(path)):
+            found["path"] = f"the path {path} does not match {match.path}"
+    if match.methods and request.method not in match.methods:
+        found["method"] = f"the method {request.method} is not {' or '.join(match.methods)}"
+    for name, expression in match.headers:
+        value = request.header(name)
+        if value is None:
+            found[f"header {name}"] = f"there is no header {name}, which has to match {expression}"
+        elif not matches_whole(expression, value):
+            shown = value.decode(errors="replace")[:200]
+            found[f"header {name}"] = f"the header {name} is {shown}, which does not match {expression}"
+    return found

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from smc.envoy.requests import Request
+from smc.errors import NotFound
+from smc.explaining import Explanation, Server, Verdict, explain
+from smc.mesh import Mesh
+from smc.model import Identity
+from tests.unit.mesh.store import (
+    Store,
+    group_text,
+    name,
+    namespace_text,
+    ports_text,
+    service_text,
+    split_text,
+    target_text,
+    workload_text,
+)
+
+GROUP = """\
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {name: books, namespace: shop}
+spec:
+  matches:
+  - {name: read, pathRegex: /books/.*, methods: [GET, HEAD]}
+  - {name: beta, pathRegex: /beta, methods: ['*'], headers: {x-team: 'a,b', host: 'store\\..*'}}
+"""
+CANARY = """\
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {name: canary, namespace: shop}
+spec:
+  matches: [{name: firefox, headers: {user-agent: '.*Firefox.*'}}]
+"""
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store()
+    store.apply(service_text("shop/store", 80))
+    store.apply(service_text("shop/store-v2", 80))
+    store.apply(workload_text("shop/buyer", "buyer"))
+    store.apply(workload_text("shop/thief", "thief"))
+    store.apply(workload_text("shop/store", "store", "store"))
+    store.apply(workload_text("shop/store-v2", "store-v2", "store-v2"))
+    store.certify("shop/store", "shop/store-v2")
+    store.ready("shop/store", "shop/store-v2")
+    store.apply(GROUP)
+    store.apply(target_text("shop/reading", "store", "shop/buyer", group="books"))
+    return store
+
+
+def explained(
+    store: Store, path: str = "/", method: str = "GET", caller: str = "buyer", **more: Any
+) -> tuple[Explanation, Server]:
+    """And the only server."""
+    headers = tuple((key.replace("_", "-"), value) for key, value in more.items())
+    found = explain(store.build(), name(f"shop/{caller}"), name("shop/store"), Request(method, path, headers))
+    ((server,),) = (way.servers for way in found.ways)
+    return found, server
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "allowed"),
+    [
+        ("GET", "/books/1", {}, True),
+        ("HEAD", "/books/1", {}, True),
+        ("get", "/books/1", {}, False),
+        ("POST", "/books/1", {}, False),
+        ("GET", "/books", {}, False),
+        ("GET", "/books/1?/../", {}, True),
+        ("GET", "/other?/books/1", {}, False),
+        ("GET", "/x/..//books//1", {}, True),
+        ("GET", "/books/../x", {}, False),
+        ("GET", "/books/..;v=1/x", {}, False),
+        ("GET", "/%62ooks/1", {}, True),
+        ("PUT", "/beta", {"x_team": "a,b"}, True),
+        ("PUT", "/beta", {"X_Team": " a,b "}, True),
+        ("PUT", "/beta", {"x_team": "a, b"}, False),
+        ("PUT", "/beta", {}, False),
+        ("PUT", "/beta", {"x_team": "a,b", "host": "store.shop.svc"}, True),
+        ("PUT", "/beta", {"x_team": "a,b", "host": "store"}, False),
+        ("GET", "/.smc/health", {}, True),
+    ],
+)
+def test_a_request_is_judged_as_envoy_judges_it(
+    store: Store, method: str, path: str, headers: dict[str, str], allowed: bool
+) -> None:
+    found, server = explained(store, path, method, **headers)
+    assert found.verdict is (Verdict.ALLOWED if allowed else Verdict.DENIED)
+    assert server.allowed is server.passes is allowed
+
+
+def test_several_values_of_a_header_are_one(store: Store) -> None:
+    request = Request("GET", "/beta", (("x-team", "a"), ("X-Team", "b")))
+    found = explain(store.build(), name("shop/buyer"), name("shop/store"), request)
+    assert found.verdict is Verdict.ALLOWED
+
+
+def test_what_allows_is_named_with_everything_that_it_was_compiled_from(store: Store) -> None:
+    _, server = explained(store, "/books/1")
+    (by,) = server.by
+    assert (by.manifest, [manifest for manifest, _ in by.also]) == (
+        "access.smi-spec.io/TrafficTarget/shop/reading",
+        ["specs.smi-spec.io/HTTPRouteGroup/shop/books"],
+    )
+
+
+def test_a_denial_says_what_came_close_and_what_is_missing(store: Store) -> None:
+    _, server = explained(store, "/books/1", "POST")
+    (miss,) = server.misses
+    assert miss.why == ("the method POST is not GET or HEAD",)
+    _, server = explained(store, "/beta", x_team="c")
+    assert server.misses[0].why == ("the header x-team is c, which does not match a,b",)
+    _, server = explained(store, "/beta")
+    assert server.misses[0].why == ("there is no header x-team, which has to match a,b",)
+
+
+def test_a_permission_of_others_is_told_last(store: Store) -> None:
+    store.apply(group_text("shop/all"))
+    store.apply(target_text("shop/a-theft", "store", "shop/thief"))
+    _, server = explained(store, "/x")
+    assert [(miss.of_others, miss.permission.manifest.rpartition("/")[2]) for miss in server.misses] == [
+        (False, "reading"),
+        (True, "a-theft"),
+    ]
+    assert server.misses[1].why == ("it is for shop/thief, and not for shop/buyer",)
+
+
+def test_nobody_may_what_nobody_allows(store: Store) -> None:
+    found, server = explained(store, "/x", caller="thief")
+    assert (found.verdict, server.misses) == (Verdict.DENIED, ())
+
+
+@pytest.mark.parametrize(
+    ("path", "who"),
+    [("/a%2Fb", "the server's proxy"), ("/a#b", "the caller's own proxy"), ("a", "the caller's own proxy")],
+)
+def test_a_request_that_no_rule_is_asked_about_is_refused(store: Store, path: str, who: str) -> None:
+    found = explain(store.build(), name("shop/buyer"), name("shop/store"), Request("GET", path))
+    assert found.verdict is Verdict.REFUSED
+    assert who in found.reason
+
+
+def test_a_port_that_a_permission_is_not_for_is_told(store: Store) -> None:
+    store.apply(ports_text("shop/admin", 9))
+    store.apply(
+        target_text("shop/reading", "store", "shop/buyer", group="books").replace(
+            "rules: [", "rules: [{kind: TCPRoute, name: admin}, "
+        )
+    )
+    _, server = explained(store, "/books/1")
+    assert server.misses[0].why == ("it is for port 9, and this is port 80, 8080",)
+
+
+# --------------------------------------------------------------------------------------------------------------- splits
+
+
+def test_a_split_shows_every_way_and_its_share(store: Store) -> None:
+    store.apply(split_text("shop/half", "store", store_v2=3))
+    found = explain(store.build(), name("shop/buyer"), name("shop/store"), Request("GET", "/books/1"))
+    assert [(str(way.target.service), way.share) for way in found.ways] == [("shop/store-v2", 1.0)]
+    assert [manifest for manifest, _ in found.split_by] == ["split.smi-spec.io/TrafficSplit/shop/half"]
+    assert found.verdict is Verdict.DENIED, "what may be asked is for the one who answers to say"
+
+
+def test_a_branch_takes_what_it_matches_and_is_named(store: Store) -> None:
+    store.apply(CANARY)
+    store.apply(split_text("shop/beta", "store", "canary", store_v2=1))
+    found = explain(
+        store.build(), name("shop/buyer"), name("shop/store"), Request(headers=(("User-Agent", "A Firefox B"),))
+    )
+    assert found.branch is not None
+    assert [str(way.target.service) for way in found.ways] == ["shop/store-v2"]
+    assert [manifest.rpartition("/")[2] for manifest, _ in found.split_by] == ["beta", "canary"]
+    others = explain(store.build(), name("shop/buyer"), name("shop/store"), Request())
+    assert (others.branch, others.split_by) == (None, ())
+    assert [str(way.target.service) for way in others.ways] == ["shop/store"]
+
+
+def test_some_may_allow_what_others_deny(store: Store) -> None:
+    store.apply(workload_text("shop/other", "other", "store", address="10.0.0.9"))
+    found = explain(store.build(), name("shop/buyer"), name("shop/store"), Request("GET", "/books/1"))
+    ((one, two),) = (way.servers for way in found.ways)
+    assert found.verdict is Verdict.SOME
+    assert [(s.identity, s.ready, s.allowed) for s in (one, two)] == [
+        (Identity("shop", "other"), False, False),
+        (Identity("shop", "store"), True, True),
+    ]
+
+
+def test_a_service_that_nobody_serves_is_nowhere(store: Store) -> None:
+    store.apply(service_text("shop/empty", 80))
+    found = explain(store.build(), name("shop/buyer"), name("shop/empty"), Request())
+    assert found.verdict is Verdict.NOWHERE
+
+
+# ------------------------------------------------------------------------------------------ modes, quarantines, TCP
+
+
+@pytest.mark.parametrize("mode", ["audit", "permissive"])
+def test_where_denials_are_only_counted_the_request_passes(store: Store, mode: str) -> None:
+    store.apply(namespace_text("shop", mode))
+    found, server = explained(store, "/x")
+    assert (found.verdict, server.allowed, server.mode.value) == (Verdict.ALLOWED, False, mode)
+    assert server.misses
+
+
+def test_a_permission_that_the_servers_proxy_goes_without_allows_nothing(store: Store) -> None:
+    target = "access.smi-spec.io/TrafficTarget/shop/reading"
+    store.quarantine("shop/store", target, store.build().manifests[target].mod_revision)
+    found, server = explained(store, "/books/1")
+    assert (found.verdict, server.left_out) == (Verdict.DENIED, (target,))
+
+
+def test_a_connection_is_judged_by_who_and_where_alone(store: Store) -> None:
+    store.apply(service_text("shop/store", 80, protocol="tcp"))
+    found, server = explained(store)
+    assert (found.verdict, server.misses[0].why) == (
+        Verdict.DENIED,
+        ("it has HTTP rules, and this port speaks TCP",),
+    )
+    store.apply(ports_text("shop/ours", 80))
+    store.apply(
+        target_text("shop/connecting", "store", "shop/buyer", group="ours").replace("HTTPRouteGroup", "TCPRoute")
+    )
+    assert explained(store)[0].verdict is Verdict.ALLOWED
+
+
+# ----------------------------------------------------------------------------------------------------------- questions
+
+
+def _failing(mesh: Mesh, *arguments: Any, **more: Any) -> str:
+    with pytest.raises(NotFound) as e:
+        explain(mesh, *arguments, **more)
+    return str(e.value)
+
+
+def test_what_is_not_there_is_said(store: Store) -> None:
+    store.apply(service_text("shop/store", 80, 81))
+    mesh = store.build()
+    buyer, shop, request = name("shop/buyer"), name("shop/store"), Request()
+    assert "no workload shop/nobody" in _failing(mesh, name("shop/nobody"), shop, request)
+    assert "no service shop/none" in _failing(mesh, buyer, name("shop/none"), request)
+    assert "the ports 80, 81" in _failing(mesh, buyer, shop, request)
+    assert "no port 9" in _failing(mesh, buyer, shop, request, port=9)
+    strange = Request(headers=(("Host", "example.com"),))
+    assert "does not lead to shop/store port 80" in _failing(mesh, buyer, shop, strange, port=80)
