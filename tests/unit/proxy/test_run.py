@@ -33,7 +33,7 @@ from tests.unit.proxy.control_plane import ControlPlane, serving
 
 CA = TestAuthority.make(now=time.time() - 3600)
 REPLICA = CA.credential("replica/a", now=time.time())
-TOKEN = Token(secrets.token_bytes(32), x509.pin(CA.root))
+TOKEN = Token(secrets.token_bytes(32), (x509.pin(CA.root),))
 FAKE = Path(__file__).with_name("fake_envoy.py")
 
 
