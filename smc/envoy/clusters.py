@@ -135,6 +135,18 @@ def passthrough() -> Resource:
     return messages.resource(Type.CLUSTER, names.PASSTHROUGH, message)
 
 
+def original_destination() -> Resource:
+    """Whatever an intercepted application dialled."""
+    message = cluster_pb2.Cluster(
+        name=names.ORIGINAL,
+        type=cluster_pb2.Cluster.ORIGINAL_DST,
+        connect_timeout=messages.seconds(5),
+        lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED,
+        circuit_breakers=_limits(),
+    )
+    return messages.resource(Type.CLUSTER, names.ORIGINAL, message)
+
+
 def _mesh_health_check(sni: str) -> Any:
     return health_check_pb2.HealthCheck(
         timeout=messages.seconds(1),

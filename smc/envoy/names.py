@@ -14,6 +14,8 @@ PLAINTEXT = "plaintext"
 PLAINTEXT_ROUTE = "inbound|plaintext"
 PASSTHROUGH = "passthrough"
 """The cluster, and the DNS cache, of hosts outside the mesh."""
+ORIGINAL = "original"
+"""The cluster of whatever an intercepted application dialled, outside the mesh."""
 NOWHERE = "nowhere"
 """A cluster that is never there: what goes to it is closed."""
 IDENTITY = "identity"
@@ -49,6 +51,11 @@ def local(app_port: int) -> str:
     return f"local|{app_port}"
 
 
+def outbound_route(port: int) -> str:
+    """Of an intercepted proxy, which learns a service's port from the connection; also a filter chain's name."""
+    return f"{OUTBOUND}|{port}"
+
+
 def inbound_route(app_port: int) -> str:
     return f"inbound|{app_port}"
 
@@ -58,7 +65,12 @@ def sni(service: Name, port: int, mesh_domain: str) -> str:
     return f"{port}.{service.name}.{service.namespace}.{mesh_domain.rstrip('.')}".lower()
 
 
-def domains(host: str, port: int) -> tuple[str, ...]:
-    """How a request may spell `host` and `port`: with and without the trailing dot, and port 80 also by silence."""
+def domains(host: str, port: int | None) -> tuple[str, ...]:
+    """How a request may spell `host` and `port`: with and without the trailing dot, and port 80 also by silence.
+
+    Without a `port`: where whatever port a request spells is ignored.
+    """
+    if port is None:
+        return (host, f"{host}.")
     spelled = (f"{host}:{port}", f"{host}.:{port}")
     return (host, f"{host}.", *spelled) if port == 80 else spelled

@@ -56,6 +56,8 @@ class VirtualHost:
     sources: tuple[tuple[str, int], ...]
     routes: tuple[Any, ...]
     """A request takes the first that matches."""
+    dialled: bool
+    """Whether the connection says which port is meant, and not the request."""
     body: bytes
     """A serialised RouteConfiguration with this one virtual host and nothing else."""
 
@@ -64,6 +66,15 @@ class VirtualHost:
         name = names.cluster(destination.service, destination.port)
         hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
         return cls._of(name, destination.port, hosts, destination.sources, tuple(_to(destination)))
+
+    @classmethod
+    def of_dialled(
+        cls, destination: Destination, address: str, mesh_domain: str, *, same_namespace: bool
+    ) -> VirtualHost:
+        """As intercepted callers see it, who dial `address`."""
+        name = names.cluster(destination.service, destination.port)
+        hosts = (address, *names.hosts(destination.service, mesh_domain, same_namespace=same_namespace))
+        return cls._of(name, destination.port, hosts, destination.sources, tuple(_to(destination)), dialled=True)
 
     @classmethod
     def of_application(
@@ -86,16 +97,23 @@ class VirtualHost:
         left = tuple(host for host in self.hosts if owners[host, self.port] is self)
         if left == self.hosts:
             return self
-        return self._of(self.name, self.port, left, self.sources, self.routes) if left else None
+        return self._of(self.name, self.port, left, self.sources, self.routes, dialled=self.dialled) if left else None
 
     @classmethod
     def _of(
-        cls, name: str, port: int, hosts: tuple[str, ...], sources: tuple[tuple[str, int], ...], routes: tuple[Any, ...]
+        cls,
+        name: str,
+        port: int,
+        hosts: tuple[str, ...],
+        sources: tuple[tuple[str, int], ...],
+        routes: tuple[Any, ...],
+        *,
+        dialled: bool = False,
     ) -> VirtualHost:
-        domains = tuple(domain for host in hosts for domain in names.domains(host, port))
+        domains = tuple(domain for host in hosts for domain in names.domains(host, None if dialled else port))
         message = route_components_pb2.VirtualHost(name=name, domains=domains, routes=routes)
         body = messages.serialised(route_pb2.RouteConfiguration(virtual_hosts=[message]))
-        return cls(name, port, hosts, domains, sources, routes, body)
+        return cls(name, port, hosts, domains, sources, routes, dialled, body)
 
 
 def outbound(virtual_hosts: Sequence[VirtualHost], config: MeshConfig) -> Resource:
@@ -111,6 +129,31 @@ def outbound(virtual_hosts: Sequence[VirtualHost], config: MeshConfig) -> Resour
     return messages.resource(
         Type.ROUTE,
         names.OUTBOUND,
+        messages.serialised(message) + joined,
+        sources=(source for host in virtual_hosts for source in host.sources),
+    )
+
+
+def dialled(port: int, virtual_hosts: Sequence[VirtualHost]) -> Resource:
+    """What an intercepted application asks of services at this port of theirs, which it has dialled.
+
+    A host that is no service's goes nowhere: it was sent to a service, and whoever else may be meant lives elsewhere.
+    """
+    name = names.outbound_route(port)
+    joined = b"".join(host.body for host in _disjoint(virtual_hosts))
+    text = f"no service of the mesh answers to this host at port {port}, and this is where a service was dialled"
+    refused = route_components_pb2.Route(
+        match=route_components_pb2.RouteMatch(prefix="/"), direct_response=_response(502, text)
+    )
+    message = route_pb2.RouteConfiguration(
+        name=name,
+        virtual_hosts=[route_components_pb2.VirtualHost(name=names.NOWHERE, domains=["*"], routes=[refused])],
+        validate_clusters=messages.FALSE,
+        ignore_port_in_host_matching=True,
+    )
+    return messages.resource(
+        Type.ROUTE,
+        name,
         messages.serialised(message) + joined,
         sources=(source for host in virtual_hosts for source in host.sources),
     )

@@ -7,17 +7,19 @@ What comes out equal is made the same object again, resource, set and Snapshot a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from smc.envoy import clusters, endpoints, listeners, names, routes, secrets
+from smc.envoy import clusters, endpoints, interception, listeners, names, routes, secrets
 from smc.mesh import Mesh, Proxy
 from smc.model import (
     Assignment,
     Destination,
     Egress,
+    Frontend,
     Identity,
     Inbound,
     MeshConfig,
@@ -70,9 +72,13 @@ class Generator:
         if last is not None and last.own is own:
             # Most often: only what it calls has changed, and of that only the load assignments.
             before = last.snapshot.sets
-            clusters_ = before[Type.CLUSTER] if callees.clusters is last.callees.clusters else None
-            routes_ = before[Type.ROUTE] if callees.route is last.callees.route else None
-            snapshot = self._interned.snapshot(callees, own, clusters_, routes_)
+            snapshot = self._interned.snapshot(
+                callees,
+                own,
+                before[Type.CLUSTER] if callees.clusters is last.callees.clusters else None,
+                before[Type.LISTENER] if callees.listeners is last.callees.listeners else None,
+                before[Type.ROUTE] if callees.routes is last.callees.routes else None,
+            )
         else:
             snapshot = self._interned.snapshot(callees, own)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
@@ -83,7 +89,9 @@ class Generator:
     def _own(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
         workload = proxy.workload
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
-        listening = [settings.outbound_listener(workload.address)]
+        listening = []
+        if workload.sidecar is Sidecar.EXPLICIT:
+            listening.append(settings.outbound_listener(workload.address))
         if served:  # Envoy refuses a listener without a filter chain
             listening.append(settings.inbound_listener(proxy, served))
         found = []
@@ -93,7 +101,7 @@ class Generator:
         if proxy.certificate is not None:
             found.append(self._identity(proxy.certificate))
         return _Own(
-            self._interned.set(listening),
+            tuple(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
             settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
             self._interned.set(found),
@@ -114,14 +122,15 @@ class _Callees:
 
     clusters: ResourceSet
     assignments: ResourceSet
-    route: Resource
+    listeners: ResourceSet
+    routes: ResourceSet
 
 
 @dataclass(frozen=True, slots=True)
 class _Own:
     """What a proxy has whoever it calls."""
 
-    listeners: ResourceSet
+    listeners: tuple[Resource, ...]
     clusters: tuple[Resource, ...]
     routes: tuple[Resource, ...]
     secrets: ResourceSet
@@ -148,7 +157,16 @@ class _Last(NamedTuple):
 def _own_key(proxy: Proxy, trust: _Trust) -> tuple[Hashable, ...]:
     """Everything that `_Own` is made from: all of a Proxy but its Outbound."""
     workload = proxy.workload
-    return (workload.address, workload.app_address, proxy.inbound, proxy.policy, proxy.mode, proxy.certificate, trust)
+    return (
+        workload.address,
+        workload.app_address,
+        workload.sidecar,
+        proxy.inbound,
+        proxy.policy,
+        proxy.mode,
+        proxy.certificate,
+        trust,
+    )
 
 
 class _Interned:
@@ -178,26 +196,26 @@ class _Interned:
         callees: _Callees,
         own: _Own,
         joined_clusters: ResourceSet | None = None,
+        joined_listeners: ResourceSet | None = None,
         joined_routes: ResourceSet | None = None,
     ) -> Snapshot:
         key = (
             joined_clusters or self._join(callees.clusters, own.clusters),
             callees.assignments,
             own.secrets,
-            own.listeners,
-            joined_routes or self._join(callees.route, own.routes),
+            joined_listeners or self._join(callees.listeners, own.listeners),
+            joined_routes or self._join(callees.routes, own.routes),
         )
         known = self._snapshots.get(key)
         if known is None:
             known = self._snapshots[key] = Snapshot(dict(zip(_TYPES, key, strict=True)))
         return known
 
-    def _join(self, shared: ResourceSet | Resource, own: tuple[Resource, ...]) -> ResourceSet:
+    def _join(self, shared: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
         key = (shared, own)
         known = self._joined.get(key)
         if known is None:
-            common = shared.resources.values() if isinstance(shared, ResourceSet) else (shared,)
-            known = self._joined[key] = self.set((*common, *own))
+            known = self._joined[key] = self.set((*shared.resources.values(), *own))
         return known
 
 
@@ -227,8 +245,13 @@ class _Settings:
         self.trust_domain = trust_domain
         self.config = config
         self._interned = interned
-        lets_out = config.egress is Egress.ALLOW or config.egress_hosts
-        self._passthrough = (interned.resource(clusters.passthrough()),) if lets_out else ()
+        named = (clusters.passthrough(),) if config.egress is Egress.ALLOW or config.egress_hosts else ()
+        dialled = (clusters.original_destination(),) if named else ()
+        self._elsewhere = tuple(interned.resource(cluster) for cluster in named)
+        """The clusters of what explicit applications ask for outside the mesh."""
+        by_name = named if config.egress is Egress.DENY else ()
+        self._dialled_elsewhere = tuple(interned.resource(cluster) for cluster in (*by_name, *dialled))
+        """Those of what intercepted ones dial there."""
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
         self.local: _Memo[Inbound, Resource] = _Memo(self._local)
         self.permitted: _Memo[Policy, Resource] = _Memo(self._permitted)
@@ -238,6 +261,13 @@ class _Settings:
             lambda assignment: interned.resource(endpoints.load_assignment(assignment))
         )
         self._virtual_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._virtual_host)
+        self._dialled_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._dialled_host)
+        self._dialled_chains: _Memo[Destination, bytes] = _Memo(
+            lambda destination, address: interception.chain(destination, address, config)
+        )
+        self._answers: _Memo[Frontend, bytes] = _Memo(
+            lambda frontend, same: interception.answers(frontend, config.mesh_domain, same_namespace=same)
+        )
         self._http_chains: _Memo[Inbound, bytes] = _Memo(self._http_chain)
         self._tcp_chains: _Memo[Inbound, bytes] = _Memo(self._tcp_chain)
 
@@ -292,11 +322,52 @@ class _Settings:
         ]
 
     def _callees(self, outbound: Outbound, reconnect: str) -> _Callees:
-        hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
+        if outbound.frontends is None:
+            elsewhere, listening, routed = self._elsewhere, EMPTY, self._asked(outbound)
+        else:
+            elsewhere = self._dialled_elsewhere
+            listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
         return _Callees(
-            self._interned.set((*self._passthrough, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
+            self._interned.set((*elsewhere, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
             self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
-            self._interned.resource(routes.outbound(hosts, self.config)),
+            listening,
+            routed,
+        )
+
+    def _asked(self, outbound: Outbound) -> ResourceSet:
+        """The routes of applications that name each service in their requests."""
+        hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
+        return self._interned.set([self._interned.resource(routes.outbound(hosts, self.config))])
+
+    def _dialled(self, outbound: Outbound, addresses: Mapping[Name, str]) -> tuple[ResourceSet, ResourceSet]:
+        """The listeners and routes of applications that dial each service; one without an address waits for it."""
+        hosts: defaultdict[int, list[routes.VirtualHost]] = defaultdict(list)
+        chains: list[bytes] = []
+        tcp_ports: set[int] = set()
+        sources: list[tuple[str, int]] = []
+        for destination in outbound.destinations:
+            address = addresses.get(destination.service)
+            if address is None:
+                continue
+            if not interception.shares_a_chain(destination, address):
+                chains.append(self._dialled_chains(destination, address))
+            if destination.protocol is Protocol.TCP:
+                tcp_ports.add(destination.port)
+                sources.extend(destination.sources)
+            else:
+                same = destination.service.namespace == outbound.namespace
+                hosts[destination.port].append(self._dialled_hosts(destination, address, same))
+        table = (self._answers(f, f.service.namespace == outbound.namespace) for f in outbound.frontends or ())
+        listening = [
+            interception.outbound(b"".join(chains), hosts.keys(), tcp_ports, self.config, sources),
+            interception.dns(b"".join(table)),
+        ]
+        routed = [routes.dialled(port, found) for port, found in sorted(hosts.items())]
+        if self.config.egress is Egress.DENY:
+            routed.append(routes.outbound((), self.config))
+        return (
+            self._interned.set(self._interned.resource(listener) for listener in listening),
+            self._interned.set(self._interned.resource(route) for route in routed),
         )
 
     def _upstream(self, upstream: Upstream, reconnect: str) -> Resource:
@@ -314,6 +385,10 @@ class _Settings:
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)
+
+    def _dialled_host(self, destination: Destination, address: str, same_namespace: bool) -> routes.VirtualHost:
+        domain = self.config.mesh_domain
+        return routes.VirtualHost.of_dialled(destination, address, domain, same_namespace=same_namespace)
 
     def _http_chain(self, inbound: Inbound) -> bytes:
         return b"".join(

@@ -27,16 +27,21 @@ def to_services(targets: Sequence[Target], config: MeshConfig) -> Any:
 
     A connection that is not made has carried nothing, so that it is tried again, at another endpoint if there is one.
     """
-    proxy = _Tcp(stat_prefix=names.OUTBOUND, max_connect_attempts=messages.uint32(_ATTEMPTS))
-    if len(targets) > 1:
-        weights = messages.ratio([target.weight for target in targets])
-        proxy.weighted_clusters.clusters.extend(
+    if len(targets) < 2:
+        return to(names.cluster(targets[0].service, targets[0].port) if targets else names.NOWHERE, config)
+    weights = messages.ratio([target.weight for target in targets])
+    shares = _Tcp.WeightedCluster(
+        clusters=[
             _Tcp.WeightedCluster.ClusterWeight(name=names.cluster(target.service, target.port), weight=weight)
             for target, weight in zip(targets, weights, strict=True)
-        )
-    else:
-        proxy.cluster = names.cluster(targets[0].service, targets[0].port) if targets else names.NOWHERE
-    return _filter(proxy, logs.tcp(names.OUTBOUND, config))
+        ]
+    )
+    return _outbound(config, weighted_clusters=shares)
+
+
+def to(cluster: str, config: MeshConfig) -> Any:
+    """A network filter: each connection goes to that cluster. Tried again as in `to_services`."""
+    return _outbound(config, cluster=cluster)
 
 
 def to_application(app_port: int, config: MeshConfig) -> Any:
@@ -68,6 +73,11 @@ def counting(name: str, callers: Sequence[Identity], trust_domain: str) -> Any:
         )
     config = filter_pb2.RBAC(stat_prefix=f"{names.INBOUND}.{name}.", shadow_rules=rules)
     return listener_components_pb2.Filter(name="envoy.filters.network.rbac", typed_config=messages.packed(config))
+
+
+def _outbound(config: MeshConfig, **where: Any) -> Any:
+    proxy = _Tcp(stat_prefix=names.OUTBOUND, max_connect_attempts=messages.uint32(_ATTEMPTS), **where)
+    return _filter(proxy, logs.tcp(names.OUTBOUND, config))
 
 
 def _filter(proxy: Any, access_log: Sequence[Any]) -> Any:

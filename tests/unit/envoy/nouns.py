@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from smc.mesh import Mesh, Proxy
@@ -11,6 +12,7 @@ from smc.model import (
     Branch,
     Destination,
     Endpoint,
+    Frontend,
     HttpMatch,
     Identity,
     Inbound,
@@ -22,6 +24,7 @@ from smc.model import (
     Permission,
     Policy,
     Protocol,
+    Sidecar,
     Target,
     Upstream,
     Workload,
@@ -55,6 +58,17 @@ def upstream(service: str, port: int, *identities: str, protocol: Protocol = Pro
 
 def assignment(service: str, port: int, *endpoints: Endpoint) -> Assignment:
     return Assignment(name(service), port, tuple(sorted(endpoints)))
+
+
+def frontends(**addresses: str) -> tuple[Frontend, ...]:
+    """Of services `<namespace>__<name>`, with `_` for `-`."""
+    return tuple(
+        Frontend(name(key.replace("__", "/").replace("_", "-")), address) for key, address in sorted(addresses.items())
+    )
+
+
+def intercepted(of: Workload) -> Workload:
+    return replace(of, sidecar=Sidecar.INTERCEPTED)
 
 
 def destination(

@@ -107,6 +107,34 @@ def _tcp() -> Mesh:
     return nouns.mesh(nouns.proxy(server, outbound=outbound, inbound=inbound, policy=policy))
 
 
+def _intercepted(config: MeshConfig) -> Mesh:
+    """HTTP and TCP at virtual addresses and at an own one, a TCP split, and a service that has no address yet."""
+    web = nouns.intercepted(nouns.workload("shop/web", "127.0.3.2"))
+    cache = nouns.workload("shop/cache", "127.0.3.1")
+    served = (("books/bookstore", 80), ("shop/cache", 6379), ("shop/cache-v2", 6379), ("shop/web", 80))
+    tcp = {6379: Protocol.TCP}
+    outbound = Outbound(
+        "shop",
+        tuple(nouns.upstream(s, port, "shop/cache", protocol=tcp.get(port, Protocol.HTTP)) for s, port in served),
+        tuple(nouns.assignment(s, port, nouns.endpoint(cache, port, port)) for s, port in served),
+        (
+            nouns.destination("books/bookstore", 80, {}, nouns.SPLIT),
+            nouns.destination(
+                "shop/cache", 6379, {"shop/cache": 9000, "shop/cache-v2": 1000}, nouns.SPLIT, protocol=Protocol.TCP
+            ),
+            nouns.destination("shop/cache-v2", 6379, protocol=Protocol.TCP),
+            nouns.destination("shop/late", 80),
+            nouns.destination("shop/web", 80),
+            nouns.destination("shop/web", 8080),
+        ),
+        nouns.frontends(
+            books__bookstore="240.1.2.3", shop__cache="240.0.0.7", shop__cache_v2="10.96.0.8", shop__web="10.96.0.7"
+        ),
+    )
+    inbound = (Inbound(8080, Protocol.HTTP, ((nouns.name("shop/web"), 80),), (80, 8080)),)
+    return nouns.mesh(nouns.proxy(web, outbound=outbound, inbound=inbound), config=config)
+
+
 _BRANCHES = (
     (
         (HttpMatch(headers=(("host", "beta.*"), ("user-agent", ".*Firefox.*"))), nouns.READ),
@@ -123,6 +151,23 @@ CASES: dict[str, tuple[Mesh, Name]] = {
     "caller-split-by-request": (
         nouns.mesh(nouns.proxy(nouns.BUYER, outbound=nouns.callers(None, _BRANCHES))),
         nouns.BUYER.name,
+    ),
+    "intercepted": (_intercepted(MeshConfig()), Name("shop", "web")),
+    "intercepted-denied": (_intercepted(MeshConfig(egress=Egress.DENY, access_log=False)), Name("shop", "web")),
+    "intercepted-few-hosts": (
+        _intercepted(
+            MeshConfig(
+                egress=Egress.DENY,
+                egress_hosts=(
+                    EgressHost("*.example.com", 443),
+                    EgressHost("192.0.2.7"),
+                    EgressHost("files.example", 8443),
+                    EgressHost("mail.example"),
+                ),
+                access_log=False,
+            )
+        ),
+        Name("shop", "web"),
     ),
     "server": (nouns.bookstore(), nouns.STORE_1.name),
     "server-without-policy": (nouns.bookstore(policy=Policy(())), nouns.STORE_1.name),
