@@ -48,7 +48,7 @@ async def check_credential(kv: KV, keys: Keys, proxy: Name, serial: str) -> Sequ
     """
     key = keys.revoked_proxy(proxy)
     revoked = await kv.get(key)
-    if revoked is not None and serial not in {one for one, _ in await _admitted(kv, keys, proxy, revoked)}:
+    if revoked is not None and serial not in {one for one, _ in await admitted(kv, keys, proxy, revoked)}:
         raise Denied(f"the credential of {proxy} is revoked", hint="ask for a new token: smc token create")
     return (unchanged(key, revoked),)
 
@@ -64,11 +64,16 @@ async def admit(
     key = keys.admission(proxy)
     there = await kv.get(key)
     before = [one for one in _read(there, proxy, revoked) if one[1] > now]
-    admitted = (*before, (f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp()))
-    return Put(key, encode(AdmissionRecord(proxy, revoked.mod_revision, admitted))), unchanged(key, there)
+    after = (*before, (f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp()))
+    return Put(key, encode(AdmissionRecord(proxy, revoked.mod_revision, after))), unchanged(key, there)
 
 
-async def _admitted(kv: KV, keys: Keys, proxy: Name, revoked: KeyValue) -> Sequence[tuple[str, float]]:
+async def admitted(kv: KV, keys: Keys, proxy: Name, revoked: KeyValue) -> Sequence[tuple[str, float]]:
+    """(serial, not_after) of the credentials that were signed for a proxy since it was revoked.
+
+    Raises:
+        StoreError: as `KV.get`.
+    """
     return _read(await kv.get(keys.admission(proxy)), proxy, revoked)
 
 

@@ -33,7 +33,9 @@ class Offer:
 class Slot:
     """Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, serial: str = "") -> None:
+        self.serial = serial
+        """Of the credential that the stream was opened with, in hexadecimal."""
         self.ended = ""
         """Why the stream must end; empty while it need not."""
         self.stale = False
