@@ -289,6 +289,94 @@ class Split:
         return ((self.manifest, self.mod_revision), *self.also)
 
 
+# What the owner of a service asks for beside policy: nothing of it is on unless somebody writes it.
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Another attempt, at another endpoint where there is one."""
+
+    attempts: int
+    """Beside the first."""
+    on: tuple[str, ...]
+    """Envoy's words for what is tried again, sorted."""
+    per_try_timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What one proxy may have open to one port of a service; None: as much as to any other."""
+
+    connections: int | None = None
+    pending_requests: int | None = None
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How callers' proxies find out whether an endpoint is alive; None: as for any other service."""
+
+    interval: timedelta | None = None
+    timeout: timedelta | None = None
+    unhealthy_threshold: int | None = None
+    healthy_threshold: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierDetection:
+    """Endpoints whose answers say that they are ill get no traffic for a while."""
+
+    consecutive_5xx: int
+    interval: timedelta
+    base_ejection_time: timedelta
+    max_ejection_percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is done to some requests on purpose. Shares are in millionths, 0: to none."""
+
+    delay: timedelta | None = None
+    delay_share: int = 0
+    abort_status: int = 0
+    abort_share: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A token bucket in each proxy of a service: what finds it empty is answered 429."""
+
+    requests: int
+    """Filled in each `per`."""
+    per: timedelta
+    burst: int
+    """What the bucket holds; at least `requests`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficPolicy:
+    """How the proxies of its callers, and for `rate_limit` its own, treat one service."""
+
+    service: Name
+    timeout: timedelta | None = None
+    """Until the whole answer, retries included."""
+    retries: Retries | None = None
+    limits: ConnectionLimits | None = None
+    health_check: HealthCheck | None = None
+    outlier_detection: OutlierDetection | None = None
+    fault: Fault | None = None
+    rate_limit: RateLimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """The TrafficPolicy that counts for a service, and who says so."""
+
+    policy: TrafficPolicy
+    source: tuple[str, int]
+    """(manifest, mod_revision)"""
+
+
 class Egress(Enum):
     """What becomes of a request to a host that no service answers to."""
 
@@ -357,6 +445,7 @@ class Upstream:
     protocol: Protocol
     identities: tuple[Identity, ...]
     """Who may serve it, sorted. Empty: nobody, so that nothing may be accepted as it; never: anybody."""
+    treatment: Treatment | None = None
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -404,6 +493,8 @@ class Destination:
     """In order: a request takes the first that matches it. What none matches goes to `targets`. TCP has none."""
     protocol: Protocol = Protocol.HTTP
     """The port's; every target is TCP if it is, and none otherwise."""
+    treatment: Treatment | None = None
+    """Of its requests, whichever target they go to; of no meaning for TCP."""
 
     @property
     def all_targets(self) -> tuple[Target, ...]:
@@ -450,6 +541,10 @@ class Inbound:
     """What Permissions may call it, sorted: its service ports, and its own unless that is a service port of the
     workload, which then is what the number means.
     """
+    rate_limit: RateLimit | None = None
+    """The tightest of its services'."""
+    sources: tuple[tuple[str, int], ...] = ()
+    """(manifest, mod_revision) of what says `rate_limit`."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)

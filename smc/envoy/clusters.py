@@ -6,7 +6,8 @@ Which endpoint gets a request is decided here, without the control plane:
   healthy one of a cluster that nobody has used yet is checked every 5 s only.
 - One failure of the connection itself (refused, reset, timed out) takes an endpoint out at once, because nothing is
   retried; a passed health check brings it back within a second. What the application answers, 5xx included, never does.
-  Nor does a server that refuses a TCP connection by policy, since that was made and then closed.
+  (A server that refuses a TCP connection by policy is out until the next check, for the caller that it refused.)
+- A service's TrafficPolicy may ask for more, see `traffic.py`.
 - When every endpoint is out, all of them get traffic (panic threshold 1 %): to try costs no more than to fail at once,
   and a caller whose own checks were starved does not lose a service that is well. The threshold is not higher, so that
   no request goes to a dead endpoint while a living one is known.
@@ -24,8 +25,8 @@ from envoy.extensions.common.dynamic_forward_proxy.v3 import dns_cache_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import http_pb2, percent_pb2
 
-from smc.envoy import messages, names, tls
-from smc.model import Protocol, Upstream
+from smc.envoy import messages, names, tls, traffic
+from smc.model import Protocol, TrafficPolicy, Upstream
 from smc.xds.snapshot import Resource, Type
 
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -43,6 +44,7 @@ def upstream(noun: Upstream, trust_domain: str, mesh_domain: str, reconnect: str
     name = names.cluster(noun.service, noun.port)
     sni = names.sni(noun.service, noun.port, mesh_domain)
     tcp = noun.protocol is Protocol.TCP
+    asked = noun.treatment.policy if noun.treatment is not None else TrafficPolicy(noun.service)
     message = cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.EDS,
@@ -58,9 +60,9 @@ def upstream(noun: Upstream, trust_domain: str, mesh_domain: str, reconnect: str
         ),
         # Otherwise an endpoint that is taken out of the assignment stays for as long as it answers.
         ignore_health_on_host_removal=True,
-        health_checks=[_mesh_health_check(sni)],
-        outlier_detection=_connection_failures_only(),
-        circuit_breakers=_limits(),
+        health_checks=[traffic.checked(_mesh_health_check(sni), asked.health_check)],
+        outlier_detection=traffic.detecting(_connection_failures_only(), asked.outlier_detection),
+        circuit_breakers=traffic.limited(_limits(), asked.limits),
         transport_socket=base_pb2.TransportSocket(
             name="envoy.transport_sockets.tls",
             typed_config=messages.packed(
@@ -75,7 +77,9 @@ def upstream(noun: Upstream, trust_domain: str, mesh_domain: str, reconnect: str
         message.typed_extension_protocol_options[_OPTIONS].CopyFrom(messages.packed(_between_proxies()))
     if reconnect:
         message.metadata.filter_metadata["smc"]["reconnect"] = reconnect
-    return messages.resource(Type.CLUSTER, name, message, warms=((Type.ENDPOINT, name), *tls.SECRETS))
+    sources = [noun.treatment.source] if noun.treatment is not None else []
+    warms = ((Type.ENDPOINT, name), *tls.SECRETS)
+    return messages.resource(Type.CLUSTER, name, message, sources=sources, warms=warms)
 
 
 def local(app_address: str, app_port: int, protocol: Protocol) -> Resource:
@@ -190,7 +194,12 @@ def _limits() -> Any:
     return circuit_breaker_pb2.CircuitBreakers(
         thresholds=[
             circuit_breaker_pb2.CircuitBreakers.Thresholds(
-                max_connections=many, max_pending_requests=many, max_requests=many
+                max_connections=many,
+                max_pending_requests=many,
+                max_requests=many,
+                retry_budget=circuit_breaker_pb2.CircuitBreakers.Thresholds.RetryBudget(
+                    budget_percent=percent_pb2.Percent(value=20.0), min_retry_concurrency=messages.uint32(10)
+                ),
             )
         ]
     )

@@ -195,7 +195,7 @@ def _named(what: str, port: int | None) -> str:
 def _requests(route: str, config: MeshConfig, *filters: Any) -> Any:
     manager = listeners.connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
     manager.rds.CopyFrom(listeners.fetched(route))
-    manager.http_filters.extend([*filters, listeners.router()])
+    manager.http_filters.extend([listeners.faults(), *filters, listeners.router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     return listeners.network_filter(manager)
 

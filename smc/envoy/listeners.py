@@ -35,7 +35,9 @@ from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.dynamic_forward_proxy.v3 import dynamic_forward_proxy_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.health_check.v3 import health_check_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
@@ -43,7 +45,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2
 
-from smc.envoy import clusters, logs, messages, names, routes, tcp, tls
+from smc.envoy import clusters, logs, messages, names, routes, tcp, tls, traffic
 from smc.model import Identity, MeshConfig, Mode, Name
 from smc.xds.snapshot import Resource, Type
 
@@ -59,7 +61,7 @@ def outbound(address: str, config: MeshConfig) -> Resource:
     manager = connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
     manager.rds.CopyFrom(fetched(names.OUTBOUND))
     manager.upgrade_configs.append(_upgrade(routes.CONNECT))
-    manager.http_filters.extend([forward_proxy(), router()])
+    manager.http_filters.extend([faults(), forward_proxy(), router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     message = listener_pb2.Listener(
         name=names.OUTBOUND,
@@ -101,7 +103,7 @@ def http_chain(service: Name, port: int, app_port: int, trust_domain: str, confi
     manager = _from_proxies(config)
     manager.rds.CopyFrom(fetched(names.inbound_route(app_port)))
     name = names.cluster(service, port)
-    manager.http_filters.extend([_health(app_port), _deny_all(name), router()])
+    manager.http_filters.extend([_health(app_port), _deny_all(name), _rate_limit(), router()])
     manager.http2_protocol_options.allow_connect = True
     manager.forward_client_cert_details = _Hcm.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
@@ -115,7 +117,7 @@ def plaintext_chain(config: MeshConfig) -> bytes:
     manager = _from_proxies(config)
     manager.codec_type = _Hcm.AUTO
     manager.rds.CopyFrom(fetched(names.PLAINTEXT_ROUTE))
-    manager.http_filters.extend([_deny_all(names.PLAINTEXT), router()])
+    manager.http_filters.extend([_deny_all(names.PLAINTEXT), _rate_limit(), router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     _judge_what_the_application_sees(manager)
     match = listener_components_pb2.FilterChainMatch(transport_protocol="raw_buffer")
@@ -233,6 +235,16 @@ def _http_filter(name: str, config: Any) -> Any:
 
 def router() -> Any:
     return _http_filter("envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True))
+
+
+def faults() -> Any:
+    """Idle unless a route asks for faults."""
+    return _http_filter(traffic.FAULT, fault_pb2.HTTPFault())
+
+
+def _rate_limit() -> Any:
+    """Idle unless a route has a limit. After policy: who may not ask takes nothing from those who may."""
+    return _http_filter(traffic.RATE_LIMIT, local_rate_limit_pb2.LocalRateLimit(stat_prefix=traffic.COUNTED_AS))
 
 
 def forward_proxy() -> Any:

@@ -20,7 +20,7 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.type.matcher.v3 import path_pb2, regex_pb2, string_pb2
 
-from smc.envoy import messages, names
+from smc.envoy import messages, names, traffic
 from smc.model import (
     Destination,
     Egress,
@@ -32,6 +32,7 @@ from smc.model import (
     Permission,
     Policy,
     Protocol,
+    RateLimit,
     Target,
 )
 from smc.xds.snapshot import Resource, Type
@@ -65,7 +66,7 @@ class VirtualHost:
     def of(cls, destination: Destination, mesh_domain: str, *, same_namespace: bool) -> VirtualHost:
         name = names.cluster(destination.service, destination.port)
         hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
-        return cls._of(name, destination.port, hosts, destination.sources, tuple(_to(destination)))
+        return cls._of(name, destination.port, hosts, _sources(destination), tuple(_to(destination)))
 
     @classmethod
     def of_dialled(
@@ -74,7 +75,7 @@ class VirtualHost:
         """As intercepted callers see it, who dial `address`."""
         name = names.cluster(destination.service, destination.port)
         hosts = (address, *names.hosts(destination.service, mesh_domain, same_namespace=same_namespace))
-        return cls._of(name, destination.port, hosts, destination.sources, tuple(_to(destination)), dialled=True)
+        return cls._of(name, destination.port, hosts, _sources(destination), tuple(_to(destination)), dialled=True)
 
     @classmethod
     def of_application(
@@ -84,13 +85,14 @@ class VirtualHost:
         app_port: int,
         rules: bytes,
         sources: Iterable[tuple[str, int]],
+        limit: RateLimit | None,
         mesh_domain: str,
         *,
         same_namespace: bool,
     ) -> VirtualHost:
         """The port of the proxy's own application that a service port leads to, under `rules` as `inbound` has them."""
         hosts = names.hosts(service, mesh_domain, same_namespace=same_namespace)
-        return cls._of(names.cluster(service, port), port, hosts, tuple(sources), (_judged(app_port, rules),))
+        return cls._of(names.cluster(service, port), port, hosts, tuple(sources), (_judged(app_port, rules, limit),))
 
     def owning(self, owners: Mapping[tuple[str, int], VirtualHost]) -> VirtualHost | None:
         """The same with only the hosts that are its own in `owners` (by host and port); None when none is."""
@@ -159,13 +161,15 @@ def dialled(port: int, virtual_hosts: Sequence[VirtualHost]) -> Resource:
     )
 
 
-def inbound(app_port: int, rules: bytes, sources: Iterable[tuple[str, int]]) -> Resource:
+def inbound(
+    app_port: int, rules: bytes, sources: Iterable[tuple[str, int]], limit: RateLimit | None = None
+) -> Resource:
     """Everything that reaches one port of the application: one route, and the union of all permissions on it.
 
     One route for each permission, taken by first match, would deny what another permission allows.
     """
     name = names.inbound_route(app_port)
-    host = route_components_pb2.VirtualHost(name=names.INBOUND, domains=["*"], routes=[_judged(app_port, rules)])
+    host = route_components_pb2.VirtualHost(name=names.INBOUND, domains=["*"], routes=[_judged(app_port, rules, limit)])
     message = route_pb2.RouteConfiguration(name=name, virtual_hosts=[host], validate_clusters=messages.FALSE)
     return messages.resource(Type.ROUTE, name, message, sources=sources)
 
@@ -177,6 +181,8 @@ def plaintext(virtual_hosts: Sequence[VirtualHost]) -> Resource:
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"), direct_response=_response(404, text)
     )
+    # Nothing is called, so there is nothing to judge: without this the filter would say that policy denies it.
+    route.typed_per_filter_config[RBAC].CopyFrom(messages.packed(filter_pb2.RBACPerRoute()))
     message = route_pb2.RouteConfiguration(
         name=names.PLAINTEXT_ROUTE,
         virtual_hosts=[route_components_pb2.VirtualHost(name=names.PLAINTEXT, domains=["*"], routes=[route])],
@@ -190,13 +196,13 @@ def plaintext(virtual_hosts: Sequence[VirtualHost]) -> Resource:
     )
 
 
-def _judged(app_port: int, rules: bytes) -> Any:
+def _judged(app_port: int, rules: bytes, limit: RateLimit | None) -> Any:
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"),
         route=_patiently(route_components_pb2.RouteAction(cluster=names.local(app_port))),
     )
     route.typed_per_filter_config[RBAC].MergeFromString(rules)
-    return route
+    return route if limit is None else traffic.rate_limited(route, limit)
 
 
 def permissions(policy: Policy, trust_domain: str, mode: Mode = Mode.ENFORCING) -> bytes:
@@ -314,10 +320,21 @@ def _disjoint(virtual_hosts: Sequence[VirtualHost]) -> Sequence[VirtualHost]:
     return [host for host in kept if host is not None]
 
 
+def _sources(destination: Destination) -> tuple[tuple[str, int], ...]:
+    treatment = destination.treatment
+    return destination.sources if treatment is None else (*destination.sources, treatment.source)
+
+
 def _to(destination: Destination) -> Iterator[Any]:
     if destination.protocol is Protocol.TCP:
-        yield from _connecting_to(destination)
-        return
+        return _connecting_to(destination)
+    if destination.treatment is None:
+        return _asking(destination)
+    policy = destination.treatment.policy
+    return (traffic.treat(route, policy) for route in _asking(destination))
+
+
+def _asking(destination: Destination) -> Iterator[Any]:
     for branch in destination.branches:
         for match in branch.matches:
             yield route_components_pb2.Route(match=_matching(match), route=_share(branch.targets))

@@ -28,6 +28,7 @@ from smc.model import (
     Outbound,
     Policy,
     Protocol,
+    RateLimit,
     Sidecar,
     Upstream,
 )
@@ -299,7 +300,7 @@ class _Settings:
 
     def inbound_routes(self, proxy: Proxy, served: tuple[Inbound, ...]) -> tuple[Resource, ...]:
         """Of the ports that speak HTTP."""
-        found = [self.permitted(proxy.policy, inbound.port, inbound.numbers, proxy.mode) for inbound in served]
+        found = [self.permitted(proxy.policy, i.port, i.numbers, proxy.mode, i.rate_limit, i.sources) for i in served]
         if served and _takes_plaintext(proxy):
             found.append(self._interned.resource(routes.plaintext(self._applications(proxy, served))))
         return tuple(found)
@@ -312,7 +313,8 @@ class _Settings:
                 port,
                 inbound.port,
                 self._rules(held, proxy.mode),
-                routes.policy_sources(held),
+                (*routes.policy_sources(held), *inbound.sources),
+                inbound.rate_limit,
                 self.config.mesh_domain,
                 same_namespace=service.namespace == namespace,
             )
@@ -378,10 +380,18 @@ class _Settings:
     def _local(self, inbound: Inbound, app_address: str) -> Resource:
         return self._interned.resource(clusters.local(app_address, inbound.port, inbound.protocol))
 
-    def _permitted(self, policy: Policy, app_port: int, numbers: tuple[int, ...], mode: Mode) -> Resource:
+    def _permitted(
+        self,
+        policy: Policy,
+        app_port: int,
+        numbers: tuple[int, ...],
+        mode: Mode,
+        limit: RateLimit | None,
+        limited_by: tuple[tuple[str, int], ...],
+    ) -> Resource:
         held = policy.at(numbers)
-        sources = routes.policy_sources(held)
-        return self._interned.resource(routes.inbound(app_port, self._rules(held, mode), sources))
+        sources = (*routes.policy_sources(held), *limited_by)
+        return self._interned.resource(routes.inbound(app_port, self._rules(held, mode), sources, limit))
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)

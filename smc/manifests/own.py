@@ -12,6 +12,7 @@ from smc.manifests import schema
 from smc.manifests.findings import Unfit, shown
 from smc.manifests.kinds import Kind, Metadata, Schema, noun
 from smc.manifests.schema import Boolean, Field, Integer, ListOf, Object, OneOf, Text
+from smc.manifests.traffic import TRAFFIC_POLICY
 from smc.model import (
     Egress,
     EgressHost,
@@ -327,6 +328,7 @@ OWN_KINDS: tuple[Kind, ...] = (
         name_is=_only_default("NamespaceConfig in each namespace"),
     ),
     Kind(GROUP, "Service", "services", ("svc",), {VERSION: _SERVICE}, name_is=schema.label),
+    Kind(GROUP, "TrafficPolicy", "trafficpolicies", ("tp",), {VERSION: TRAFFIC_POLICY}),
     Kind(GROUP, "Workload", "workloads", ("wl",), {VERSION: _WORKLOAD}),
 )
 """What SMC itself understands; policy APIs add theirs."""

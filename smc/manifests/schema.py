@@ -300,7 +300,7 @@ def _hint_for(wanted: str, text: str) -> str:
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?")
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?")
 
 
 def label(text: str) -> str:
@@ -354,14 +354,14 @@ def ip_address(text: str) -> str:
 
 
 def duration(least: timedelta, most: timedelta) -> Callable[[str], timedelta]:
-    """Read "24h", "1h30m" or "90s"."""
+    """Read "24h", "1h30m", "90s" or "250ms"."""
 
     def parse(text: str) -> timedelta:
         match = _DURATION.fullmatch(text)
         if not text or match is None:
             raise Unfit(f"{shown(text)} is no duration", 'write one such as "24h", "1h30m" or "90s"')
-        hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        value = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())
+        value = timedelta(hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
         if not least <= value <= most:
             raise Unfit(f"{text} is not from {_written(least)} to {_written(most)}")
         return value
@@ -371,6 +371,8 @@ def duration(least: timedelta, most: timedelta) -> Callable[[str], timedelta]:
 
 def _written(value: timedelta) -> str:
     seconds = int(value.total_seconds())
+    if value != timedelta(seconds=seconds):
+        return f"{value // timedelta(milliseconds=1)}ms"
     return f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds}s"
 
 

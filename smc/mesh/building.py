@@ -23,6 +23,7 @@ from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Tables
+from smc.mesh.traffic import Traffic
 from smc.model import Sidecar
 
 
@@ -30,6 +31,7 @@ from smc.model import Sidecar
 class _Stages(Tables):
     records: Records = field(default_factory=Records)
     sources: Sources = field(default_factory=Sources)
+    traffic: Traffic = field(default_factory=Traffic)
     revocations: Revocations = field(default_factory=Revocations)
     served: Served = field(default_factory=Served)
     addresses: Addresses = field(default_factory=Addresses)
@@ -47,7 +49,8 @@ class _Stages(Tables):
         self.records.update(view, self.problems)
         self.sources.update(self.records, self.problems)
         self.revocations.update(self.records, self.sources, self.problems)
-        self.served.update(self.records, self.sources, self.revocations)
+        self.traffic.update(self.records, self.sources, self.problems)
+        self.served.update(self.records, self.sources, self.traffic, self.revocations)
         self.addresses.update(self.records, self.sources, self.problems)
         self.egress.update(self.records, self.sources, self.problems)
         self.compiled.update(self.records, policies, self.problems)
@@ -64,6 +67,7 @@ class _Stages(Tables):
             self.records,
             self.sources,
             self.served,
+            self.traffic,
             self.splits,
             self.permissions,
             self.callers,

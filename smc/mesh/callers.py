@@ -7,7 +7,7 @@ reach its service, however many they are.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ class Group(NamedTuple):
 
     All of a service's, since what is for one split would otherwise be taken by the next, and not by the root.
     """
+    untreated: tuple[Name, ...]
+    """The services whose TrafficPolicy is left out for these proxies, sorted."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,8 @@ class Callers(Tables):
                 rows.update((name, splits.unsplit[name]) for name in group.whole if name in rows)
                 destinations = _joined(rows.values())
             frontends = (self.everything.get("frontends") or ()) if group.intercepted else None
-            return Outbound(group.namespace, upstreams, assignments, destinations, frontends), (None,)
+            known = Outbound(group.namespace, upstreams, assignments, destinations, frontends)
+            return _untreated(known, group.untreated), (None,)
         found: list[Destinations] = []
         for name in group.reachable:
             table = splits.unsplit if name in group.whole else splits.destinations
@@ -105,16 +108,25 @@ class Callers(Tables):
         watched = tuple(sorted({*group.reachable, *targets}))
         used = {(target.service, target.port) for d in destinations for target in d.all_targets}
         dialled = (addresses.frontends.get(name) for name in group.reachable) if group.intercepted else None
-        return (
-            Outbound(
-                group.namespace,
-                tuple(u for name in targets for u in served.upstreams[name] if (name, u.port) in used),
-                tuple(a for name in targets for a in served.assignments[name] if (name, a.port) in used),
-                destinations,
-                None if dialled is None else tuple(frontend for frontend in dialled if frontend is not None),
-            ),
-            watched,
+        known = Outbound(
+            group.namespace,
+            tuple(u for name in targets for u in served.upstreams[name] if (name, u.port) in used),
+            tuple(a for name in targets for a in served.assignments[name] if (name, a.port) in used),
+            destinations,
+            None if dialled is None else tuple(frontend for frontend in dialled if frontend is not None),
         )
+        return _untreated(known, group.untreated), watched
+
+
+def _untreated(outbound: Outbound, services: tuple[Name, ...]) -> Outbound:
+    """The same without the TrafficPolicies of some services."""
+    if not services:
+        return outbound
+    return replace(
+        outbound,
+        upstreams=tuple(replace(u, treatment=None) if u.service in services else u for u in outbound.upstreams),
+        destinations=tuple(replace(d, treatment=None) if d.service in services else d for d in outbound.destinations),
+    )
 
 
 def _joined(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smc.mesh.addresses import Addresses
 from smc.mesh.callers import Callers, Group
@@ -17,7 +17,19 @@ from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Inbound, Name, Permission, Policy, Problem, Protocol, Severity, Sidecar, Workload
+from smc.mesh.traffic import Traffic
+from smc.model import (
+    Inbound,
+    Name,
+    Permission,
+    Policy,
+    Problem,
+    Protocol,
+    RateLimit,
+    Severity,
+    Sidecar,
+    Workload,
+)
 from smc.records import QuarantineRecord
 
 Version = tuple[str, int]
@@ -44,6 +56,7 @@ class Proxies(Tables):
         records: Records,
         sources: Sources,
         served: Served,
+        traffic: Traffic,
         splits: Splits,
         permissions: Permissions,
         callers: Callers,
@@ -51,15 +64,16 @@ class Proxies(Tables):
         problems: Problems,
     ) -> None:
         touched = dict.fromkeys(sources.workloads.changed)
-        touched.update(self._quarantine(records, sources, splits, problems))
+        touched.update(self._quarantine(records, sources, traffic, splits, problems))
         for name in sources.workloads.changed:
             self.intercepted.move(
                 name, _interception(sources.workloads.was(name)), _interception(sources.workloads.get(name))
             )
         for name in touched:
-            callers.assign(name, self._group(sources.workloads.get(name), splits, self.quarantined.get(name) or ()))
+            left_out = _versions(self.quarantined.get(name) or ())
+            callers.assign(name, _group(sources.workloads.get(name), records, traffic, splits, left_out))
         callers.update(served, splits, addresses)
-        self._listen(sources, served, problems)
+        self._listen(sources, served, traffic, problems)
         self._report_unready(records, sources, served, permissions, problems)
 
         touched.update(self.inbounds.changed)
@@ -93,7 +107,9 @@ class Proxies(Tables):
 
     # --------------------------------------------------------------------------------------------------- quarantines
 
-    def _quarantine(self, records: Records, sources: Sources, splits: Splits, problems: Problems) -> dict[Name, None]:
+    def _quarantine(
+        self, records: Records, sources: Sources, traffic: Traffic, splits: Splits, problems: Problems
+    ) -> dict[Name, None]:
         """Decide which quarantines count; returns the proxies for which that may make a difference."""
         proxies: dict[Name, None] = {}
         manifests: dict[str, None] = {}
@@ -110,6 +126,10 @@ class Proxies(Tables):
             manifests[manifest] = None
         for manifest in records.manifests.changed:
             proxies.update(dict.fromkeys(self.refusing.of(manifest)))
+        for service in traffic.treatments.changed:
+            for treatment in (traffic.treatments.was(service), traffic.treatments.get(service)):
+                if treatment is not None:
+                    proxies.update(dict.fromkeys(self.refusing.of(treatment.source[0])))
         for root in splits.splits.changed:  # another split may count now, which nobody wrote anew
             for split in (*(splits.splits.was(root) or ()), *(splits.splits.get(root) or ())):
                 for manifest, _ in split.versions:
@@ -143,36 +163,21 @@ class Proxies(Tables):
             message = f"it is left out for proxy {found[0].proxy}{others}, which refuses it: {found[0].reason}"
             yield Problem(manifest, "Quarantined", message)
 
-    def _group(
-        self, workload: Workload | None, splits: Splits, quarantined: tuple[QuarantineRecord, ...]
-    ) -> Group | None:
-        if workload is None:
-            return None
-        reachable = tuple(sorted(set(workload.reachable))) if workload.reachable is not None else None
-        left_out = _versions(quarantined)
-        whole = sorted(
-            {
-                root
-                for manifest, _ in left_out
-                for root in splits.by_manifest.of(manifest)
-                if any(not left_out.isdisjoint(split.versions) for split in splits.splits[root])
-            }
-        )
-        return Group(workload.name.namespace, workload.sidecar is Sidecar.INTERCEPTED, reachable, tuple(whole))
-
     # ------------------------------------------------------------------------------------------------------- inbound
 
-    def _listen(self, sources: Sources, served: Served, problems: Problems) -> None:
+    def _listen(self, sources: Sources, served: Served, traffic: Traffic, problems: Problems) -> None:
         touched = dict.fromkeys((*served.backing.changed, *sources.workloads.changed, *sources.origins.changed))
-        for service in sources.services.changed:
+        for service in dict.fromkeys((*sources.services.changed, *traffic.treatments.changed)):
             touched.update(dict.fromkeys(e.workload for e in sources.endpoints.get(service) or ()))
         for name in touched:
             found: list[Problem] = []
-            inbounds = self._inbounds(name, sources, served, found) if name in sources.workloads else ()
+            inbounds = self._inbounds(name, sources, served, traffic, found) if name in sources.workloads else ()
             self.inbounds.put(name, inbounds or None)
             problems.report("inbound", name, found)
 
-    def _inbounds(self, name: Name, sources: Sources, served: Served, found: list[Problem]) -> tuple[Inbound, ...]:
+    def _inbounds(
+        self, name: Name, sources: Sources, served: Served, traffic: Traffic, found: list[Problem]
+    ) -> tuple[Inbound, ...]:
         leading: defaultdict[int, dict[tuple[Name, int], Protocol]] = defaultdict(dict)
         for service_name, ports in (served.backing.get(name) or {}).items():
             service = sources.services.get(service_name)
@@ -200,7 +205,8 @@ class Proxies(Tables):
                     )
                     found.append(Problem(sources.origins[name], "ProtocolConflict", message))
             called = {number for _, number in leads} | ({app_port} - numbers)
-            inbound = Inbound(app_port, protocol, tuple(leads), tuple(sorted(called)))
+            limit = _tightest({service for service, _ in leads}, traffic) if protocol is not Protocol.TCP else ()
+            inbound = Inbound(app_port, protocol, tuple(leads), tuple(sorted(called)), *limit)
             inbounds.append(kept(before.get(app_port), inbound))
         return tuple(inbounds)
 
@@ -269,7 +275,7 @@ class Proxies(Tables):
         now = Proxy(
             workload,
             kept(before.outbound, outbound) if before is not None else outbound,
-            self.inbounds.get(name) or (),
+            _unlimited(self.inbounds.get(name) or (), left_out, before.inbound if before is not None else ()),
             policy,
             records.certificates.get(workload.identity),
             quarantined,
@@ -302,6 +308,57 @@ def _without_requests(permission: Permission, inbounds: Iterable[Inbound]) -> It
 
 def _interception(workload: Workload | None) -> list[Sidecar]:
     return [Sidecar.INTERCEPTED] if workload is not None and workload.sidecar is Sidecar.INTERCEPTED else []
+
+
+def _group(
+    workload: Workload | None, records: Records, traffic: Traffic, splits: Splits, left_out: AbstractSet[Version]
+) -> Group | None:
+    if workload is None:
+        return None
+    reachable = tuple(sorted(set(workload.reachable))) if workload.reachable is not None else None
+    whole = {
+        root
+        for manifest, _ in left_out
+        for root in splits.by_manifest.of(manifest)
+        if any(not left_out.isdisjoint(split.versions) for split in splits.splits[root])
+    }
+    untreated = {
+        policy.service
+        for manifest, _ in left_out
+        if (policy := records.traffic.get(manifest)) is not None
+        if (counts := traffic.treatments.get(policy.service)) is not None and counts.source in left_out
+    }
+    intercepted = workload.sidecar is Sidecar.INTERCEPTED
+    return Group(workload.name.namespace, intercepted, reachable, tuple(sorted(whole)), tuple(sorted(untreated)))
+
+
+def _tightest(services: Iterable[Name], traffic: Traffic) -> tuple[RateLimit, tuple[Version]] | tuple[()]:
+    """The rate limit of whichever service lets the fewest requests through, and who says so."""
+    found = [
+        (limit, treatment.source)
+        for service in sorted(services)
+        if (treatment := traffic.treatments.get(service)) is not None
+        if (limit := treatment.policy.rate_limit) is not None
+    ]
+    if not found:
+        return ()
+    limit, source = min(found, key=lambda one: (one[0].requests / one[0].per.total_seconds(), one[0].burst))
+    return limit, (source,)
+
+
+def _unlimited(
+    inbounds: tuple[Inbound, ...], left_out: AbstractSet[Version], before: Iterable[Inbound]
+) -> tuple[Inbound, ...]:
+    """The same without what was compiled from these."""
+    if all(left_out.isdisjoint(inbound.sources) for inbound in inbounds):
+        return inbounds
+    known = {inbound.port: inbound for inbound in before}
+    return tuple(
+        inbound
+        if left_out.isdisjoint(inbound.sources)
+        else kept(known.get(inbound.port), replace(inbound, rate_limit=None, sources=()))
+        for inbound in inbounds
+    )
 
 
 def _versions(quarantined: Iterable[QuarantineRecord]) -> frozenset[Version]:

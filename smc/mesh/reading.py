@@ -27,6 +27,7 @@ from smc.model import (
     NamespaceConfig,
     Problem,
     Service,
+    TrafficPolicy,
     Workload,
 )
 from smc.records import (
@@ -90,6 +91,8 @@ class Records(Tables):
     bundles: Table[str, BundleRecord] = field(default_factory=Table)
     configs: Table[str, MeshConfig] = field(default_factory=Table)
     namespaces: Table[str, NamespaceConfig] = field(default_factory=Table)
+    traffic: Table[str, TrafficPolicy] = field(default_factory=Table)
+    """By manifest."""
     manifests: Table[str, Manifest] = field(default_factory=Table)
     services: Table[Offered, Service] = field(default_factory=Table)
     workloads: Table[Offered, Workload] = field(default_factory=Table)
@@ -166,6 +169,8 @@ class Records(Tables):
                         closed = said is None and item is not None
                         self.namespaces.put(namespace, NamespaceConfig(namespace, Mode.ENFORCING) if closed else said)
                         problems.report("config", id_, [Problem(id_, "Enforcing", _ENFORCING)] if closed else ())
+                    elif kind == "TrafficPolicy":
+                        self.traffic.put(id_, said)
                     elif kind == "Service":
                         self.services.put((OWN, Name(namespace, name)), said)
                     elif kind == "Workload":

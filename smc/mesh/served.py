@@ -10,7 +10,8 @@ from smc.mesh.reading import Records
 from smc.mesh.revocations import Revocations
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Assignment, Endpoint, Identity, Name, Service, Upstream
+from smc.mesh.traffic import Traffic
+from smc.model import Assignment, Endpoint, Identity, Name, Service, Treatment, Upstream
 
 Ports = tuple[tuple[int, int], ...]
 """(service port, application port)"""
@@ -32,8 +33,8 @@ class Served(Tables):
     serving: Index[Identity, Name] = field(default_factory=Index)
     """identity -> the services that have an endpoint of it."""
 
-    def update(self, records: Records, sources: Sources, revocations: Revocations) -> None:
-        touched = dict.fromkeys(sources.services.changed)
+    def update(self, records: Records, sources: Sources, traffic: Traffic, revocations: Revocations) -> None:
+        touched = dict.fromkeys((*sources.services.changed, *traffic.treatments.changed))
         for name in sources.endpoints.changed:
             self._note(name, sources.endpoints.was(name) or (), sources.endpoints.get(name) or ())
             touched[name] = None
@@ -42,7 +43,7 @@ class Served(Tables):
         for identity in records.certificates.appeared_or_went():
             touched.update(dict.fromkeys(self.serving.of(identity)))
         for name in touched:
-            self._serve(name, records, sources, revocations)
+            self._serve(name, records, sources, traffic, revocations)
         self.upstreams.sort(by_name)
         self.assignments.sort(by_name)
 
@@ -60,7 +61,9 @@ class Served(Tables):
                 self.backing.put(workload, row or None)
         self.serving.move(service, {e.identity for e in was}, {e.identity for e in now})
 
-    def _serve(self, name: Name, records: Records, sources: Sources, revocations: Revocations) -> None:
+    def _serve(
+        self, name: Name, records: Records, sources: Sources, traffic: Traffic, revocations: Revocations
+    ) -> None:
         service = sources.services.get(name)
         if service is None:
             self.upstreams.put(name, None)
@@ -72,14 +75,15 @@ class Served(Tables):
             for e in endpoints
             if e.workload in records.ready and e.identity in records.certificates and e.workload not in revocations.shut
         ]
-        self.upstreams.put(name, _each(self.upstreams.get(name), _upstreams(service, endpoints)))
+        treatment = traffic.treatments.get(name)
+        self.upstreams.put(name, _each(self.upstreams.get(name), _upstreams(service, endpoints, treatment)))
         self.assignments.put(name, _each(self.assignments.get(name), _assignments(service, usable)))
 
 
-def _upstreams(service: Service, endpoints: Iterable[Endpoint]) -> Iterable[Upstream]:
+def _upstreams(service: Service, endpoints: Iterable[Endpoint], treatment: Treatment | None) -> Iterable[Upstream]:
     for port in service.ports:
         identities = {endpoint.identity for endpoint in endpoints if _has(endpoint, port.number)}
-        yield Upstream(service.name, port.number, port.protocol, tuple(sorted(identities)))
+        yield Upstream(service.name, port.number, port.protocol, tuple(sorted(identities)), treatment)
 
 
 def _assignments(service: Service, endpoints: Iterable[Endpoint]) -> Iterable[Assignment]:

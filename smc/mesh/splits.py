@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smc.manifests import Rules
 from smc.mesh.compiled import Compiled, Scope
@@ -173,7 +173,9 @@ class Splits(Tables):
 
 def _unsplit(upstream: Upstream) -> Destination:
     itself = Target(upstream.service, upstream.port, WHOLE)
-    return Destination(upstream.service, upstream.port, (itself,), protocol=upstream.protocol)
+    return Destination(
+        upstream.service, upstream.port, (itself,), protocol=upstream.protocol, treatment=upstream.treatment
+    )
 
 
 def _is_tcp(upstream: Upstream) -> bool:
@@ -205,7 +207,7 @@ def _directed(own: Destination, shares: Sequence[tuple[Split, Mapping[int, Seque
                 targets = found
     if not sources:
         return own
-    return Destination(own.service, own.port, targets, tuple(sorted(sources)), tuple(branches), own.protocol)
+    return replace(own, targets=targets, sources=tuple(sorted(sources)), branches=tuple(branches))
 
 
 def _by_root(rules: Rules | None) -> dict[Name, tuple[Split, ...]]:
