@@ -81,7 +81,7 @@ class EnvoyAdmin:
 
     async def verdicts(self) -> tuple[int, int]:
         """(allowed, denied): the requests that its RBAC filters judged."""
-        found = await self.stats(r"\.rbac\.(allowed|denied)$")
+        found = await self.stats(r"\.rbac\.(.+\.)?(allowed|denied)$")
         return (
             sum(value for name, value in found.items() if name.endswith(".allowed")),
             sum(value for name, value in found.items() if name.endswith(".denied")),

@@ -40,6 +40,7 @@ from envoy.extensions.filters.http.health_check.v3 import health_check_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.type.matcher.v3 import string_pb2
@@ -72,10 +73,19 @@ def outbound(address: str, config: MeshConfig) -> Resource:
     return messages.resource(Type.LISTENER, names.OUTBOUND, message, warms=((Type.ROUTE, names.OUTBOUND),))
 
 
-def inbound(address: str, chains: bytes, wanted: Iterable[str], sources: Iterable[tuple[str, int]] = ()) -> Resource:
+def inbound(
+    address: str,
+    chains: bytes,
+    wanted: Iterable[str],
+    sources: Iterable[tuple[str, int]] = (),
+    *,
+    redirected: bool = False,
+) -> Resource:
     """What other proxies dial. `chains` are joined results of `http_chain` and its like, at least one.
 
-    `wanted` are the RouteConfigurations that they name, `sources` what the policy of `tcp_chains` came from.
+    `wanted` are the RouteConfigurations that they name, `sources` what the policy of `tcp_chains` came from. With
+    `redirected` the kernel sends here what was for the application's own ports; which one it was, the chains of
+    plaintext have to know. It is so in every mode, since what precedes the chains changes for all of them at once.
     """
     message = listener_pb2.Listener(
         name=names.INBOUND,
@@ -89,6 +99,12 @@ def inbound(address: str, chains: bytes, wanted: Iterable[str], sources: Iterabl
             )
         ],
     )
+    if redirected:
+        message.listener_filters.add(
+            name="envoy.filters.listener.original_dst", typed_config=messages.packed(original_dst_pb2.OriginalDst())
+        )
+        # Who waits for the server to speak first is plaintext: its chain takes it, if there is one.
+        message.continue_on_listener_filters_timeout = True
     return messages.resource(
         Type.LISTENER,
         names.INBOUND,
@@ -112,19 +128,30 @@ def http_chain(service: Name, port: int, app_port: int, trust_domain: str, confi
     return _only(_chain(name, match, tls.downstream(trust_domain), network_filter(manager)))
 
 
-def plaintext_chain(config: MeshConfig) -> bytes:
-    """As `http_chain`, what an explicit proxy takes without TLS: by the host of each request, and from nobody known."""
+def plaintext_chain(config: MeshConfig, app_port: int | None = None) -> bytes:
+    """As `http_chain`, requests without TLS, from nobody known: to a port that is dialled, else by each one's host."""
     manager = _from_proxies(config)
     manager.codec_type = _Hcm.AUTO
-    manager.rds.CopyFrom(fetched(names.PLAINTEXT_ROUTE))
+    manager.rds.CopyFrom(fetched(names.PLAINTEXT_ROUTE if app_port is None else names.inbound_route(app_port)))
     manager.http_filters.extend([_deny_all(names.PLAINTEXT), _rate_limit(), router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     _judge_what_the_application_sees(manager)
+    return _plaintext_chain(app_port, network_filter(manager))
+
+
+def plaintext_tcp_chain(config: MeshConfig, app_port: int, trust_domain: str) -> bytes:
+    """As `plaintext_chain`, of a port that speaks TCP: each connection is counted, for nobody known is behind it."""
+    counting = tcp.counting(names.PLAINTEXT, (), trust_domain)
+    return _plaintext_chain(app_port, counting, tcp.to_application(app_port, config))
+
+
+def _plaintext_chain(app_port: int | None, *filters: Any) -> bytes:
     match = listener_components_pb2.FilterChainMatch(transport_protocol="raw_buffer")
-    chain = listener_components_pb2.FilterChain(
-        name=names.PLAINTEXT, filter_chain_match=match, filters=[network_filter(manager)]
-    )
-    return _only(chain)
+    name = names.PLAINTEXT
+    if app_port is not None:
+        match.destination_port.value = app_port
+        name = f"{name}|{app_port}"
+    return _only(listener_components_pb2.FilterChain(name=name, filter_chain_match=match, filters=filters))
 
 
 def tcp_chains(

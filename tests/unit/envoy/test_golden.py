@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def _everything() -> Mesh:
     )
 
 
-def _tcp() -> Mesh:
+def _tcp(mode: Mode = Mode.ENFORCING, *, intercepted: bool = False) -> Mesh:
     """A cache and its twin that speak TCP beside a port of HTTP, and policy of which only some is for connections."""
     server = nouns.workload("shop/cache", "127.0.3.1")
     services = ("shop/cache", "shop/cache-v2")
@@ -104,7 +105,9 @@ def _tcp() -> Mesh:
         Inbound(6381, Protocol.TCP, ((admin, 6381),), (6381,)),
         Inbound(8080, Protocol.HTTP, ((admin, 80),), (80, 8080)),
     )
-    return nouns.mesh(nouns.proxy(server, outbound=outbound, inbound=inbound, policy=policy))
+    if intercepted:
+        server, outbound = nouns.intercepted(server), replace(outbound, frontends=())
+    return nouns.mesh(nouns.proxy(server, outbound=outbound, inbound=inbound, policy=policy, mode=mode))
 
 
 def _intercepted(config: MeshConfig) -> Mesh:
@@ -127,8 +130,11 @@ def _intercepted(config: MeshConfig) -> Mesh:
             nouns.destination("shop/web", 80),
             nouns.destination("shop/web", 8080),
         ),
-        nouns.frontends(
-            books__bookstore="240.1.2.3", shop__cache="240.0.0.7", shop__cache_v2="10.96.0.8", shop__web="10.96.0.7"
+        (
+            nouns.frontend("books/bookstore", "240.1.2.3"),
+            nouns.frontend("shop/cache", "240.0.0.7"),
+            nouns.frontend("shop/cache-v2", "10.96.0.8"),
+            nouns.frontend("shop/web", "10.96.0.7"),
         ),
     )
     inbound = (Inbound(8080, Protocol.HTTP, ((nouns.name("shop/web"), 80),), (80, 8080)),)
@@ -171,6 +177,8 @@ CASES: dict[str, tuple[Mesh, Name]] = {
     ),
     "server": (nouns.bookstore(), nouns.STORE_1.name),
     "server-without-policy": (nouns.bookstore(policy=Policy(())), nouns.STORE_1.name),
+    "tcp-audit": (_tcp(Mode.AUDIT), Name("shop", "cache")),
+    "intercepted-permissive": (_tcp(Mode.PERMISSIVE, intercepted=True), Name("shop", "cache")),
     "server-audit": (nouns.bookstore(mode=Mode.AUDIT), nouns.STORE_1.name),
     "server-permissive": (nouns.bookstore(mode=Mode.PERMISSIVE), nouns.STORE_1.name),
     "caller-egress": (
