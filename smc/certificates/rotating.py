@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -56,7 +56,7 @@ from smc.records import (
 
 LOOK_AGAIN = 0.5
 """Seconds between two looks at who is missing."""
-IDLE = 60.0
+IDLE = 3600.0
 """Seconds between two looks at whether something is due: the wall clock may be set."""
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 MOST_NAMED = 100
@@ -278,19 +278,19 @@ class Rotations:
                 await retry.wait()
             else:
                 retry.reset()
-                await self._changed(stored.at, wait)
+                if wait:
+                    await self._changed(stored.at, wait)
 
     async def _changed(self, after: Status, seconds: float) -> None:
         """Wait until somebody asks for something, or so long."""
-        try:
+        # Whatever ends the watch, the store is read again.
+        with suppress(TimeoutError, store.Unavailable, store.Compacted):
             async with (
                 asyncio.timeout(seconds),
                 aclosing(self._kv.watch(self._keys.rotation, after)) as batches,
             ):
                 async for _ in batches:
                     return
-        except (TimeoutError, store.Unavailable, store.Compacted) as e:
-            _log.debug("looking at the rotation again", reason=str(e))
 
     async def _step(self, stored: Stored) -> float:
         """Do the one thing that comes next, if it can be done; returns the seconds until the next look."""
