@@ -1,11 +1,12 @@
-"""LDS of an intercepted proxy: what its application dials, and what it looks up, taken on the way.
+"""LDS of an intercepted proxy: what its application dials, taken on the way, and where the names are.
 
 The host's rules send here, except what the proxy itself sends (`names.SIDECAR_UID`):
 
 - each TCP connection that the application begins, to `names.LOOPBACK`:15001, which is where REDIRECT puts what is sent
   on the same machine; the kernel tells the original destination. Not what stays on the machine: a connection to 15001
   by its own name is refused, since it would be sent back here for ever.
-- each DNS question over UDP, to `names.LOOPBACK`:15053. Over TCP mesh names are not answered.
+- each DNS question over UDP, to `names.LOOPBACK`:15053. Over TCP mesh names are not answered. It is not Envoy that
+  listens there but `smc.proxy.resolver`, which asks Envoy at 15054 whether a name is the mesh's, and where.
 - each TCP connection that arrives, to 15003 of the workload's address: the listener that other proxies dial. It needs
   no original destination, because SNI says which port is meant, and whoever speaks no TLS meets no chain and is closed.
 
@@ -30,10 +31,7 @@ MeshConfig alone. A TCP port's chain holds its split, for a connection is sent o
 connections at once, and those that are open are cut when the chain has drained (60 s), as they are when the service is
 gone. No other chain notices.
 
-**Names.** An answer is good for 30 s and never changes in a service's life. For a mesh name and any other type than A,
-there is an empty answer at once. Envoy calls that NXDOMAIN where NODATA would be right, and only knows a name in lower
-case; other names are asked of the host's own resolvers, for their A and AAAA records. The table is part of the
-listener, which cuts nobody when it changes: a question is a datagram.
+**Names.** The table of names is part of a listener, which cuts nobody when it changes: a question is a datagram.
 """
 
 from __future__ import annotations
@@ -53,7 +51,6 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3 import sni_dynamic_forward_proxy_pb2
 from envoy.extensions.filters.udp.dns_filter.v3 import dns_filter_pb2
-from envoy.extensions.network.dns_resolver.cares.v3 import cares_dns_resolver_pb2
 from envoy.type.v3 import range_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
@@ -153,18 +150,12 @@ def answers(frontend: Frontend, mesh_domain: str, *, same_namespace: bool) -> by
 
 
 def dns(table: bytes) -> Resource:
-    """What the application looks up. `table` is joined results of `answers`."""
+    """Where the names of services are. `table` is joined results of `answers`."""
     config = _dns_filter(dns_table_pb2.DnsTable())
     config.stat_prefix = names.DNS
-    config.client_config.resolver_timeout.CopyFrom(messages.seconds(5))
-    config.client_config.max_pending_lookups = 1024
-    # Without servers of its own c-ares takes those of the host, from /etc/resolv.conf.
-    resolver = config.client_config.typed_dns_resolver_config
-    resolver.name = "envoy.network.dns_resolver.cares"
-    resolver.typed_config.CopyFrom(messages.packed(cares_dns_resolver_pb2.CaresDnsResolverConfig()))
     packed = AnyMessage(type_url=messages.packed(config).type_url, value=messages.serialised(config) + table)
     filter_ = listener_components_pb2.ListenerFilter(name="envoy.filters.udp.dns_filter", typed_config=packed)
-    address = messages.socket_address(names.LOOPBACK, names.DNS_PORT)
+    address = messages.socket_address(names.LOOPBACK, names.DNS_TABLE_PORT)
     address.socket_address.protocol = address_pb2.SocketAddress.UDP
     message = listener_pb2.Listener(
         name=names.DNS, address=address, traffic_direction=base_pb2.OUTBOUND, listener_filters=[filter_]

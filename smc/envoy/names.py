@@ -22,13 +22,16 @@ IDENTITY = "identity"
 BUNDLE = "bundle"
 
 DNS = "dns"
-"""The listener of an intercepted proxy that answers its application's look-ups."""
+"""The listener of an intercepted proxy that knows where the mesh's names are."""
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15003
 ADMIN_PORT = 15000
 PROMETHEUS_PORT = 15010
 DNS_PORT = 15053
+"""Where an intercepted application's look-ups go: to `smc.proxy.resolver`."""
+DNS_TABLE_PORT = 15054
+"""Where it asks Envoy."""
 
 SIDECAR_UID = 1337
 """Whom an intercepted proxy runs as: what this user sends is never redirected."""

@@ -60,11 +60,8 @@ def assignment(service: str, port: int, *endpoints: Endpoint) -> Assignment:
     return Assignment(name(service), port, tuple(sorted(endpoints)))
 
 
-def frontends(**addresses: str) -> tuple[Frontend, ...]:
-    """Of services `<namespace>__<name>`, with `_` for `-`."""
-    return tuple(
-        Frontend(name(key.replace("__", "/").replace("_", "-")), address) for key, address in sorted(addresses.items())
-    )
+def frontend(service: str, address: str) -> Frontend:
+    return Frontend(name(service), address)
 
 
 def intercepted(of: Workload) -> Workload:

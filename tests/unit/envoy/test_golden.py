@@ -141,6 +141,33 @@ def _intercepted(config: MeshConfig) -> Mesh:
     return nouns.mesh(nouns.proxy(web, outbound=outbound, inbound=inbound), config=config)
 
 
+def _treated() -> Mesh:
+    """A workload that calls itself, and asks for everything that a TrafficPolicy can."""
+    web = nouns.workload("shop/web", "127.0.3.3")
+    policy = TrafficPolicy(
+        web.name,
+        timedelta(seconds=2.5),
+        Retries(3, ("5xx", "reset"), timedelta(milliseconds=250)),
+        ConnectionLimits(1, 2, 3),
+        HealthCheck(timedelta(milliseconds=500), timedelta(milliseconds=100), 4, 5),
+        OutlierDetection(6, timedelta(seconds=7), timedelta(seconds=8), 9),
+        Fault(timedelta(seconds=1), 5000, 503, 200_000),
+        RateLimit(10, timedelta(minutes=1), 11),
+    )
+    treatment = Treatment(policy, ("smc.io/TrafficPolicy/shop/web", 9))
+    outbound = Outbound(
+        "shop",
+        (replace(nouns.upstream("shop/web", 80, "shop/web"), treatment=treatment),),
+        (nouns.assignment("shop/web", 80, nouns.endpoint(web, 80, 8080)),),
+        (
+            replace(nouns.destination("shop/web", 80), treatment=treatment),
+            replace(nouns.destination("shop/web", 81, {}, nouns.SPLIT), treatment=treatment),
+        ),
+    )
+    inbound = Inbound(8080, Protocol.HTTP, ((web.name, 80),), (80, 8080), policy.rate_limit, (treatment.source,))
+    return nouns.mesh(nouns.proxy(web, outbound=outbound, inbound=[inbound]))
+
+
 _BRANCHES = (
     (
         (HttpMatch(headers=(("host", "beta.*"), ("user-agent", ".*Firefox.*"))), nouns.READ),
@@ -192,6 +219,7 @@ CASES: dict[str, tuple[Mesh, Name]] = {
     ),
     "everything": (_everything(), Name("other", "api")),
     "tcp": (_tcp(), Name("shop", "cache")),
+    "treated": (_treated(), Name("shop", "web")),
     "nothing": (nouns.mesh(nouns.proxy(nouns.BUYER)), nouns.BUYER.name),
 }
 
