@@ -17,9 +17,9 @@ import structlog
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext
 
-from cluster.kv import Unavailable, View
+from cluster.kv import KeyValue, Unavailable, View
 from cluster.mirror import Mirror
-from smc import telemetry
+from smc import errors, telemetry
 from smc.errors import NotFound
 from smc.manifests import PolicyApi
 from smc.mesh import Mesh, build
@@ -64,6 +64,8 @@ class Pipeline:
         self._pending: View | None = None
         self._arrived = asyncio.Event()
         self._built: asyncio.Condition = asyncio.Condition()
+        self._view: View | None = None
+        """That `mesh` was built from."""
         self._generation = 0
         self._reached = (0, 0)
         """The generation and revision of the View that was built last."""
@@ -127,10 +129,15 @@ class Pipeline:
             started = loop.time()
             names = {name for (name, _), slot in self._slots.items() if everyone or slot.stale or name in mesh.affected}
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
-            self.mesh = mesh
+            self.mesh, self._view = mesh, view
             self._build_context = context
             self._generation = view.generation
+            anybody_is_revoked = bool(mesh.admitted or mesh.revoked_identities)
             for (name, _), slot in self._slots.items():
+                if anybody_is_revoked and (why := mesh.refuses(name, slot.serial)):
+                    # Before it is given anything of this Mesh: a key that took the place of its own, for one.
+                    slot.end(why)
+                    continue
                 if name not in names:
                     continue
                 if name not in mesh.proxies:
@@ -159,6 +166,26 @@ class Pipeline:
                             "generating a snapshot failed; the proxy keeps the last one", **{telemetry.PROXY: str(name)}
                         )
         return made
+
+    async def imagine(self, changes: Mapping[str, bytes | None]) -> tuple[Mesh, Mesh]:
+        """The Mesh as it is, and as it would be if these keys had these values; None: if they were deleted.
+
+        Nothing of it reaches a stream, and the next build does not hear of it.
+
+        Raises:
+            errors.Unavailable: there is none yet.
+        """
+        mesh, view = self.mesh, self._view
+        if mesh is None or view is None:
+            raise errors.Unavailable(self.unready_reason)
+        items = dict(view.items)
+        revision = view.revision + 1
+        for key, value in changes.items():
+            there = items.pop(key, None)
+            if value is not None:
+                items[key] = KeyValue(key, value, there.create_revision if there else revision, revision)
+        imagined = replace(view, revision=revision, items=items, changed=frozenset(changes))
+        return mesh, await asyncio.to_thread(build, mesh, imagined, self._policies)
 
     # ---------------------------------------------------------------------------------------------------- the streams
 
@@ -227,13 +254,15 @@ class Pipeline:
         if lasted > self._max_staleness:
             raise NotAdmitted(f"etcd cannot be reached since {lasted:.0f} s, longer than the mesh may be stale")
 
-    async def subscribe(self, proxy: Name, service: str = "") -> Slot:
-        """A slot that holds the proxy's Snapshot now and gets every later one.
+    async def subscribe(self, proxy: Name, service: str = "", serial: str = "") -> Slot:
+        """A slot that holds the proxy's Snapshot now and gets every later one, until the credential is revoked.
 
-        A proxy has one for each `service`; a newer one of the same takes its place.
+        A proxy has one for each `service`; a newer one of the same takes its place. `serial` is the credential's, in
+        hexadecimal.
 
         Raises:
             NotFound: no workload of that name.
+            Denied: the credential is revoked.
         """
         async with self._publishing:
             mesh = self.mesh
@@ -242,8 +271,10 @@ class Pipeline:
                     f"no workload {proxy} in the mesh",
                     hint="apply its Workload, or correct the name that it joined with",
                 )
+            if why := mesh.refuses(proxy, serial):
+                raise errors.Denied(why)
             snapshots = await asyncio.to_thread(self._snapshots, mesh, [proxy])
-            slot = Slot()
+            slot = Slot(serial)
             if proxy in snapshots:
                 slot.put(snapshots[proxy], mesh.revision, self._build_context)
             else:

@@ -98,7 +98,7 @@ class Registry:
         for _ in range(ATTEMPTS):
             found = await self._find(record.id, expected)
             stored = _readable(found)
-            if found is not None and stored is not None and _says_the_same(stored, record):
+            if found is not None and stored is not None and says_the_same(stored, record):
                 return Written(Outcome.UNCHANGED, found.mod_revision)
             outcome = Outcome.CONFIGURED if found else Outcome.CREATED
             if dry_run:
@@ -265,7 +265,7 @@ def _readable(item: KeyValue | None) -> ManifestRecord | None:
         return None
 
 
-def _says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
+def says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
     """Whether the manifest itself is equal, however and wherever it was written down."""
     return (stored.version, stored.object) == (record.version, record.object)
 

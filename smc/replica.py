@@ -6,7 +6,8 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 
 import structlog
@@ -17,7 +18,9 @@ from cluster.members import Members, NameTaken
 from cluster.mirror import Mirror
 from smc import health, plugins, records
 from smc.api import server as api
+from smc.api import waiting
 from smc.api.backends import Backends, ProxyStatus, ReplicaStatus
+from smc.certificates.authority import Trust, follow_trust
 from smc.certificates.credential import Credential
 from smc.certificates.issuing import Issuer
 from smc.certificates.requests import replica_credential
@@ -40,6 +43,8 @@ DRAIN, DRAIN_EACH = 5.0, 0.02
 """Seconds over which a replica that stops sends its streams away: so many for each, but no more in all."""
 RENEW_RETRY = 2.0
 """Seconds until a replica asks again for a credential."""
+RENEW_AGAIN = 0.2
+"""Seconds until a replica asks for one that the new intermediate signs."""
 VERSION = version("smc")
 
 log = structlog.get_logger(__name__)
@@ -101,7 +106,13 @@ class Replica:
             registry=self._registry,
             informers=informers,
             issuer=Issuer(
-                kv, keys, keyring, signer, time.time, lambda kind: metrics.certificates_issued.labels(kind).inc()
+                kv,
+                keys,
+                keyring,
+                signer,
+                time.time,
+                lambda revision: waiting.survey(self._backends(), revision),
+                lambda kind: metrics.certificates_issued.labels(kind).inc(),
             ),
             meshes=self._pipeline.meshes,
             compacts=not settings.etcd_shared,
@@ -110,6 +121,8 @@ class Replica:
         self._alive: Mapping[str, MemberRecord] = {}
         self._credential: Credential | None = None
         self._certified = asyncio.Event()
+        self._trust: Trust | None = None
+        self._trust_changed = asyncio.Event()
         self._serving = False
         metrics.leader.set_function(lambda: float(self._election.leading))
         metrics.ready.set_function(lambda: float(not self._unready()))
@@ -122,6 +135,7 @@ class Replica:
             background = [
                 tasks.create_task(self._pipeline.run(), name="pipeline"),
                 tasks.create_task(self._readiness.run(), name="readiness"),
+                tasks.create_task(self._follow_trust(), name="trust"),
                 tasks.create_task(self._keep_credential(), name="credential"),
                 tasks.create_task(self._follow_members(), name="members"),
                 tasks.create_task(health.watch_lag(self._metrics), name="loop lag"),
@@ -185,11 +199,12 @@ class Replica:
         return self._credential
 
     async def _keep_credential(self) -> None:
-        """Get this replica's credential, and the next one at half of its life, for ever.
+        """Get this replica's credential, and the next one at half of its life or once another intermediate signs.
 
         Whatever is in the way, a store that is full for one, ends nothing that is served with the one it has.
         """
         while True:
+            self._trust_changed.clear()
             try:
                 self._credential = await replica_credential(
                     self._kv, self._keys, self._keyring, self._settings.name, now=time.time()
@@ -200,7 +215,28 @@ class Replica:
                 continue
             log.info("credential", uri=self._credential.uri, not_after=self._credential.not_after)
             self._certified.set()
-            await _sleep_until(self._credential.renew_at)
+            await self._renewal_due(self._credential.renew_at)
+
+    async def _renewal_due(self, moment: float) -> None:
+        """Trust whom everybody trusts, until `moment`, in seconds since 1970, or until another intermediate signs."""
+        while (left := moment - time.time()) > 0:
+            credential, trust = self._own(), self._trust
+            if trust is not None and credential.issuer != trust.signer:
+                # The leader may have heard of it later than this replica.
+                await asyncio.sleep(RENEW_AGAIN)
+                return
+            if trust is not None and credential.roots != trust.roots:
+                self._credential = replace(credential, roots=trust.roots)
+                log.info("other roots are trusted", pins=self._credential.pins)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(60.0, left)):  # the wall clock may be set
+                    await self._trust_changed.wait()
+            self._trust_changed.clear()
+
+    async def _follow_trust(self) -> None:
+        async with aclosing(follow_trust(self._kv, self._keys)) as changes:
+            async for self._trust in changes:
+                self._trust_changed.set()
 
     def _unready(self) -> str:
         if self._credential is None:
@@ -237,6 +273,8 @@ class Replica:
                 not self._unready(),
                 len(self._streams.sessions),
                 VERSION,
+                self._credential.pins if self._credential is not None else (),
+                self._credential.issuer if self._credential is not None else "",
             )
         )
 
@@ -274,6 +312,7 @@ class Replica:
             kinds=plugins.kinds(),
             trust_domain=self._trust_domain,
             mesh=lambda: self._pipeline.mesh,
+            imagine=self._pipeline.imagine,
             replica=self._status,
             reached=self._reached,
             proxies=lambda: [self._proxy_status(session) for session in self._streams.sessions],
@@ -312,12 +351,6 @@ class Replica:
             session.versions,
             session.nacks,
         )
-
-
-async def _sleep_until(moment: float) -> None:
-    """Sleep until the wall clock says `moment`, in seconds since 1970; it may be set meanwhile."""
-    while (left := moment - time.time()) > 0:  # noqa: ASYNC110 - nobody tells when the clock is set
-        await asyncio.sleep(min(60.0, left))
 
 
 def _members(found: Mapping[str, bytes]) -> Mapping[str, MemberRecord]:

@@ -17,8 +17,19 @@ ROLES: Mapping[str, frozenset[str]] = {
     "Proxies": frozenset({OPERATOR, VIEWER, REPLICA}),
     "Wait": frozenset({OPERATOR, VIEWER}),
     "Acks": frozenset({OPERATOR, VIEWER, REPLICA}),
+    "Denials": frozenset({OPERATOR, VIEWER, REPLICA}),
+    "ReportDenials": frozenset({PROXY}),
+    "Explain": frozenset({OPERATOR, VIEWER}),
+    "Diff": frozenset({OPERATOR, VIEWER}),
+    "Config": frozenset({OPERATOR, VIEWER}),
+    "Reach": frozenset({OPERATOR, VIEWER}),
     "CreateToken": frozenset({OPERATOR}),
+    "Certificates": frozenset({OPERATOR, VIEWER}),
+    "Revoke": frozenset({OPERATOR}),
     "Renew": frozenset({OPERATOR, VIEWER, PROXY}),
+    "Trust": frozenset({PROXY}),
+    "Rotate": frozenset({OPERATOR}),
+    "Rotation": frozenset({OPERATOR, VIEWER}),
 }
 """By method of the service `Mesh`. A method that is not here may be called by nobody."""
 
@@ -28,6 +39,8 @@ class Caller:
     trust_domain: str
     path: str
     """Of its credential: `operator/<name>`, `viewer/<name>`, `proxy/<namespace>/<workload>` or `replica/<name>`."""
+    serial: str = ""
+    """Of its credential, in hexadecimal."""
 
     @property
     def role(self) -> str:

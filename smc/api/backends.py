@@ -89,6 +89,8 @@ class Backends:
     """The kinds of manifests that are taken."""
     trust_domain: str
     mesh: Callable[[], Mesh | None]
+    imagine: Callable[[Mapping[str, bytes | None]], Awaitable[tuple[Mesh, Mesh]]]
+    """The Mesh as it is, and as it would be with these values under these keys (None: deleted); raises Unavailable."""
     replica: Callable[[], ReplicaStatus]
     reached: Callable[[], int]
     """Up to which revision of the store this replica's Mesh has everything: that of the Mesh, or a later one that

@@ -130,7 +130,7 @@ def failure_of(error: errors.SmcError | store.StoreError, unreachable_for: float
     match error:
         case InvalidManifest():
             findings = tuple(
-                pb.Finding(line=f.line, column=f.column, field=f.field, message=f.reason, hint=f.hint)
+                pb.Finding(file=f.file, line=f.line, column=f.column, field=f.field, message=f.reason, hint=f.hint)
                 for f in error.findings
             )
             return Failure("Invalid", error.message, error.hint, findings)

@@ -7,24 +7,27 @@ manifest, its problems and NACKs, comes from this replica's Mesh.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from cluster import kv as store
+from cluster.kv import Guard
 from smc import manifests, telemetry
-from smc.api import objects, peers, waiting
-from smc.api.access import REPLICA, Caller
+from smc.api import denials, inspecting, objects, peers, revocations, rotation, waiting
+from smc.api.access import PROXY, REPLICA, Caller
 from smc.api.backends import Backends, ProxyStatus
 from smc.api.calls import Work
 from smc.api.credentials import answer
-from smc.certificates import requests, tokens, x509
+from smc.api.denials import Denials
+from smc.certificates import admissions, requests, tokens, x509
+from smc.certificates.authority import store_errors
 from smc.errors import Exhausted, Invalid, NotFound, Unavailable
-from smc.manifests import schema
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import ManifestRecord, UnreadableRecord
+from smc.records import ManifestRecord, MemberRecord, UnreadableRecord
 from smc.v1 import smc_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -36,11 +39,15 @@ MOST_FILE = 4096
 SETTLE = 0.5
 """Seconds that Apply waits for this replica's Mesh, to tell what problems the manifest has in it."""
 _LOOK = 0.01
+_UNKNOWN = "every other replica: etcd cannot be asked which there are"
 
 
 @dataclass(frozen=True, slots=True)
 class MeshService:
     backends: Backends
+    denials: Denials
+    comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one call that has configurations made only to be looked at: they take memory and time."""
 
     def methods(self) -> Mapping[str, Work]:
         return {
@@ -51,8 +58,19 @@ class MeshService:
             "Proxies": self.proxies,
             "Wait": self.wait,
             "Acks": self.acks,
+            "Denials": self.denials_,
+            "ReportDenials": self.report_denials,
+            "Explain": self.explain,
+            "Diff": self.diff,
+            "Config": self.config,
+            "Reach": self.reach,
             "CreateToken": self.create_token,
+            "Certificates": self.certificates,
+            "Revoke": self.revoke,
             "Renew": self.renew,
+            "Trust": partial(rotation.trust, self.backends),
+            "Rotate": partial(rotation.rotate, self.backends),
+            "Rotation": partial(rotation.rotation, self.backends),
         }
 
     # ------------------------------------------------------------------------------------------------------ manifests
@@ -85,7 +103,7 @@ class MeshService:
         record = manifests.read(
             request.document, b.kinds, file=file, line=request.line or 1, author=caller.uri, now=b.now()
         )
-        return _within(record, request.namespace)
+        return manifests.within(record, request.namespace)
 
     async def _settle(self, manifest: str, mod_revision: int) -> None:
         """Wait a moment for a Mesh that has this version of the manifest."""
@@ -157,13 +175,11 @@ class MeshService:
         )
         if request.local or caller.role == REPLICA:
             return response
-        try:
-            members = await b.members()
-        except (store.StoreError, Unavailable) as e:
-            log.warning("the other replicas are not known", reason=str(e))
-            response.unreachable.append("every other replica: etcd cannot be asked which there are")
+        members = await self._others()
+        if members is None:
+            response.unreachable.append(_UNKNOWN)
             return response
-        others, unreachable = await peers.proxies([m for m in members if m.name != own.name], b.credential())
+        others, unreachable = await peers.proxies(members, b.credential())
         for other in others:
             response.proxies.extend(other.proxies)
             response.replicas.extend(other.replicas)
@@ -172,11 +188,61 @@ class MeshService:
         response.replicas.sort(key=lambda r: r.name)
         return response
 
+    async def _others(self) -> Sequence[MemberRecord] | None:
+        """The other replicas that are alive; None while that is not known."""
+        b = self.backends
+        try:
+            return [member for member in await b.members() if member.name != b.replica().name]
+        except (store.StoreError, Unavailable) as e:
+            log.warning("the other replicas are not known", reason=str(e))
+            return None
+
+    async def denials_(self, request: pb.DenialsRequest, caller: Caller) -> pb.DenialsResponse:
+        own = pb.DenialsResponse(denials=self.denials.of(self._mesh(), request.namespace, self.backends.now()))
+        if request.local or caller.role == REPLICA:
+            return own
+        members = await self._others()
+        if members is None:
+            own.unreachable.append(_UNKNOWN)
+            return own
+        others, unreachable = await peers.denials(members, self.backends.credential(), request.namespace)
+        told = (denial for answer in (own, *others) for denial in answer.denials)
+        return pb.DenialsResponse(denials=denials.newest(told), unreachable=unreachable)
+
+    async def report_denials(self, request: pb.ReportDenialsRequest, caller: Caller) -> pb.ReportDenialsResponse:
+        """Of the caller itself, whatever the request says."""
+        self.denials.take(Name.parse(caller.path.removeprefix(f"{PROXY}/")), request, self._mesh())
+        return pb.ReportDenialsResponse()
+
+    def _mesh(self) -> Mesh:
+        mesh = self.backends.mesh()
+        if mesh is None:
+            raise Unavailable("this replica has not read the mesh yet", hint="ask again soon, or another one")
+        return mesh
+
     async def wait(self, request: pb.WaitRequest, caller: Caller) -> pb.WaitResponse:
         return await waiting.wait(self.backends, request)
 
     async def acks(self, request: pb.AcksRequest, caller: Caller) -> pb.AcksResponse:
         return waiting.acks(self.backends, waiting.versions(request))
+
+    # ------------------------------------------------------------------------------------ what the mesh makes of things
+
+    async def explain(self, request: pb.ExplainRequest, caller: Caller) -> pb.ExplainResponse:
+        return await inspecting.explain(self.backends, request)
+
+    async def diff(self, request: pb.DiffRequest, caller: Caller) -> pb.DiffResponse:
+        async with self.comparing:
+            return await inspecting.diff(self.backends, request, caller.uri)
+
+    async def config(self, request: pb.ConfigRequest, caller: Caller) -> pb.ConfigResponse:
+        connected = await self.proxies(pb.ProxiesRequest(), caller)
+        async with self.comparing:
+            return await inspecting.config(self.backends, request, connected.proxies)
+
+    async def reach(self, request: pb.GetRequest, caller: Caller) -> pb.ReachResponse:
+        found = await self.get(request, caller)
+        return await inspecting.reach(self.backends, _id(request), found.resource_version)
 
     # ---------------------------------------------------------------------------------------------------- credentials
 
@@ -188,11 +254,22 @@ class MeshService:
         log.info("token created", credential=request.credential, expires=expires, author=caller.uri)
         return pb.CreateTokenResponse(token=text, expires=expires)
 
+    async def certificates(self, request: pb.CertificatesRequest, caller: Caller) -> pb.CertificatesResponse:
+        return await revocations.certificates(self.backends, request)
+
+    async def revoke(self, request: pb.RevokeRequest, caller: Caller) -> pb.RevokeResponse:
+        return await revocations.revoke(self.backends, request, caller.uri)
+
     async def renew(self, request: pb.RenewRequest, caller: Caller) -> pb.Credential:
         """The caller's own name, whatever the request says; only its public key is used."""
         b = self.backends
         key = x509.requested_key(request.csr)
-        chain = await requests.request_credential(b.kv, b.keys, b.keyring, caller.path, key, caller.uri)
+        guards: Sequence[Guard] = ()
+        if caller.role == PROXY:
+            proxy = Name.parse(caller.path.removeprefix(f"{PROXY}/"))
+            with store_errors("it cannot be told whether the credential is revoked"):
+                guards = await admissions.check_credential(b.kv, b.keys, proxy, caller.serial)
+        chain = await requests.request_credential(b.kv, b.keys, b.keyring, caller.path, key, caller.uri, guards=guards)
         return await answer(b, caller.path, chain)
 
 
@@ -215,28 +292,6 @@ def _proxy(status: ProxyStatus, replica: str, mesh: Mesh | None) -> pb.Proxy:
         versions=dict(status.versions),
         nacks=[*nacks, *left_out],
     )
-
-
-def _within(record: ManifestRecord, namespace: str) -> ManifestRecord:
-    """Put a manifest that names no namespace into this one; "" leaves it where it is.
-
-    Raises:
-        Invalid: it names another.
-    """
-    if not namespace or record.name.namespace in (namespace, manifests.MESH_WIDE):
-        return record
-    metadata = record.object["metadata"]
-    if "namespace" in metadata:
-        raise Invalid(
-            f"{record.kind} {record.name} names its own namespace, and {namespace!r} was asked for",
-            hint="leave one of the two out",
-        )
-    try:
-        schema.label(namespace)
-    except ValueError as e:
-        raise Invalid(f"no namespace is called {namespace[:80]!r}: {e}") from None
-    placed = {**record.object, "metadata": {**metadata, "namespace": namespace}}
-    return replace(record, name=Name(namespace, record.name.name), object=placed)
 
 
 def _id(request: pb.GetRequest | pb.DeleteRequest) -> str:

@@ -11,7 +11,7 @@ import click
 from smc.cli import say, tracing
 from smc.cli.documents import Document, read
 from smc.cli.kinds import identify, namespace_of, resolve, split_name
-from smc.cli.session import InvalidDocument, Session, connected
+from smc.cli.session import F, InvalidDocument, Session, connected
 from smc.cli.waiting import Waits, wait, wait_option
 from smc.errors import Denied, Expired, NotFound, SmcError, Unauthenticated, Unavailable
 
@@ -21,15 +21,23 @@ if TYPE_CHECKING:
 HOPELESS = (Denied, Unauthenticated, Expired, Unavailable)
 """What would happen to every other document as well."""
 
-_FILES = click.option(
-    "-f", "--filename", "files", multiple=True, metavar="FILE|DIR|-", help="Manifests, YAML or JSON; may be repeated."
-)
-_NAMESPACE = click.option("-n", "--namespace", default="", help="For manifests that name none.")
+
+def file_options(f: F) -> F:
+    """-f and -n, as every command has them that reads manifests."""
+    namespace = click.option("-n", "--namespace", default="", help="For manifests that name none.")
+    files = click.option(
+        "-f",
+        "--filename",
+        "files",
+        multiple=True,
+        metavar="FILE|DIR|-",
+        help="Manifests, YAML or JSON; may be repeated.",
+    )
+    return files(namespace(f))
 
 
 @click.command(cls=Waits)
-@_FILES
-@_NAMESPACE
+@file_options
 @wait_option
 @click.option("--dry-run", is_flag=True, help="Let the control plane check everything, and write nothing.")
 @click.option(
@@ -92,8 +100,7 @@ def apply(
 @click.command(cls=Waits)
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@_FILES
-@_NAMESPACE
+@file_options
 @wait_option
 @click.option("--resource-version", type=click.IntRange(min=1), default=None, help="Only this version.")
 @connected
@@ -144,6 +151,15 @@ def delete(
         wait(session, versions, patience)
 
 
+def say_findings(error: InvalidDocument) -> None:
+    """Each at its place."""
+    for f in error.findings:
+        place = ":".join(str(part) for part in (f.file, f.line, f.column) if part)
+        say.finding(f"{place}: {f.field + ': ' if f.field else ''}{f.message}", f.hint)
+    if error.more:
+        say.finding(f"and {error.more} more")
+
+
 def _documents(files: Sequence[str]) -> list[Document]:
     if not files:
         raise click.UsageError("-f is missing: the file, directory or - for standard input")
@@ -180,15 +196,7 @@ class _Tally:
     @staticmethod
     def _say(document: Document, error: SmcError) -> None:
         if isinstance(error, InvalidDocument):
-            _say_findings(document, error)
+            say_findings(error)
         else:
             where = f"{document.file}:{document.line}: "
             say.error(error, where="" if error.message.startswith(f"{document.file}:") else where)
-
-
-def _say_findings(document: Document, error: InvalidDocument) -> None:
-    for f in error.findings:
-        place = ":".join(str(n) for n in (f.line or document.line, f.column) if n)
-        say.finding(f"{document.file}:{place}: {f.field + ': ' if f.field else ''}{f.message}", f.hint)
-    if error.more:
-        say.finding(f"{document.file}:{document.line}: and {error.more} more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,9 @@ from smc.cli.get import as_yaml
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
 from smc.cli.session import Session, connected
 from smc.cli.table import age
+
+SHOWN = 20
+"""Proxies that are named."""
 
 
 @click.command(
@@ -32,10 +36,12 @@ def describe(session: Session, kind: str, name: str | None, namespace: str) -> N
         raise click.UsageError("NAME is missing")
     known = resolve(kind)
     request = pb.GetRequest(group=known.group, kind=known.name, namespace=namespace_of(known, namespace), name=name)
-    say.out(text(session.call("Get", request)))
+    found = session.call("Get", request)
+    say.out(text(found, session.call("Reach", request)))
 
 
-def text(object_: Any, now: float | None = None) -> str:
+def text(object_: Any, reach: Any, now: float | None = None) -> str:
+    """What Get and Reach answer."""
     o = object_
     created = datetime.fromtimestamp(o.created, UTC)
     data = json.loads(o.json)
@@ -58,4 +64,17 @@ def text(object_: Any, now: float | None = None) -> str:
     for n in o.nacks:
         lines.append(f"  {n.proxy}  {n.type_url.rpartition('.')[2]} {n.resource}  (version {n.resource_version})")
         lines.append(textwrap.indent(n.text, "    "))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_reached(reach)])
+
+
+def _reached(reach: Any) -> Iterator[str]:
+    """Those that lack it first, in full; then the others by name."""
+    if not reach.proxies:
+        yield "Reached:     no proxy has anything that comes from it by name"
+        return
+    yield f"Reached:     {reach.acked} of {reach.proxies} proxies have ACKed it"
+    shown = reach.reached[:SHOWN]
+    for r in shown:
+        yield f"  {r.proxy}  {' '.join(r.state.split())}"
+    if more := reach.proxies - len(shown):
+        yield f"  and {more} more"

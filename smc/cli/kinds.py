@@ -55,6 +55,17 @@ def namespace_of(kind: Kind, namespace: str) -> str:
     return (namespace or DEFAULT_NAMESPACE) if kind.namespaced else MESH_WIDE
 
 
+def named_by(manifest: str) -> str:
+    """How people name what is stored as `<group>/<kind>/<namespace>/<name>`: `trafficsplit/shop/bookstore`."""
+    from smc.manifests import MESH_WIDE
+
+    parts = manifest.split("/")
+    if len(parts) != 4:  # it is an informer's, or a record that is no manifest
+        return manifest
+    _, kind, namespace, name = parts
+    return f"{kind.lower()}/{name}" if namespace == MESH_WIDE else f"{kind.lower()}/{namespace}/{name}"
+
+
 def identify(document: Document) -> tuple[Kind, str, str]:
     """Whose manifest a document is, by its head alone: kind, namespace ("" if it says none) and name.
 

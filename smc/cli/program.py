@@ -27,17 +27,24 @@ COMMANDS = {
     "get": ("smc.cli.get:get", "List manifests, or show one."),
     "describe": ("smc.cli.describe:describe", "Show a manifest with its problems, and which proxies refuse it."),
     "validate": ("smc.cli.validate:validate", "Check manifests in files, without a control plane."),
+    "diff": ("smc.cli.diff:diff", "Show what applying manifests would change at which proxies."),
+    "explain": ("smc.cli.explain:explain", "Say whether a request would be allowed, by what, and where it would go."),
     "delete": ("smc.cli.apply:delete", "Delete manifests."),
     "token": ("smc.cli.credentials:token", "Let somebody else join: make a token."),
     "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
     "recover": ("smc.cli.replica:recover_command", "Become an operator again, with the key-encryption key."),
     "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
+    "cert": ("smc.cli.cert:cert", "See certificates, and revoke a proxy or an identity."),
     "check": ("smc.cli.check:check", "Say whether the mesh is well, and what mends it."),
     "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
     "completion": ("smc.cli.completion:completion", "Print the script that completes smc's words in your shell."),
     "version": ("smc.cli.credentials:version", "Print the version."),
 }
 """Name -> (module:attribute, one line of help). A command is imported when it is run or asked for its help."""
+
+
+ANSWERS = frozenset({"diff", "explain"})
+"""Commands whose exit code 1 is an answer, so that failing has another one."""
 
 
 class Program(click.Group):
@@ -69,7 +76,8 @@ class Program(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             say.error(e)
-            ctx.exit(say.exit_code(e))
+            code = say.exit_code(e)
+            ctx.exit(_failed(ctx) if code == say.FAILED and not isinstance(e, say.Reported) else code)
         except BrokenPipeError:
             # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +92,11 @@ class Program(click.Group):
                 f"smc failed in a way that nobody foresaw: {type(e).__name__}: {text}",
                 "run it again as `smc --debug …` and report what that prints",
             )
-            ctx.exit(say.FAILED)
+            ctx.exit(_failed(ctx))
+
+
+def _failed(ctx: click.Context) -> int:
+    return say.UNANSWERED if ctx.invoked_subcommand in ANSWERS else say.FAILED
 
 
 @click.group(

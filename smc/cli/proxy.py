@@ -7,7 +7,7 @@ import ipaddress
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import click
 from smc.cli import logs, say
 from smc.cli.completion import complete_proxy
 from smc.cli.credentials import JOIN_PORT, join_port
+from smc.cli.kinds import named_by
+from smc.cli.pages import page
 from smc.cli.session import Session, connected
 from smc.cli.table import Columns, age, table
 from smc.cli.watching import PATIENCE, Change, Changes, refuse, watch, watch_option
@@ -28,6 +30,14 @@ TYPES = (
     ("Listener", "LDS"),
     ("RouteConfiguration", "RDS"),
 )
+
+CONFIG_TYPES = {
+    "cluster": "Cluster",
+    "endpoint": "ClusterLoadAssignment",
+    "secret": "Secret",
+    "listener": "Listener",
+    "route": "RouteConfiguration",
+}
 
 RUN_HELP = """Join the mesh as a proxy, run Envoy, and keep its credential fresh, until SIGTERM.
 
@@ -48,7 +58,7 @@ Exit codes: 0 asked to stop; 1 failed; 2 neither credential nor token;
 10 no control plane answered; 11 it is not the token's mesh; 12 no such token;
 13 the token was used by another key; 14 the token has expired;
 15 the clocks differ; 16 the credential has expired; 17 refused; 18 no Envoy;
-19 may not or cannot intercept.
+19 may not or cannot intercept; 20 the root of the credential is no longer trusted.
 """
 
 
@@ -217,6 +227,77 @@ def status(session: Session, name: str | None, output: str, watched: bool) -> No
         say.note("no proxies are connected")
         return
     say.out(render(proxies, answer.replicas, output))
+
+
+CONFIG_HELP = page(
+    """Show what a proxy should have, as the messages of Envoy's API, and what it has ACKed of it.
+
+    Any replica may be asked: all make the same. A type whose version the proxy has not ACKed is marked, and so is a
+    resource that it refused, with Envoy's own words. In the place of private keys stands [redacted].
+    """,
+    examples="""
+    smc proxy config shop/buyer
+    smc proxy config shop/buyer --type route --name outbound
+    smc proxy config shop/bookstore --type secret -o json
+    """,
+)
+
+
+@proxy.command(help=CONFIG_HELP)
+@click.argument("name", metavar="NAMESPACE/WORKLOAD", shell_complete=complete_proxy)
+@click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+@click.option("--type", "type_", type=click.Choice(list(CONFIG_TYPES)), default=None, help="Only this type.")
+@click.option("--name", "resource", default="", help="Only the resource of this name.")
+@connected
+def config(session: Session, name: str, output: str, type_: str | None, resource: str) -> None:
+    from smc.v1 import smc_pb2 as pb
+
+    request = pb.ConfigRequest(proxy=name, type=CONFIG_TYPES[type_] if type_ else "", name=resource)
+    answer = session.call("Config", request)
+    say.out(configuration(answer, output))
+    if not answer.replica:
+        say.warning(f"{name} is connected to no replica, so it is not known what it has")
+
+
+def configuration(answer: Any, output: str) -> str:
+    """A ConfigResponse as one document: JSON, or YAML with comments."""
+    if output == "json":
+        data = {
+            "proxy": answer.proxy,
+            "revision": answer.revision,
+            "replica": answer.replica,
+            "types": [{"type": t.type, "version": t.version, "acked": t.acked} for t in answer.types],
+            "resources": [
+                {
+                    "type": r.type,
+                    "name": r.name,
+                    "version": r.version,
+                    "refused": r.refused,
+                    "sources": list(r.sources),
+                    "message": json.loads(r.json),
+                }
+                for r in answer.resources
+            ],
+        }
+        return json.dumps(data, indent=2, ensure_ascii=False)
+    return "\n".join(_as_documents(answer))
+
+
+def _as_documents(answer: Any) -> Iterator[str]:
+    from smc.cli.get import as_yaml
+
+    at = f"connected to {answer.replica}" if answer.replica else "connected to no replica"
+    yield f"# {answer.proxy}, by the mesh at revision {answer.revision}, {at}"
+    for t in answer.types:
+        acked = "ACKed" if t.acked == t.version else f"it has ACKed {t.acked}" if t.acked else "it has ACKed none"
+        yield f"# {t.type} {t.version}: {acked}"
+    for r in answer.resources:
+        yield "---"
+        yield f"# {r.type} {r.name}, version {r.version}"
+        yield from (f"# from {named_by(manifest)}" for manifest in r.sources)
+        if r.refused:
+            yield f"# REFUSED: {' '.join(r.refused.split())}"
+        yield as_yaml(json.loads(r.json)).rstrip("\n")
 
 
 def render(proxies: Sequence[Any], replicas: Sequence[Any], output: str, now: float | None = None) -> str:

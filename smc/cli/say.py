@@ -10,7 +10,8 @@ import click
 
 from smc.errors import Denied, Exhausted, Expired, NotFound, SmcError, Unauthenticated, Unavailable
 
-OK, FAILED, USAGE, NOT_FOUND, DENIED, UNAVAILABLE, LAGGING = range(7)
+OK, FAILED, USAGE, NOT_FOUND, DENIED, UNAVAILABLE, LAGGING, UNANSWERED = range(8)
+"""UNANSWERED: FAILED, of a command whose 1 is an answer."""
 
 
 class Reported(SmcError):

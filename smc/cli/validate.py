@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ from smc.errors import NotFound
 from smc.manifests import Finding, InvalidManifest, Kind, PolicyApi, schema
 from smc.manifests.text import Node
 from smc.mesh import build
-from smc.model import Name, Problem, Severity
+from smc.model import Problem, Severity
 from smc.records import Keys, ManifestRecord, MeshRecord, encode
 
 FORMATS = ("text", "json", "sarif")
@@ -67,7 +67,7 @@ def check(
     for number, document in enumerate(documents):
         try:
             record = manifests.read(document.text, kinds, file=document.file, line=document.line, now=float(number))
-            record = _within(record, namespace, document)
+            record = manifests.within(record, namespace)
         except InvalidManifest as e:
             told.extend(Told(Severity.ERROR, INVALID, finding) for finding in e.findings)
             continue
@@ -84,24 +84,6 @@ def check(
     )
     order = {document.file: number for number, document in reversed(list(enumerate(documents)))}
     return tuple(sorted(told, key=lambda t: (order[t.finding.file], t.finding.line, t.finding.column)))
-
-
-def _within(record: ManifestRecord, namespace: str, document: Document) -> ManifestRecord:
-    """Put a manifest that names no namespace into this one; "" leaves it where it is.
-
-    Raises:
-        InvalidManifest: it names another.
-    """
-    if not namespace or record.name.namespace in (namespace, manifests.MESH_WIDE):
-        return record
-    metadata = record.object["metadata"]
-    if "namespace" in metadata:
-        field = "metadata.namespace"
-        at = locate(_root(document), field)
-        reason = f"it names its own namespace, and {namespace} was asked for"
-        raise InvalidManifest([Finding(document.file, at.line, at.column, field, reason, "leave one of the two out")])
-    placed = {**record.object, "metadata": {**metadata, "namespace": namespace}}
-    return replace(record, name=Name(namespace, record.name.name), object=placed)
 
 
 def _problems(records: Iterable[ManifestRecord], policies: Sequence[PolicyApi]) -> Iterable[Problem]:

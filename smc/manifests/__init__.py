@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from smc.manifests.expressions import RE2_MAX_LENGTH, RE2_MAX_PROGRAM_SIZE
 from smc.manifests.findings import Finding, InvalidManifest
-from smc.manifests.kinds import DEFAULT_NAMESPACE, MESH_WIDE, Kind, find, noun, read, read_all
+from smc.manifests.kinds import DEFAULT_NAMESPACE, MESH_WIDE, Kind, find, noun, read, read_all, within
 from smc.manifests.own import OWN_KINDS, mesh_config, service, workload
 from smc.manifests.text import MAX_DOCUMENT, MAX_TEXT, Document, documents
-from smc.model import Binding, Grant, Permission, Problem, Split
+from smc.model import Binding, Grant, Permission, PolicyOptions, Problem, Split
 from smc.records import ManifestRecord
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "read",
     "read_all",
     "service",
+    "within",
     "workload",
 ]
 
@@ -73,5 +74,8 @@ class PolicyApi:
 
     groups: frozenset[str]
     """The API groups whose manifests it compiles."""
-    compile: Callable[[str, Sequence[Manifest]], Rules]
-    """(namespace, its manifests in these groups, sorted by id) -> Rules. Pure; raises nothing: it reports Problems."""
+    compile: Callable[[str, Sequence[Manifest], PolicyOptions], Rules]
+    """(namespace, its manifests in these groups, sorted by id, options) -> Rules.
+
+    Pure; raises nothing: it reports Problems.
+    """

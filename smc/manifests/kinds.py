@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smc.errors import NotFound
@@ -89,6 +89,40 @@ def read(
         reason = "a second document, where one is taken"
         raise InvalidManifest([Finding(file, others[0].line, 1, "", reason, "apply each on its own")])
     return first
+
+
+def within(record: ManifestRecord, namespace: str) -> ManifestRecord:
+    """Put a manifest that names no namespace into this one; "" leaves it where it is, and so does a mesh-wide kind.
+
+    Raises:
+        InvalidManifest: it names another, or no namespace may be called so.
+    """
+    if not namespace or record.name.namespace in (namespace, MESH_WIDE):
+        return record
+    metadata = record.object["metadata"]
+    if "namespace" in metadata:
+        at, reason = (
+            _place(record, "metadata", "namespace"),
+            f"it names its own namespace, and {namespace} was asked for",
+        )
+        finding = Finding(record.file, at.line, at.column, "metadata.namespace", reason, "leave one of the two out")
+        raise InvalidManifest([finding])
+    try:
+        schema.label(namespace)
+    except Unfit as e:
+        raise InvalidManifest([Finding(record.file, record.line, 0, "", f"namespace {e.reason}", e.hint)]) from None
+    placed = {**record.object, "metadata": {**metadata, "namespace": namespace}}
+    return replace(record, name=Name(namespace, record.name.name), object=placed)
+
+
+def _place(record: ManifestRecord, *path: str) -> Node:
+    """Where a record's text has what is at this path, which is there."""
+    (document,), _ = parse(record.text, file=record.file, line=record.line)
+    node = document.root
+    for key in path:
+        assert isinstance(node.value, Mapping)  # noqa: S101 - it was read
+        node = node.value[key].value
+    return node
 
 
 def read_all(

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class MeshStub:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies and Acks.
+    operators may do everything, viewers read and Renew, proxies only Renew, Trust and ReportDenials, replicas only ask for
+    Proxies, Acks and Denials.
     """
 
     def __init__(self, channel):
@@ -71,21 +72,77 @@ class MeshStub:
                 request_serializer=smc_dot_v1_dot_smc__pb2.AcksRequest.SerializeToString,
                 response_deserializer=smc_dot_v1_dot_smc__pb2.AcksResponse.FromString,
                 _registered_method=True)
+        self.Denials = channel.unary_unary(
+                '/smc.v1.Mesh/Denials',
+                request_serializer=smc_dot_v1_dot_smc__pb2.DenialsRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.DenialsResponse.FromString,
+                _registered_method=True)
+        self.ReportDenials = channel.unary_unary(
+                '/smc.v1.Mesh/ReportDenials',
+                request_serializer=smc_dot_v1_dot_smc__pb2.ReportDenialsRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.ReportDenialsResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/smc.v1.Mesh/Explain',
+                request_serializer=smc_dot_v1_dot_smc__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Diff = channel.unary_unary(
+                '/smc.v1.Mesh/Diff',
+                request_serializer=smc_dot_v1_dot_smc__pb2.DiffRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.DiffResponse.FromString,
+                _registered_method=True)
+        self.Config = channel.unary_unary(
+                '/smc.v1.Mesh/Config',
+                request_serializer=smc_dot_v1_dot_smc__pb2.ConfigRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.ConfigResponse.FromString,
+                _registered_method=True)
+        self.Reach = channel.unary_unary(
+                '/smc.v1.Mesh/Reach',
+                request_serializer=smc_dot_v1_dot_smc__pb2.GetRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.ReachResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/smc.v1.Mesh/CreateToken',
                 request_serializer=smc_dot_v1_dot_smc__pb2.CreateTokenRequest.SerializeToString,
                 response_deserializer=smc_dot_v1_dot_smc__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.Certificates = channel.unary_unary(
+                '/smc.v1.Mesh/Certificates',
+                request_serializer=smc_dot_v1_dot_smc__pb2.CertificatesRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.CertificatesResponse.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/smc.v1.Mesh/Revoke',
+                request_serializer=smc_dot_v1_dot_smc__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.RevokeResponse.FromString,
                 _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/smc.v1.Mesh/Renew',
                 request_serializer=smc_dot_v1_dot_smc__pb2.RenewRequest.SerializeToString,
                 response_deserializer=smc_dot_v1_dot_smc__pb2.Credential.FromString,
                 _registered_method=True)
+        self.Trust = channel.unary_unary(
+                '/smc.v1.Mesh/Trust',
+                request_serializer=smc_dot_v1_dot_smc__pb2.TrustRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.TrustResponse.FromString,
+                _registered_method=True)
+        self.Rotate = channel.unary_unary(
+                '/smc.v1.Mesh/Rotate',
+                request_serializer=smc_dot_v1_dot_smc__pb2.RotateRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.RotationResponse.FromString,
+                _registered_method=True)
+        self.Rotation = channel.unary_unary(
+                '/smc.v1.Mesh/Rotation',
+                request_serializer=smc_dot_v1_dot_smc__pb2.RotationRequest.SerializeToString,
+                response_deserializer=smc_dot_v1_dot_smc__pb2.RotationResponse.FromString,
+                _registered_method=True)
 
 
 class MeshServicer:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies and Acks.
+    operators may do everything, viewers read and Renew, proxies only Renew, Trust and ReportDenials, replicas only ask for
+    Proxies, Acks and Denials.
     """
 
     def Apply(self, request, context):
@@ -137,14 +194,95 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Denials(self, request, context):
+        """What policy has denied, or would have denied where the mode is not enforcing, as the proxies have told any replica
+        (or the asked one only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportDenials(self, request, context):
+        """What the caller, a proxy, has counted since its Envoy started. RESOURCE_EXHAUSTED: it tells that too often.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """What becomes of a request and why, by the Mesh of the asked replica. NOT_FOUND: no such caller, service or port.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diff(self, request, context):
+        """What a change would make different for which proxies; nothing is written. INVALID_ARGUMENT as in Apply.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Config(self, request, context):
+        """What a proxy should have by the Mesh of the asked replica, and what it has ACKed. No private key is in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reach(self, request, context):
+        """Which proxies have something that comes from a manifest, and which of them have ACKed it as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Certificates(self, request, context):
+        """What is stored of workload certificates, who is revoked, and how far that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Revokes a proxy or an identity, or takes that back. Doing it twice does no harm. NOT_FOUND: what is to be taken back
+        is not revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Renew(self, request, context):
         """A new certificate for the caller's own credential.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Trust(self, request, context):
+        """A proxy says which roots it trusts and who signed its credential, and hears what it should be. It is waited for in a
+        rotation until it has said so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rotate(self, request, context):
+        """Has the leader replace the intermediate or the root, or joins the rotation of that kind that is under way. ABORTED:
+        one of the other kind is. INVALID_ARGUMENT: the key of the root that has to sign is not in the store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rotation(self, request, context):
+        """How far the newest rotation is, and who is missing. NOT_FOUND: there never was one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,15 +326,70 @@ def add_MeshServicer_to_server(servicer, server):
                     request_deserializer=smc_dot_v1_dot_smc__pb2.AcksRequest.FromString,
                     response_serializer=smc_dot_v1_dot_smc__pb2.AcksResponse.SerializeToString,
             ),
+            'Denials': grpc.unary_unary_rpc_method_handler(
+                    servicer.Denials,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.DenialsRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.DenialsResponse.SerializeToString,
+            ),
+            'ReportDenials': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportDenials,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.ReportDenialsRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.ReportDenialsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.ExplainRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Diff': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diff,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.DiffRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.DiffResponse.SerializeToString,
+            ),
+            'Config': grpc.unary_unary_rpc_method_handler(
+                    servicer.Config,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.ConfigRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.ConfigResponse.SerializeToString,
+            ),
+            'Reach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reach,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.GetRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.ReachResponse.SerializeToString,
+            ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
                     request_deserializer=smc_dot_v1_dot_smc__pb2.CreateTokenRequest.FromString,
                     response_serializer=smc_dot_v1_dot_smc__pb2.CreateTokenResponse.SerializeToString,
             ),
+            'Certificates': grpc.unary_unary_rpc_method_handler(
+                    servicer.Certificates,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.CertificatesRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.CertificatesResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.RevokeRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.RevokeResponse.SerializeToString,
+            ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
                     request_deserializer=smc_dot_v1_dot_smc__pb2.RenewRequest.FromString,
                     response_serializer=smc_dot_v1_dot_smc__pb2.Credential.SerializeToString,
+            ),
+            'Trust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trust,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.TrustRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.TrustResponse.SerializeToString,
+            ),
+            'Rotate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rotate,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.RotateRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.RotationResponse.SerializeToString,
+            ),
+            'Rotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rotation,
+                    request_deserializer=smc_dot_v1_dot_smc__pb2.RotationRequest.FromString,
+                    response_serializer=smc_dot_v1_dot_smc__pb2.RotationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -208,7 +401,8 @@ def add_MeshServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
     """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, replicas only ask for Proxies and Acks.
+    operators may do everything, viewers read and Renew, proxies only Renew, Trust and ReportDenials, replicas only ask for
+    Proxies, Acks and Denials.
     """
 
     @staticmethod
@@ -401,6 +595,168 @@ class Mesh:
             _registered_method=True)
 
     @staticmethod
+    def Denials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Denials',
+            smc_dot_v1_dot_smc__pb2.DenialsRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.DenialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportDenials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/ReportDenials',
+            smc_dot_v1_dot_smc__pb2.ReportDenialsRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.ReportDenialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Explain',
+            smc_dot_v1_dot_smc__pb2.ExplainRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Diff',
+            smc_dot_v1_dot_smc__pb2.DiffRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.DiffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Config(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Config',
+            smc_dot_v1_dot_smc__pb2.ConfigRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.ConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Reach',
+            smc_dot_v1_dot_smc__pb2.GetRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.ReachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateToken(request,
             target,
             options=(),
@@ -428,6 +784,60 @@ class Mesh:
             _registered_method=True)
 
     @staticmethod
+    def Certificates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Certificates',
+            smc_dot_v1_dot_smc__pb2.CertificatesRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.CertificatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Revoke',
+            smc_dot_v1_dot_smc__pb2.RevokeRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.RevokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Renew(request,
             target,
             options=(),
@@ -444,6 +854,87 @@ class Mesh:
             '/smc.v1.Mesh/Renew',
             smc_dot_v1_dot_smc__pb2.RenewRequest.SerializeToString,
             smc_dot_v1_dot_smc__pb2.Credential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Trust',
+            smc_dot_v1_dot_smc__pb2.TrustRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.TrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rotate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Rotate',
+            smc_dot_v1_dot_smc__pb2.RotateRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.RotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smc.v1.Mesh/Rotation',
+            smc_dot_v1_dot_smc__pb2.RotationRequest.SerializeToString,
+            smc_dot_v1_dot_smc__pb2.RotationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,7 @@ import grpc.aio
 
 from cluster.kv import KV, Guard, Operation, Outcome, Unavailable
 from cluster.memory import MemoryKV
+from smc import plugins
 from smc.api.backends import Backends, ProxyStatus, ReplicaStatus
 from smc.api.limits import Limits
 from smc.api.server import JOIN_LIMITS, MESH_LIMITS, Ports, serving
@@ -27,7 +28,6 @@ from smc.certificates.credential import Credential
 from smc.certificates.initialise import initialise
 from smc.certificates.requests import replica_credential
 from smc.certificates.signers.local import LocalSigner
-from smc.manifests import OWN_KINDS
 from smc.metrics import Metrics
 from smc.model import MeshConfig
 from smc.records import Keys, MemberRecord
@@ -74,6 +74,7 @@ class Replica:
     backends: Backends
     metrics: Metrics
     mesh: Any = None
+    imagine: Any = None
     reached: int = 7
     streams: list[ProxyStatus] = field(default_factory=list)
     members: list[MemberRecord] = field(default_factory=list)
@@ -138,7 +139,9 @@ async def running(
         kv, operator, keyring, authority = of.kv, of.operator, of.backends.keyring, of.signer_authority
     async with asyncio.TaskGroup() as tasks:
         answers = tasks.create_task(
-            Answers(kv, keys, keyring, authority, Leads(kv), time.time, lambda: DAY, lambda _kind: None).run()
+            Answers(
+                kv, keys, keyring, lambda: authority, Leads(kv), time.time, lambda: DAY, dict, lambda _kind: None
+            ).run()
         )
         credential = await replica_credential(kv, keys, keyring, name, now=time.time())
         replica: Replica
@@ -153,9 +156,10 @@ async def running(
             keys=keys,
             keyring=keyring,
             registry=Registry(kv, keys),
-            kinds=OWN_KINDS,
+            kinds=plugins.kinds(),
             trust_domain=TRUST_DOMAIN,
             mesh=lambda: replica.mesh,
+            imagine=lambda changes: replica.imagine(changes),
             replica=lambda: ReplicaStatus(name, of is None, True, 7, len(replica.streams), "0.1.0"),
             reached=lambda: replica.reached,
             proxies=lambda: replica.streams,

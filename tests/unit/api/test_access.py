@@ -16,7 +16,10 @@ def test_the_table_is_what_the_contract_says() -> None:
     }
     assert may == {
         OPERATOR: set(ROLES),
-        VIEWER: {"Acks", "Get", "List", "Proxies", "Renew", "Wait"},
-        PROXY: {"Renew"},
-        REPLICA: {"Acks", "Proxies"},
+        VIEWER: {
+            *("Acks", "Certificates", "Config", "Denials", "Diff", "Explain", "Get", "List", "Proxies", "Reach"),
+            *("Renew", "Rotation", "Wait"),
+        },
+        PROXY: {"Renew", "ReportDenials", "Trust"},
+        REPLICA: {"Acks", "Denials", "Proxies"},
     }

@@ -25,6 +25,12 @@ REQUESTS: dict[str, Any] = {
     "Proxies": pb.ProxiesRequest(),
     "Wait": pb.WaitRequest(),
     "Acks": pb.AcksRequest(),
+    "Denials": pb.DenialsRequest(),
+    "ReportDenials": pb.ReportDenialsRequest(),
+    "Explain": pb.ExplainRequest(caller="shop/buyer", service="shop/bookstore"),
+    "Diff": pb.DiffRequest(),
+    "Config": pb.ConfigRequest(proxy="shop/buyer"),
+    "Reach": pb.GetRequest(group="smc.io", kind="Service", namespace="shop", name="none"),
     "CreateToken": pb.CreateTokenRequest(credential="operator/new"),
     "Renew": pb.RenewRequest(),
 }

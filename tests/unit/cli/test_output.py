@@ -102,7 +102,12 @@ def test_a_manifest_of_another_shape_is_shown_with_question_marks() -> None:
 
 
 def test_a_description_says_all_that_the_mesh_has_to_say() -> None:
-    assert describe.text(troubled(), now=NOW) == (
+    reach = pb.ReachResponse(proxies=24, acked=22)
+    reach.reached.add(proxy="shop/buyer", state="nacked: Listener outbound: no\nreally")
+    reach.reached.add(proxy="shop/far", state="disconnected")
+    for number in range(22):
+        reach.reached.add(proxy=f"shop/p{number:02}", state="acked")
+    assert describe.text(troubled(), reach, now=NOW) == (
         "Name:        bookstore-2\n"
         "Namespace:   shop\n"
         "Kind:        Service (smc.io/v1alpha1)\n"
@@ -122,8 +127,16 @@ def test_a_description_says_all_that_the_mesh_has_to_say() -> None:
         "    wait\n"
         "Refused by:\n"
         "  shop/buyer  Listener outbound  (version 42)\n"
-        "    regex 'a' RE2 program size of 101 > max program size of 100"
+        "    regex 'a' RE2 program size of 101 > max program size of 100\n"
+        "Reached:     22 of 24 proxies have ACKed it\n"
+        "  shop/buyer  nacked: Listener outbound: no really\n"
+        "  shop/far  disconnected\n" + "".join(f"  shop/p{number:02}  acked\n" for number in range(18)) + "  and 4 more"
     )
+
+
+def test_what_no_proxy_has_is_said() -> None:
+    told = describe.text(troubled(), pb.ReachResponse(), now=NOW)
+    assert told.endswith("Reached:     no proxy has anything that comes from it by name")
 
 
 def test_the_table_of_proxies_ends_with_what_they_refuse() -> None:
