@@ -32,6 +32,8 @@ FIRST_RETRY, LAST_RETRY = 0.1, 10.0
 """Seconds between a death and the next start: doubled each time, from the start again after `STEADY` seconds alive."""
 STEADY = 30.0
 _POLL = 0.2
+_LOOK = 1.0
+"""Seconds between two looks at which secrets Envoy has."""
 _CERTIFICATE = "identity"
 
 _PREPARE = """
@@ -213,17 +215,41 @@ async def _has_listener(session: aiohttp.ClientSession, admin: str, name: str) -
     return any(listener.get("name") == name for listener in found.get("listener_statuses", ()))
 
 
+async def watch_secrets(admin: str, changed: asyncio.Event) -> None:
+    """Set `changed` whenever Envoy has other secrets than before, and when it has some for the first time; for ever.
+
+    Anybody on this machine might answer in Envoy's place, so it says when to ask the mesh, and nothing else.
+    """
+    known: Any = None
+    timeout = aiohttp.ClientTimeout(total=5)
+    async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+        while True:
+            found = await _secrets(session, admin, "name,version_info")
+            if found and found != known:
+                known = found
+                changed.set()
+            await asyncio.sleep(_LOOK)
+
+
+async def _secrets(session: aiohttp.ClientSession, admin: str, mask: str) -> list[Mapping[str, Any]]:
+    """The secrets that Envoy uses; none while it does not answer."""
+    try:
+        async with session.get(
+            f"http://{admin}/config_dump", params={"resource": "dynamic_active_secrets", "mask": mask}
+        ) as answer:
+            if answer.status != 200:
+                return []
+            configs = json.loads(await answer.read()).get("configs", ())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, AttributeError):
+        return []
+    return [secret for secret in configs if isinstance(secret, dict)]
+
+
 async def _is_ready(session: aiohttp.ClientSession, admin: str) -> bool:
     try:
         async with session.get(f"http://{admin}/ready") as answer:
             if answer.status != 200:
                 return False
-        async with session.get(
-            f"http://{admin}/config_dump", params={"resource": "dynamic_active_secrets", "mask": "name"}
-        ) as answer:
-            if answer.status != 200:
-                return False
-            dump = json.loads(await answer.read())
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+    except (aiohttp.ClientError, TimeoutError, OSError):
         return False
-    return any(secret.get("name") == _CERTIFICATE for secret in dump.get("configs", ()))
+    return any(secret.get("name") == _CERTIFICATE for secret in await _secrets(session, admin, "name"))

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import structlog
@@ -19,18 +19,20 @@ from smc.certificates import credential as credentials
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
 from smc.envoy import bootstrap as bootstraps
-from smc.errors import Expired, Invalid, NotFound
+from smc.errors import Denied, Expired, Invalid, NotFound, SmcError
 from smc.injector.rules import Interception
 from smc.model import Name
-from smc.proxy import enrolment, envoy, interception
+from smc.proxy import denials, enrolment, envoy, interception, resolver
 from smc.proxy.enrolment import CREDENTIAL, Enrolment
 from smc.proxy.join import join
-from smc.proxy.renewal import keep_fresh
+from smc.proxy.renewal import LEFT_BEHIND, LEFT_BEHIND_HINT, is_left_behind, keep_fresh, renew
 from smc.proxy.settings import Exit, ProxyFailed, ProxySettings
 
 BOOTSTRAP, READY, LOCK, ENVOY_LOG = "bootstrap.json", "ready", ".lock", "envoy.log"
 
 _STDOUT = 1
+STILL_TAKEN = 5.0
+"""Seconds that a proxy with a token asks whether the credential that it has is revoked."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,10 +59,11 @@ async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.
     for number in signals:
         loop.add_signal_handler(number, run.on_signal, number)
     try:
-        with ExitStack() as held:
+        async with AsyncExitStack() as held:
             if settings.interception is not None:
                 held.enter_context(interception.claimed())
                 interception.prepare(settings.interception, settings.directory, log)
+                await held.enter_async_context(resolver.answering(group=settings.interception.proxy_uid))
             held.enter_context(_owned(settings.directory))
             await run.run()
             if settings.interception is not None:
@@ -93,7 +96,9 @@ class _Run:
         self._stop = stop
         self._rules: Interception | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._entered: tuple[Credential, Enrolment] | None = None
+        self._beside: list[asyncio.Task[None]] = []
+        self._news = asyncio.Event()
 
     def on_signal(self, number: signal.Signals) -> None:
         _log.info("signal received", signal=number.name)
@@ -109,14 +114,14 @@ class _Run:
 
     async def run(self) -> None:
         directory = self._settings.directory
-        self._not_ready()
+        self._died()
         self._intercept_again()
         # Before the token is used: a machine without Envoy should not spend it.
         executable = envoy.find(self._settings.envoy, os.environ)
         entered = await envoy.first(self._enter(), self._stop.wait())
         if entered is None:
             return
-        credential, enrolled = entered
+        self._entered = credential, enrolled = entered
         self._intercept(enrolled)
         admin = self._write_bootstrap(credential, enrolled)
         flags = bootstraps.flags(
@@ -129,11 +134,15 @@ class _Run:
 
         def started(process: asyncio.subprocess.Process) -> None:
             self._process = process
-            self._watching = tasks.create_task(self._report_ready(admin, enrolled), name="proxy: ready")
+            self._beside = [
+                tasks.create_task(self._report_ready(admin, enrolled), name="proxy: ready"),
+                tasks.create_task(denials.report(admin, self._who, now=self._now), name="proxy: denials"),
+                tasks.create_task(envoy.watch_secrets(admin, self._news), name="proxy: secrets"),
+            ]
 
         async with asyncio.TaskGroup() as tasks:
             fresh = tasks.create_task(
-                keep_fresh(directory, credential, enrolled, now=self._now, renewed=self._renewed),
+                keep_fresh(directory, credential, enrolled, news=self._news, now=self._now, renewed=self._renewed),
                 name="proxy: renewal",
             )
             await envoy.supervise(
@@ -143,7 +152,7 @@ class _Run:
                 log=self._log,
                 stop_timeout=self._settings.stop_timeout,
                 started=started,
-                died=self._not_ready,
+                died=self._died,
             )
             fresh.cancel()
 
@@ -172,8 +181,17 @@ class _Run:
         except Invalid as e:
             failure = ProxyFailed(Exit.FAILED, e.message, hint=e.hint or "join again with a new token")
         else:
-            _log.info("using the credential that is there", credential=credential.uri, not_after=credential.not_after)
-            return credential, enrolled
+            if await is_left_behind(credential, enrolled):
+                failure = ProxyFailed(Exit.LEFT_BEHIND, LEFT_BEHIND, hint=LEFT_BEHIND_HINT)
+            else:
+                fresh = await self._still_taken(credential, enrolled) if settings.token else (credential, enrolled)
+                if fresh is not None:
+                    credential = fresh[0]
+                    _log.info(
+                        "using the credential that is there", credential=credential.uri, not_after=credential.not_after
+                    )
+                    return fresh
+                failure = ProxyFailed(Exit.REFUSED, f"the credential of {credential.uri} is revoked")
         if not settings.token:
             raise failure
         try:
@@ -187,6 +205,21 @@ class _Run:
         joined = await join(settings.directory, token, settings.join, timeout=settings.join_timeout, now=self._now)
         _log.info("joined", credential=joined[0].uri, not_after=joined[0].not_after, mesh=joined[1].mesh)
         return joined
+
+    async def _still_taken(self, credential: Credential, enrolled: Enrolment) -> tuple[Credential, Enrolment] | None:
+        """The credential, perhaps renewed; None if it is revoked, as far as anybody says within a few seconds.
+
+        It is asked only where there is a token that would mend it: a restart has to need no control plane.
+        """
+        try:
+            async with asyncio.timeout(STILL_TAKEN):
+                return await renew(self._settings.directory, credential, enrolled, now=self._now)
+        except Denied as e:
+            _log.warning("the credential that is there is refused, so the token is used", error=str(e))
+            return None
+        except (TimeoutError, SmcError) as e:
+            _log.info("it is not known whether the credential is still taken", error=str(e))
+            return credential, enrolled
 
     def _write_bootstrap(self, _credential: Credential, enrolled: Enrolment) -> str:
         """Write what Envoy reads when it starts; returns its admin interface's host:port.
@@ -217,7 +250,12 @@ class _Run:
         admin = json.loads(text)["admin"]["address"]["socket_address"]
         return f"{admin['address']}:{admin['port_value']}"
 
+    def _who(self) -> tuple[Credential, Enrolment]:
+        assert self._entered is not None  # noqa: S101 - Envoy starts after that
+        return self._entered
+
     def _renewed(self, credential: Credential, enrolled: Enrolment) -> None:
+        self._entered = credential, enrolled
         self._intercept(enrolled)
         self._write_bootstrap(credential, enrolled)
 
@@ -253,10 +291,11 @@ class _Run:
             _log.warning("the file ready cannot be written", error=str(e))
         _log.info("ready", proxy=enrolled.proxy, mesh=enrolled.mesh, admin=admin)
 
-    def _not_ready(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
+    def _died(self) -> None:
+        """Envoy does not run, or not any more: it is not ready, and nothing that is beside it goes on."""
+        for task in self._beside:
+            task.cancel()
+        self._beside = []
         (self._settings.directory / READY).unlink(missing_ok=True)
 
 

@@ -41,6 +41,8 @@ class Exit(IntEnum):
     """There is no Envoy to start."""
     CANNOT_INTERCEPT = 19
     """It may not, or cannot, write the rules of interception."""
+    LEFT_BEHIND = 20
+    """The mesh has another root by now, takes the credential no longer, and there is no token."""
 
 
 class ProxyFailed(SmcError):
@@ -76,7 +78,7 @@ class ProxySettings:
     join: tuple[str, ...] = ()
     """host:port of join ports, tried in turn. Not needed once there is a credential."""
     token: str = field(default="", repr=False)
-    """A join token. Ignored while the directory holds a credential that is valid."""
+    """A join token. Ignored while the directory holds a credential that is valid and not revoked."""
     join_timeout: float = 60.0
     """Seconds to go on trying while no control plane answers."""
     envoy: str = ""

@@ -32,6 +32,10 @@ class ControlPlane(JoinServicer, MeshServicer):
     ttl: timedelta = DAY
     signed_ago: float = 0.0
     api: str = ""
+    told: list[pb.TrustRequest] = field(default_factory=list)
+    newest: TestAuthority | None = None
+    """Who signs now, if it is not `ca`: trusted beside it, until `retired` is `ca`."""
+    retired: TestAuthority | None = None
 
     async def Join(  # noqa: N802
         self, request: pb.JoinRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -46,14 +50,27 @@ class ControlPlane(JoinServicer, MeshServicer):
         self.renewals.append(peer.decode())
         return await self._answer(request.csr, context)
 
+    async def Trust(  # noqa: N802
+        self, request: pb.TrustRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.TrustResponse:
+        if not request.roots:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no roots")
+        self.told.append(request)
+        newest = self.newest or self.ca
+        roots = [x509.pem(ca.root) for ca in (self.ca, newest) if ca is not self.retired]
+        return pb.TrustResponse(
+            roots=list(dict.fromkeys(roots)), renew=request.issuer != x509.key_id(newest.intermediate)
+        )
+
     async def _answer(self, csr: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Credential:
         if self.failures:
             code, text, kind = self.failures.pop(0)
             await context.abort(code, text, (("smc-error", kind),) if kind else ())
-        leaf = self.ca.leaf(self.path, x509.requested_key(csr), now=time.time() - self.signed_ago, ttl=self.ttl)
+        ca = self.newest or self.ca
+        leaf = ca.leaf(self.path, x509.requested_key(csr), now=time.time() - self.signed_ago, ttl=self.ttl)
         return pb.Credential(
-            chain=x509.pem(leaf, self.ca.intermediate),
-            roots=[x509.pem(self.ca.root)],
+            chain=x509.pem(leaf, ca.intermediate),
+            roots=list(dict.fromkeys(x509.pem(one.root) for one in (self.ca, ca) if one is not self.retired)),
             trust_domain=self.ca.trust_domain,
             mesh="default",
             mesh_domain="mesh.internal",

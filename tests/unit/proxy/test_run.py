@@ -325,7 +325,7 @@ async def test_what_fails_while_renewing_leaves_the_old_credential_in_use(machin
         enrolled = enrolment.read(machine.directory)
         assert enrolled is not None
         with structlog.testing.capture_logs() as logs:
-            task = asyncio.create_task(renewal.keep_fresh(machine.directory, old, enrolled))
+            task = asyncio.create_task(renewal.keep_fresh(machine.directory, old, enrolled, news=asyncio.Event()))
             await until(lambda: any("renewed" in entry["event"] or "expired" in entry["event"] for entry in logs))
             assert not task.done()
             task.cancel()
