@@ -18,8 +18,10 @@ from cluster.election import Leadership
 from cluster.kv import KV, StoreError
 from smc import addresses, informers, quarantine, readiness
 from smc.certificates.issuing import Issuer, Wanted
+from smc.certificates.revoking import Revoked
 from smc.errors import SmcError
 from smc.mesh import Mesh
+from smc.model import Identity, Name
 from smc.records import Keys
 from smc.registry import Registry
 
@@ -85,10 +87,34 @@ async def _wanted(meshes: AsyncGenerator[Mesh, None]) -> AsyncGenerator[Wanted, 
     last: Wanted | None = None
     async for mesh in meshes:
         config = mesh.config
-        wanted = Wanted(mesh.identities, config.workload_certificate_ttl, config.credential_ttl)
+        wanted = Wanted(
+            mesh.identities - mesh.revoked_identities.keys(),
+            config.workload_certificate_ttl,
+            config.credential_ttl,
+            _revoked(mesh),
+        )
         if wanted != last:
             last = wanted
             yield wanted
+
+
+def _revoked(mesh: Mesh) -> Revoked:
+    since: dict[Identity, int] = {}
+    for revoked in mesh.revoked_proxies.values():
+        if revoked.identity is not None and revoked.identity not in mesh.revoked_identities:
+            since[revoked.identity] = max(revoked.revision, since.get(revoked.identity, 0))
+    if not (since or mesh.revoked_identities):
+        return Revoked()
+    others: dict[Identity, set[Name]] = {identity: set() for identity in since}
+    banned: dict[Name, Identity] = {}
+    for name, proxy in mesh.proxies.items():
+        identity = proxy.workload.identity
+        if identity in mesh.revoked_identities:
+            banned[name] = identity
+        elif identity in others and not mesh.is_out(name):
+            others[identity].add(name)
+    held = {identity: frozenset(names) for identity, names in others.items()}
+    return Revoked(frozenset(mesh.revoked_identities), since, held, banned)
 
 
 async def compact(kv: KV) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from smc.api import peers
 from smc.api.backends import Backends, ProxyStatus
+from smc.certificates.rotating import Acks
 from smc.errors import Invalid
 from smc.records import QuarantineRecord
 from smc.v1 import smc_pb2 as pb
@@ -82,6 +83,27 @@ def _state(
 # ------------------------------------------------------------------------------------------------------- all of them
 
 
+async def survey(b: Backends, revision: int) -> Acks:
+    """What every live replica's proxies have made of everything up to `revision`.
+
+    Raises:
+        StoreError: it is not known which replicas there are.
+        Unavailable: this replica cannot ask the others yet.
+    """
+    connected: set[str] = set()
+    lagging: dict[str, str] = {}
+    behind: dict[str, str] = {}
+    for name, answer in (await _ask_all(b, (revision,))).items():
+        if answer is None:
+            behind[name] = "does not answer"
+            continue
+        connected.update(answer.proxies)
+        lagging.update((one.proxy, f"{one.state}: {one.text}" if one.text else one.state) for one in answer.laggards)
+        if answer.revision < revision:
+            behind[name] = f"is at revision {answer.revision}, before {revision}"
+    return Acks(frozenset(connected), lagging, behind)
+
+
 @dataclass(slots=True)
 class _Watched:
     """What one call remembers from look to look."""
@@ -109,7 +131,7 @@ async def wait(b: Backends, request: pb.WaitRequest) -> pb.WaitResponse:
     while True:
         answers = await _ask_all(b, wanted)
         mesh = b.mesh()
-        there = {str(name) for name in mesh.proxies} if mesh is not None else set[str]()
+        there = {str(name) for name in mesh.proxies if not mesh.is_out(name)} if mesh is not None else set[str]()
         response = _judge(answers, there, wanted, watched, loop.time())
         acked = response.acked if acked is None else acked
         left = (began + NEWS if response.acked > acked else give_up) - loop.time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +12,12 @@ from typing import Protocol
 import structlog
 
 from cluster import kv as store
-from cluster.kv import KV, Committed, Guard, KeyValue, Operation, Outcome, Put, Status
-from smc.certificates import requests, x509
+from cluster.kv import KV, Guard, KeyValue, Operation, Outcome, Put, Rejected, Status
+from smc.certificates import admissions, requests, x509
 from smc.certificates.authority import Authority
 from smc.certificates.sealing import Keyring
-from smc.errors import Invalid, SmcError
+from smc.errors import Invalid, SmcError, Unavailable
+from smc.model import Identity, Name
 from smc.records import AnswerRecord, Keys, RequestRecord, decode, encode
 
 CONCURRENT = 16
@@ -38,16 +39,19 @@ class Leadership(Protocol):
 class Answers:
     """Answers requests during one term of leadership.
 
-    `now` is the wall clock in seconds since 1970; `ttl` says how long a credential lives that is signed now.
+    `now` is the wall clock in seconds since 1970; `authority` is who signs now, and `ttl` says how long a credential
+    lives that is signed now.
     """
 
     _kv: KV
     _keys: Keys
     _keyring: Keyring
-    _authority: Authority
+    _authority: Callable[[], Authority]
     _leadership: Leadership
     _now: Callable[[], float]
     _ttl: Callable[[], timedelta]
+    _banned: Callable[[], Mapping[Name, Identity]]
+    """The proxies of identities that are revoked."""
     _issued: Callable[[str], None]
 
     async def run(self) -> None:
@@ -110,26 +114,51 @@ class Answers:
             StoreError: as `KV.transact`.
         """
         kind = ""
+        admission: Operation | None = None
+        guards = [Guard(item.key, mod_revision=item.mod_revision), Guard(self._keys.answer(id_), create_revision=0)]
+        authority = self._authority()
         try:
             request = self._believed(id_, item)
             kind = request.credential.split("/")[0]
-            uri = x509.credential_uri(self._authority.trust_domain, request.credential)
+            uri = x509.credential_uri(authority.trust_domain, request.credential)
             key = x509.load_public(request.public_key)
+            proxy = Name.parse(request.credential.removeprefix("proxy/")) if kind == "proxy" else None
+            revoked = await self._revoked(proxy, item) if proxy is not None else None
         except Invalid as e:
             log.warning("a request for a credential is refused", error=str(e))
             answer = AnswerRecord(id_, error=str(e))
         else:
-            leaf, chain = await self._authority.issue(key, uri, now=self._now(), ttl=self._ttl())
+            leaf, chain = await authority.issue(key, uri, now=self._now(), ttl=self._ttl())
             answer = AnswerRecord(id_, chain)
             log = log.bind(credential=uri, requester=request.requester, serial=f"{leaf.serial_number:x}")
-        outcome = await self._leadership.transact(
-            [Put(self._keys.answer(id_), encode(answer), item.lease)],
-            [Guard(item.key, mod_revision=item.mod_revision), Guard(self._keys.answer(id_), create_revision=0)],
-        )
-        # If not, it is answered already, or nobody waits any more.
-        if isinstance(outcome, Committed) and answer.chain:
+            if proxy is not None:
+                guards.append(admissions.unchanged(self._keys.revoked_proxy(proxy), revoked))
+            if proxy is not None and revoked is not None:
+                admission, guard = await admissions.admit(self._kv, self._keys, proxy, revoked, leaf, self._now())
+                guards.append(guard)
+        answered = Put(self._keys.answer(id_), encode(answer), item.lease)
+        outcome = await self._leadership.transact([answered, *([admission] if admission else [])], guards)
+        if isinstance(outcome, Rejected):
+            if any(not guard.holds(outcome.found[guard.key]) for guard in guards[2:]):
+                raise Unavailable("its proxy was revoked, or let in again, meanwhile")
+            return  # It is answered already, or nobody waits any more.
+        if answer.chain:
             self._issued(kind)
             log.info("credential issued")
+
+    async def _revoked(self, proxy: Name, request: KeyValue) -> KeyValue | None:
+        """The revocation since which the proxy is let in with what this request asks for; None if there is none.
+
+        Raises:
+            Invalid: the proxy is revoked, and was when it was asked for, or its identity is.
+        """
+        if identity := self._banned().get(proxy):
+            raise Invalid(f"the identity {identity} of {proxy} is revoked")
+        revoked = await self._kv.get(self._keys.revoked_proxy(proxy))
+        # Whoever asks on behalf of a revoked proxy has seen a token, or a credential, that was made since.
+        if revoked is not None and request.mod_revision < revoked.mod_revision:
+            raise Invalid(f"{proxy} was revoked", hint="ask for a new token")
+        return revoked
 
     def _believed(self, id_: str, item: KeyValue) -> RequestRecord:
         request = decode(RequestRecord, item.value, key=item.key)

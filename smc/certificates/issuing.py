@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import structlog
@@ -18,6 +18,8 @@ from cluster.kv import KV, Delete, Guard, KeyValue, Put, Rejected
 from smc.certificates import x509
 from smc.certificates.answering import Answers, Leadership
 from smc.certificates.authority import Authority, load_authority
+from smc.certificates.revoking import Lists, Revoked, Revoking, issued
+from smc.certificates.rotating import Rotations, Survey
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
 from smc.errors import Invalid, SmcError
@@ -44,9 +46,10 @@ class Wanted:
     """What the newest Mesh asks of the Issuer."""
 
     identities: frozenset[Identity]
-    """Every identity that a workload has."""
+    """Every identity that a workload has, and that is not revoked."""
     workload_ttl: timedelta
     credential_ttl: timedelta
+    revoked: Revoked = field(default_factory=Revoked)
 
 
 @dataclass(slots=True)
@@ -62,9 +65,12 @@ class _Held:
     not_until: float = 0.0
     """No attempt before this time."""
 
-    def due(self, ttl: timedelta) -> float:
-        """When to sign the next one, in seconds since 1970. A shorter `ttl` than it was made with counts at once."""
-        if self.record is None:
+    def due(self, ttl: timedelta, issuer: int) -> float:
+        """When to sign the next one, in seconds since 1970.
+
+        A shorter `ttl` than it was made with counts at once, and so does another `issuer`: who signs now.
+        """
+        if self.record is None or self.record.issuer != issuer:
             return self.not_until
         made = x509.issued(self.record.not_before, self.record.not_after)
         end = min(self.record.not_after, made + ttl.total_seconds())
@@ -72,10 +78,10 @@ class _Held:
 
 
 class Issuer:
-    """Issues and renews a certificate for every identity, and answers requests for credentials.
+    """Issues and renews a certificate for every identity, answers requests for credentials, and rotates who signs.
 
-    `now` is the wall clock, in seconds since 1970. `issued` hears of each certificate that was signed and written: its
-    kind is `workload`, or what a credential's path begins with.
+    `now` is the wall clock, in seconds since 1970. `survey` says who has ACKed what: see `rotating`. `issued` hears of
+    each certificate that was signed and written: its kind is `workload`, or what a credential's path begins with.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Issuer:
         keyring: Keyring,
         signer: Signer,
         now: Callable[[], float],
+        survey: Survey,
         issued: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._kv = kv
@@ -92,6 +99,7 @@ class Issuer:
         self._keyring = keyring
         self._signer = signer
         self._now = now
+        self._survey = survey
         self._issued = issued
 
     async def run(self, leadership: Leadership, wanted: AsyncIterable[Wanted]) -> None:
@@ -106,21 +114,47 @@ class Issuer:
             whatever `leadership.transact` raises when this replica is no longer the leader.
         """
         authority = await load_authority(self._kv, self._keys, self._keyring, self._signer)
-        term = _Term(self._kv, self._keys, self._keyring, authority, leadership, self._now, self._issued)
+        lists = Lists(self._kv, self._keys, self._keyring, self._signer, leadership, self._now)
+        term = _Term(self._kv, self._keys, self._keyring, authority, lists, leadership, self._now, self._issued)
+        revoking = Revoking(
+            self._kv,
+            self._keys,
+            lists,
+            leadership,
+            survey=self._survey,
+            now=self._now,
+            make=term.make,
+            written=term.forget,
+        )
         answers = Answers(
             self._kv,
             self._keys,
             self._keyring,
-            authority,
+            lambda: term.authority,
             leadership,
             self._now,
             lambda: term.credential_ttl,
+            lambda: term.revoked.banned,
             self._issued,
         )
+        rotations = Rotations(
+            self._kv,
+            self._keys,
+            self._keyring,
+            self._signer,
+            leadership,
+            survey=self._survey,
+            now=self._now,
+            ttl=lambda: term.workload_ttl,
+            signing=lambda: term.authority,
+            switch=term.switch,
+        )
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(term.follow(wanted), name="issuer: wanted")
+            tasks.create_task(term.follow(wanted, revoking.want), name="issuer: wanted")
+            tasks.create_task(revoking.run(), name="issuer: revocations")
             tasks.create_task(term.keep_certificates(), name="issuer: certificates")
             tasks.create_task(answers.run(), name="issuer: requests")
+            tasks.create_task(rotations.run(), name="issuer: rotation")
 
 
 class _Term:
@@ -132,6 +166,7 @@ class _Term:
         keys: Keys,
         keyring: Keyring,
         authority: Authority,
+        lists: Lists,
         leadership: Leadership,
         now: Callable[[], float],
         issued: Callable[[str], None],
@@ -139,40 +174,62 @@ class _Term:
         self._kv = kv
         self._keys = keys
         self._keyring = keyring
-        self._authority = authority
+        self._lists = lists
+        self.authority = authority
         self._leadership = leadership
         self._now = now
         self._issued = issued
         self._wanted: Wanted | None = None
         self._wake = asyncio.Event()
         self._held: dict[Identity, _Held] = {}
+        self._known = False
+        """Whether `_held` is what the store holds."""
 
     @property
     def credential_ttl(self) -> timedelta:
         return self._wanted.credential_ttl if self._wanted is not None else DEFAULTS.credential_ttl
 
-    async def follow(self, wanted: AsyncIterable[Wanted]) -> None:
+    @property
+    def workload_ttl(self) -> timedelta:
+        return self._wanted.workload_ttl if self._wanted is not None else DEFAULTS.workload_certificate_ttl
+
+    @property
+    def revoked(self) -> Revoked:
+        return self._wanted.revoked if self._wanted is not None else Revoked()
+
+    def forget(self, _identity: Identity) -> None:
+        """Somebody else of this term has written a certificate."""
+        self._known = False
+        self._wake.set()
+
+    def switch(self, authority: Authority) -> None:
+        """From now on this one signs, and what another one has signed is to be signed anew."""
+        self.authority = authority
+        self._wake.set()
+
+    async def follow(self, wanted: AsyncIterable[Wanted], revoked: Callable[[Revoked], None]) -> None:
+        """Take in what is wanted, and pass on who is revoked."""
         async for self._wanted in wanted:
+            revoked(self._wanted.revoked)
             self._wake.set()
 
     async def keep_certificates(self) -> None:
-        known = False
         while True:
             self._wake.clear()
             wait = _LOOK_AGAIN
             try:
-                if not known:
+                if not self._known:
+                    self._known = True
                     await self._load()
-                    known = True
                 if self._wanted is not None:
                     wait = await self._step(self._wanted)
             except (store.Unavailable, store.Ambiguous) as e:
                 # What the store holds is unknown now: read it again.
                 _log.warning("certificates cannot be kept", error=str(e))
-                known = False
+                self._known = False
                 wait = FIRST_RETRY
             except _Changed:
-                known = False
+                self._known = False
                 wait = 0.0
             if wait > 0:
                 await self._wait(wait)
@@ -211,7 +268,7 @@ class _Term:
         except Invalid as e:
             error = str(e)
         else:
-            if record.identity == identity and found == identity.uri(self._authority.trust_domain):
+            if record.identity == identity and found == identity.uri(self.authority.trust_domain):
                 return record
             error = f"it is for {found!r}"
         _log.error("a stored certificate cannot be used and is made anew", identity=str(identity), error=error)
@@ -235,7 +292,7 @@ class _Term:
         for number, identity in enumerate(wanted.identities):
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)
-            dues.append((self._held[identity].due(wanted.workload_ttl), identity))
+            dues.append((self._held[identity].due(wanted.workload_ttl, self.authority.number), identity))
         dues.sort()
         due = [identity for at, identity in dues if at <= now]
         next_ = min([next_, *(at for at, _ in dues[len(due) : len(due) + 1])])
@@ -253,8 +310,13 @@ class _Term:
         for identity in identities:
             # A local signer never waits for anything, and the streams must not wait for the whole batch.
             await asyncio.sleep(0)
+            held = self._held[identity]
             try:
-                made.append(await self._make(identity, ttl))
+                made.append(
+                    await self.make(held.record, held.mod_revision)
+                    if held.record is not None
+                    else await self._make(identity, ttl)
+                )
             except SmcError as e:
                 self._failed(identity, str(e))
         if not made:
@@ -281,10 +343,22 @@ class _Term:
                 not_after=record.not_after,
             )
 
+    async def make(self, before: CertificateRecord, revision: int) -> CertificateRecord:
+        """The certificate, with a new key, that takes the place of the one that was written at `revision`.
+
+        Raises:
+            Expired, Unavailable, Invalid: as `Authority.issue`.
+        """
+        now = self._now()
+        made = await self._make(before.identity, self.workload_ttl)
+        replaced = tuple(one for one in issued(before, revision) if one.not_after > now)
+        return replace(made, replaced=replaced, reconnect=before.reconnect)
+
     async def _make(self, identity: Identity, ttl: timedelta) -> CertificateRecord:
         key = x509.new_key()
-        uri = identity.uri(self._authority.trust_domain)
-        leaf, chain = await self._authority.issue(key.public_key(), uri, now=self._now(), ttl=ttl)
+        authority = self.authority
+        uri = identity.uri(authority.trust_domain)
+        leaf, chain = await authority.issue(key.public_key(), uri, now=self._now(), ttl=ttl)
         return CertificateRecord(
             identity=identity,
             chain=chain,
@@ -292,13 +366,23 @@ class _Term:
             serial=f"{leaf.serial_number:x}",
             not_before=leaf.not_valid_before_utc.timestamp(),
             not_after=leaf.not_valid_after_utc.timestamp(),
-            issuer=self._authority.number,
+            issuer=authority.number,
         )
 
     async def _retire(self, identities: Sequence[Identity]) -> None:
+        """Nobody has them any more, so nobody should show what they had."""
         stored = [identity for identity in identities if self._held[identity].mod_revision]
         if stored:
-            outcome = await self._leadership.transact(
+            now = self._now()
+            outcome = await self._lists.revoke(
+                [
+                    (identity, one)
+                    for identity in stored
+                    for held in (self._held[identity],)
+                    if held.record is not None
+                    for one in issued(held.record, held.mod_revision)
+                    if one.not_after > now
+                ],
                 [Delete(self._keys.certificate(identity)) for identity in stored],
                 [self._unchanged(identity) for identity in stored],
             )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 
 from cluster import kv as store
-from cluster.kv import KV, Guard, Put, Status
+from cluster.kv import KV, Guard, Put, Rejected, Status
 from smc.certificates import x509
 from smc.certificates.authority import load_mesh, load_roots, store_errors
 from smc.certificates.credential import Credential
 from smc.certificates.sealing import Keyring
-from smc.errors import Invalid, Unavailable
+from smc.errors import Conflict, Invalid, Unavailable
 from smc.records import AnswerRecord, Keys, RequestRecord, decode, encode
 
 LEASE = 60.0
@@ -47,14 +48,16 @@ async def request_credential(
     public_key: x509.PublicKey,
     requester: str,
     *,
+    guards: Sequence[Guard] = (),
     timeout: float = TIMEOUT,
 ) -> str:
     """Have the leader sign `public_key` for the credential path `credential`; returns the chain in PEM.
 
-    Whether `requester` may have it is for the caller to decide before. Trying again is safe. When cancelled, the
-    request's lease ends what is left.
+    Whether `requester` may have it is for the caller to decide before; `guards` are what that was decided on. Trying
+    again is safe. When cancelled, the request's lease ends what is left.
 
     Raises:
+        Conflict: a guard does not hold any more.
         Invalid: a bad path, or the leader refuses; the text says why.
         Unavailable: the store does not answer, or no leader does within `timeout` seconds.
     """
@@ -67,9 +70,12 @@ async def request_credential(
                 lease = await kv.grant(LEASE)
                 # If its fate is unknown, the answer will tell.
                 with suppress(store.Ambiguous):
-                    await kv.transact(
-                        [Put(keys.request(id_), encode(request), lease)], [Guard(keys.request(id_), create_revision=0)]
+                    outcome = await kv.transact(
+                        [Put(keys.request(id_), encode(request), lease)],
+                        [Guard(keys.request(id_), create_revision=0), *guards],
                     )
+                    if isinstance(outcome, Rejected):
+                        raise Conflict(f"what {credential} may have has changed meanwhile", hint="ask again")
                 chain = await answer(kv, keys, id_)
                 with suppress(store.StoreError):
                     await kv.revoke(lease)

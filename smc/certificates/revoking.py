@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -171,13 +172,16 @@ class Lists:
             revoked.setdefault(certificate.serial, RevokedCertificate(identity, certificate, now))
         known = dict(zip(before.issuers, before.lists, strict=True)) if before is not None else {}
         lists: dict[int, str] = {}
-        for number, record in sorted(stored.intermediates.items()):
-            on_it = [one for one in revoked.values() if one.certificate.issuer == number]
-            was = [one for one in before.revoked if one.certificate.issuer == number] if before is not None else []
-            if number in known and {o.certificate.serial for o in on_it} == {o.certificate.serial for o in was}:
-                lists[number] = known[number]
-            else:
-                lists[number] = await self._sign(record, on_it, before.number + 1 if before is not None else 1)
+        for number in sorted({*known, *stored.intermediates}):
+            on_it = {one.certificate.serial for one in revoked.values() if one.certificate.issuer == number}
+            if number in known and on_it == x509.listed(known[number]):
+                if number in stored.intermediates or x509.list_ends(known[number]) > now:
+                    lists[number] = known[number]
+            elif number in stored.intermediates:
+                one_more = before.number + 1 if before is not None else 1
+                ours = [one for one in revoked.values() if one.certificate.issuer == number]
+                lists[number] = await self._sign(stored.intermediates[number], ours, one_more)
+            # Else whoever shows a certificate of one that is gone is refused, as nobody can list what is revoked of it.
         everything = tuple(sorted(revoked.values()))
         after = CrlRecord(0, tuple(lists), tuple(lists.values()), everything)
         if before is not None and replace(before, number=0) == after:
@@ -256,16 +260,20 @@ class Revoking:
                 await self._wake.wait()
 
     async def _keep_lists(self) -> None:
+        """Cover every intermediate, as soon as it is there: before that nobody may sign with it."""
+        prefix = self._keys.ca_prefix("intermediates")
         retry = Backoff(FIRST_RETRY, LAST_RETRY)
         while True:
             try:
+                at = await self._kv.status()
                 await self._lists.cover()
+                retry.reset()
+                with suppress(TimeoutError, store.Compacted):
+                    async with asyncio.timeout(IDLE), aclosing(self._kv.watch(prefix, at)) as batches:
+                        await anext(batches)
             except (store.Unavailable, store.Ambiguous, store.Refused, SmcError) as e:
                 _log.warning("the lists of revoked certificates cannot be kept; trying on", error=str(e))
                 await retry.wait()
-            else:
-                retry.reset()
-                await asyncio.sleep(IDLE)
 
     async def _carry_out(self, identity: Identity) -> None:
         """Do all that the revocations ask of one identity's key, however long the store or the signer fail."""

@@ -355,6 +355,17 @@ def list_pem(revocations: x509.CertificateRevocationList, issuer: x509.Certifica
     return revocations.public_bytes(serialization.Encoding.PEM).decode()
 
 
+def listed(text: str) -> set[str]:
+    """The serials, in hexadecimal, that are on a list of revoked certificates in PEM."""
+    return {f"{one.serial_number:x}" for one in x509.load_pem_x509_crl(text.encode())}
+
+
+def list_ends(text: str) -> float:
+    """Until when a list of revoked certificates in PEM is good, in seconds since 1970."""
+    ends = x509.load_pem_x509_crl(text.encode()).next_update_utc
+    return ends.timestamp() if ends is not None else 0.0
+
+
 def pin(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate's SubjectPublicKeyInfo, in hexadecimal: what a join token carries of the root."""
     return hashlib.sha256(public_der(certificate.public_key())).hexdigest()  # type: ignore[arg-type]

@@ -65,6 +65,13 @@ class Mesh:
     stages: object = field(default=None, repr=False)
     """What the next build goes on from; nothing to anybody else."""
 
+    def is_out(self, proxy: Name) -> bool:
+        """Whether a proxy takes no part: it is revoked and was not let in again, or its identity is revoked."""
+        found = self.proxies.get(proxy)
+        return self.admitted.get(proxy) == () or (
+            found is not None and found.workload.identity in self.revoked_identities
+        )
+
     def refuses(self, proxy: Name, serial: str) -> str:
         """Why nothing is for the holder of a proxy's credential; "" if it is not revoked."""
         if proxy in self.admitted and serial not in self.admitted[proxy]:

@@ -18,6 +18,7 @@ from smc.certificates import x509
 from smc.certificates.authority import load_keyring
 from smc.certificates.initialise import initialise
 from smc.certificates.issuing import Issuer
+from smc.certificates.rotating import Acks
 from smc.certificates.signers.local import LocalSigner
 from smc.leading import COMPACT_EVERY, KEEP_HISTORY, LAST_RETRY, Duties, compact
 from smc.mesh import Mesh
@@ -127,6 +128,10 @@ class Told:
         await asyncio.Event().wait()
 
 
+async def nobody(_revision: int) -> Acks:
+    return Acks(frozenset())
+
+
 class Led:
     """A mesh with an authority, and what its leader does in it."""
 
@@ -167,7 +172,7 @@ class Led:
             keys=KEYS,
             registry=Registry(self.kv, KEYS),
             informers=[Told()],
-            issuer=Issuer(self.kv, KEYS, keyring, signer, now, lambda _: None),
+            issuer=Issuer(self.kv, KEYS, keyring, signer, now, nobody),
             meshes=self.meshes,
             compacts=self.compacts,
         )

@@ -15,6 +15,7 @@ from smc.certificates.authority import load_keyring
 from smc.certificates.credential import Credential
 from smc.certificates.initialise import initialise
 from smc.certificates.issuing import Issuer, Wanted
+from smc.certificates.rotating import Acks
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers.local import LocalSigner
 from smc.errors import Unavailable
@@ -81,6 +82,9 @@ class Mesh:
     operator: Credential
     wanted: Wanted = field(default_factory=lambda: Wanted(frozenset(), DAY, DAY))
     issued: list[str] = field(default_factory=list)
+    connected: set[str] = field(default_factory=set)
+    """The proxies that have a stream; the tests of rotation say what they do."""
+    lagging: dict[str, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -100,6 +104,9 @@ class Mesh:
             yield self.wanted
             await self.changed.wait()
 
+    async def survey(self, _revision: int) -> Acks:
+        return Acks(frozenset(self.connected), dict(self.lagging))
+
     async def elect(self) -> Fenced:
         """Take the leadership from whoever has it."""
         await self.kv.transact([Put(self.keys.leader, b"")])
@@ -110,10 +117,10 @@ class Mesh:
         return Fenced(self.kv, self.keys.leader, item.create_revision)
 
     @asynccontextmanager
-    async def leading(self, *, kv: KV | None = None) -> AsyncIterator[asyncio.Task[None]]:
+    async def leading(self, *, kv: KV | None = None, fenced: Fenced | None = None) -> AsyncIterator[asyncio.Task[None]]:
         """A leader at work; it dies at the end of the block."""
-        fenced = await self.elect()
-        issuer = Issuer(kv or self.kv, self.keys, self.keyring, self.signer, now, self.issued.append)
+        fenced = fenced or await self.elect()
+        issuer = Issuer(kv or self.kv, self.keys, self.keyring, self.signer, now, self.survey, self.issued.append)
         task = asyncio.create_task(issuer.run(fenced, self.stream()))
         try:
             yield task

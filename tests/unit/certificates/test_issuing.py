@@ -100,7 +100,7 @@ async def test_nothing_is_issued_or_retired_before_it_is_known_what_is_wanted() 
         await asyncio.Event().wait()
         yield
 
-    issuer = Issuer(mesh.kv, mesh.keys, mesh.keyring, mesh.signer, now)
+    issuer = Issuer(mesh.kv, mesh.keys, mesh.keyring, mesh.signer, now, mesh.survey)
     task = asyncio.create_task(issuer.run(await mesh.elect(), never()))  # type: ignore[arg-type]
     await asyncio.sleep(3 * 86400)
     task.cancel()
