@@ -54,7 +54,26 @@ def _configuration(tls: ServerTLS, require_client: bool) -> grpc.ServerCertifica
 
 
 def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, now: float) -> str:
-    """Who calls: the path of its credential's SPIFFE ID, such as `operator/<name>` or `proxy/<namespace>/<workload>`.
+    """Who calls, by what gRPC knows of the connection: as `credential_path`.
+
+    Raises:
+        Unauthenticated: no certificate, and what `credential_path` raises.
+        Denied: as there.
+    """
+    certificates = list(auth_context.get("x509_pem_cert", ()))
+    if not certificates:
+        raise Unauthenticated("the connection carries no client certificate", hint="connect with a credential")
+    return credential_path(certificates[0].decode("latin-1"), trust_domain, now)
+
+
+def peer_serial(auth_context: Mapping[str, Iterable[bytes]]) -> str:
+    """The serial number, in hexadecimal, of the certificate whose path `peer_path` has told."""
+    (leaf,) = x509.load(next(iter(auth_context["x509_pem_cert"])).decode("latin-1"))
+    return f"{leaf.serial_number:x}"
+
+
+def credential_path(pem: str, trust_domain: str, now: float) -> str:
+    """The path of a credential's SPIFFE ID, such as `operator/<name>` or `proxy/<namespace>/<workload>`.
 
     TLS has checked the chain when the connection was made; that the certificate is still valid is checked here, because
     a connection may outlive it. `now` is in seconds since 1970.

@@ -11,16 +11,18 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from smc.api.access import Caller, authorise
+from smc.api.access import PROXY, Caller, authorise
 from smc.api.backends import Backends
 from smc.api.calls import Gate
+from smc.api.denials import Denials
 from smc.api.join_service import JoinService
 from smc.api.limits import Limiter, Limits, Rate
 from smc.api.mesh_service import MeshService
 from smc.certificates.credential import Credential
-from smc.errors import Unavailable
+from smc.errors import Denied, Unavailable
 from smc.metrics import Metrics
-from smc.tls import ServerTLS, peer_path, server_credentials
+from smc.model import Name
+from smc.tls import ServerTLS, peer_path, peer_serial, server_credentials
 
 MESH_LIMITS = Limits(peer=Rate(200, 1000), overall=Rate(1000, 3000))
 JOIN_LIMITS = Limits(peer=Rate(10, 100), overall=Rate(50, 300))
@@ -60,7 +62,13 @@ async def serving(
 
     def of_credential(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, Caller]:
         path = peer_path(call.auth_context(), backends.trust_domain, backends.now())
-        return path, Caller(backends.trust_domain, path)
+        caller = Caller(backends.trust_domain, path, peer_serial(call.auth_context()))
+        mesh = backends.mesh()
+        if caller.role == PROXY and mesh is not None:
+            why = mesh.refuses(Name.parse(path.removeprefix(f"{PROXY}/")), caller.serial)
+            if why:
+                raise Denied(why)
+        return path, caller
 
     def of_address(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, str]:
         # ipv4:127.0.0.1:40000 without the port: whoever joins has no other name.
@@ -80,7 +88,7 @@ async def serving(
         backends.unreachable_for,
     )
     mesh_server = _server(MESH_MESSAGE, MESH_CALLS)
-    mesh_server.add_generic_rpc_handlers((mesh_gate.open(MeshService(backends).methods()),))
+    mesh_server.add_generic_rpc_handlers((mesh_gate.open(MeshService(backends, Denials(clock)).methods()),))
     join_server = _server(JOIN_MESSAGE, JOIN_CALLS)
     join_server.add_generic_rpc_handlers((join_gate.open({"Join": JoinService(backends).join}),))
 

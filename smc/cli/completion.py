@@ -46,13 +46,15 @@ def complete_kind(ctx: click.Context, _param: click.Parameter, incomplete: str) 
     word, slash, begun = incomplete.partition("/")
     if slash:
         return [CompletionItem(f"{word}/{name}") for name in _names(ctx, word) if name.startswith(begun)]
-    return [
+    kinds = [
         CompletionItem(called, help=f"{kind.group} {kind.name}")
         for kind in known()
         for called in kind.words
         # A dot is for those who have to say the group.
         if called.startswith(incomplete.lower()) and ("." in incomplete or "." not in called)
     ]
+    counted = ctx.info_name == "get" and "denials".startswith(incomplete.lower())
+    return [*kinds, CompletionItem("denials", help="what policy has denied")] if counted else kinds
 
 
 def complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -69,6 +71,15 @@ def complete_proxy(ctx: click.Context, _param: click.Parameter, incomplete: str)
 
     answer = _ask(ctx, "Proxies", pb.ProxiesRequest())
     names = sorted({p.name for p in answer.proxies}) if answer is not None else []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_identity(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The identities that have a certificate."""
+    from smc.v1 import smc_pb2 as pb
+
+    answer = _ask(ctx, "Certificates", pb.CertificatesRequest())
+    names = sorted({c.identity for c in answer.certificates}) if answer is not None else []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
