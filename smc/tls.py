@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -53,6 +55,29 @@ def _configuration(tls: ServerTLS, require_client: bool) -> grpc.ServerCertifica
     )
 
 
+def server_context(tls: ServerTLS) -> ssl.SSLContext:
+    """For an HTTP/2 server that is not gRPC's: a client must have a certificate that leads to the roots."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # A client of TLS 1.3 that comes back is asked for its certificate again. One of 1.2 may resume what this context
+    # has checked, and there is one context for each set of roots.
+    context.num_tickets = 0
+    context.set_alpn_protocols(["h2"])
+    context.verify_mode = ssl.CERT_REQUIRED
+    # As gRPC has it: whatever is among the roots is trusted, also if another certificate has signed it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=tls.roots)
+    # OpenSSL's wrapper reads keys from files only: this one is in memory, and nobody else's.
+    file = os.memfd_create("credential", os.MFD_CLOEXEC)
+    try:
+        os.write(file, (tls.key + tls.chain).encode())
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
+    return context
+
+
 def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, now: float) -> str:
     """Who calls, by what gRPC knows of the connection: as `credential_path`.
 
@@ -79,14 +104,11 @@ def credential_path(pem: str, trust_domain: str, now: float) -> str:
     a connection may outlive it. `now` is in seconds since 1970.
 
     Raises:
-        Unauthenticated: no certificate, expired, not exactly one SPIFFE ID, or one of another trust domain.
+        Unauthenticated: expired, not exactly one SPIFFE ID, or one of another trust domain.
         Denied: the SPIFFE ID is of no kind of credential (a workload's certificate, for one).
     """
-    certificates = list(auth_context.get("x509_pem_cert", ()))
-    if not certificates:
-        raise Unauthenticated("the connection carries no client certificate", hint="connect with a credential")
     try:
-        (leaf,) = x509.load(certificates[0].decode("ascii"))
+        (leaf,) = x509.load(pem)
         uri = x509.uri(leaf)
     except (Invalid, ValueError) as e:
         raise Unauthenticated(f"the client certificate says nothing about who it is: {e}") from None

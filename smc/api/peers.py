@@ -23,10 +23,14 @@ async def proxies(
     members: Sequence[MemberRecord], credential: Credential
 ) -> tuple[list[pb.ProxiesResponse], list[str]]:
     """Ask each of `members` for its streams; returns the answers, and who gave none within DEADLINE seconds."""
-    request = pb.ProxiesRequest(local=True)
-    answers = await asyncio.gather(*(_ask(member, credential, "Proxies", request) for member in members))
-    unreachable = [m.name for m, answer in zip(members, answers, strict=True) if answer is None]
-    return [answer for answer in answers if answer is not None], unreachable
+    return await _each(members, credential, "Proxies", pb.ProxiesRequest(local=True))
+
+
+async def denials(
+    members: Sequence[MemberRecord], credential: Credential, namespace: str
+) -> tuple[list[pb.DenialsResponse], list[str]]:
+    """Ask each of `members` what it was told of denials; returns as `proxies`."""
+    return await _each(members, credential, "Denials", pb.DenialsRequest(local=True, namespace=namespace))
 
 
 async def acks(
@@ -35,6 +39,14 @@ async def acks(
     """Ask each of `members` what its proxies have ACKed; None for one that gave no answer within DEADLINE seconds."""
     request = pb.AcksRequest(resource_versions=versions)
     return list(await asyncio.gather(*(_ask(member, credential, "Acks", request) for member in members)))
+
+
+async def _each(
+    members: Sequence[MemberRecord], credential: Credential, method: str, request: Any
+) -> tuple[list[Any], list[str]]:
+    answers = await asyncio.gather(*(_ask(member, credential, method, request) for member in members))
+    unreachable = [m.name for m, answer in zip(members, answers, strict=True) if answer is None]
+    return [answer for answer in answers if answer is not None], unreachable
 
 
 async def _ask(member: MemberRecord, credential: Credential, method: str, request: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smc.cli import say
+from smc.cli import denials, say
 from smc.cli.completion import complete_kind, complete_name
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
 from smc.cli.session import Session, connected
@@ -52,9 +52,14 @@ def _workload(spec: Spec) -> tuple[str, ...]:
     )
 
 
+def _mode(spec: Spec) -> tuple[str, ...]:
+    return (str(spec.get("mode", "")),)
+
+
 COLUMNS: Mapping[str, tuple[tuple[str, ...], Callable[[Spec], tuple[str, ...]]]] = {
     "TrafficSplit": (("SERVICE", "BACKENDS"), _split),
     "TrafficTarget": (("DESTINATION", "SOURCES"), _target),
+    "NamespaceConfig": (("MODE",), _mode),
     "HTTPRouteGroup": (("MATCHES",), _routes),
     "Service": (("PORTS",), _service),
     "Workload": (("ADDRESS", "SERVICE ACCOUNT", "SERVICES"), _workload),
@@ -62,7 +67,16 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], Callable[[Spec], tuple[str, ...]]]]
 """By kind: what is worth seeing of its spec."""
 
 
-@click.command(help=f"List the manifests of a kind, or show one.\n\n{KIND_HELP}")
+_HELP = f"""List the manifests of a kind, or show one.
+
+{KIND_HELP}
+
+`smc get denials` lists what policy has denied, or would have denied where the mode is audit or permissive, as the
+proxies have counted it since they started.
+"""
+
+
+@click.command(help=_HELP)
 @click.argument("kind", shell_complete=complete_kind)
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option("-n", "--namespace", default="default", show_default=True)
@@ -82,6 +96,11 @@ def get(
     from smc.v1 import smc_pb2 as pb
 
     kind, name = split_name(kind, name)
+    if kind.lower() in denials.WORDS:
+        if name:
+            raise click.UsageError("denials have no names: -n chooses the namespace that was called")
+        denials.show(session, "" if all_namespaces else namespace, output, watched=watched)
+        return
     known = resolve(kind)
     if name and all_namespaces and known.namespaced:
         raise click.UsageError("a NAME is in one namespace: give -n instead of -A")
