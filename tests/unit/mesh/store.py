@@ -253,3 +253,12 @@ metadata: {{name: {name(group).name}, namespace: {name(group).namespace}}}
 spec:
   matches: [{{name: all, pathRegex: {path}, methods: ['*']}}]
 """
+
+
+def traffic_text(policy: str, service: str, settings: str = "timeout: 1s") -> str:
+    return f"""\
+apiVersion: smc.io/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name(policy).name}, namespace: {name(policy).namespace}}}
+spec: {{service: {service}, {settings}}}
+"""

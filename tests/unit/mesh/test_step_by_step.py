@@ -30,6 +30,8 @@ TARGET = "access.smi-spec.io/TrafficTarget"
 BINDING = "access.smi-spec.io/IdentityBinding"
 GROUP = "specs.smi-spec.io/HTTPRouteGroup"
 
+TRAFFIC = "smc.io/TrafficPolicy"
+
 Change = Callable[[Store], object]
 
 
@@ -70,7 +72,7 @@ MODES = ("enforcing", "audit", "permissive")
 KINDS = (
     "service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready",
     "ready", "certificate", "certificate", "split", "split", "target", "bound", "binding",
-    "ports", "group", "quarantine", "quarantine",
+    "ports", "group", "quarantine", "quarantine", "traffic",
     "config", "namespace config", "bundle", "synced", "broken",
 )  # fmt: skip
 
@@ -138,8 +140,12 @@ def changes(draw: st.DrawFn) -> Change:
             key = KEYS.manifest(f"{TARGET}/{target}")
             callers = some(("a/s", "a/t", "b/s"), 1)
             text = store.target_text(target, account, *callers, group=one(("all", "some")))
-            if kind := one(("", "", "TCPRoute", "UDPRoute")):
+            if kind := one(("", "", "TCPRoute", "UDPRoute", "connections")):
                 text = text.replace("rules: [", f"rules: [{{kind: {kind}, name: ports}}, ")
+            if kind == "connections":
+                text = text.replace(
+                    text[text.index("rules: [") : text.index("]") + 1], "rules: [{kind: TCPRoute, name: ports}]"
+                )
             put = methodcaller("apply", text)
         case "bound":
             target = f"{namespace}/{one(('one', 'two'))}"
@@ -164,8 +170,14 @@ def changes(draw: st.DrawFn) -> Change:
             key = KEYS.manifest(f"{GROUP}/{group}")
             put = methodcaller("apply", store.group_text(group, one(("/.*", "/x"))))
         case "quarantine":
-            manifest = f"{one((f'{SPLIT}/{namespace}/one', f'{TARGET}/{namespace}/one', f'{GROUP}/{namespace}/all'))}"
+            of = one((f"{SPLIT}/{namespace}/one", f"{TARGET}/{namespace}/one", f"{GROUP}/{namespace}/all", TRAFFIC))
+            manifest = f"{of}/{namespace}/one" if of is TRAFFIC else of
             return partial(_quarantine, workload, manifest, gone)
+        case "traffic":
+            policy = f"{namespace}/{one(('one', 'two'))}"
+            key = KEYS.manifest(f"{TRAFFIC}/{policy}")
+            settings_ = ", ".join(some(("timeout: 1s", "rateLimit: {requests: 1}", "limits: {maxRequests: 1}"), 1))
+            put = methodcaller("apply", store.traffic_text(policy, short, settings_), created=float(number(2)))
         case "config":
             key = KEYS.manifest("smc.io/MeshConfig/-/default")
             hosts = some(("s", "s.b.svc", "*.mesh.internal", "far.example:443"))
