@@ -70,7 +70,15 @@ asyncio.run(plain.main(argparse.Namespace(http=["127.0.0.1:8080"], dns=[], zone=
 """
 """A server on the loopback address alone, as behind any sidecar; at the TCP ports it is the one who speaks first."""
 
-RESOLVER = "import asyncio; from smc.proxy import resolver; asyncio.run(resolver.serve())"
+RESOLVER = """
+import asyncio, sys
+from smc.proxy import resolver
+async def serve():
+    async with resolver.answering(group=int(sys.argv[1])):
+        await asyncio.Event().wait()
+asyncio.run(serve())
+"""
+"""What is part of `smc proxy run --intercept`."""
 ENCRYPTED = """
 import http.server, ssl, sys
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -201,7 +209,7 @@ def machines() -> Iterator[Machines]:
         zone = [f"{name}={outsider.address}" for name in ("named.example", "files.named.example", "other.example")]
         started = [
             server.command(sys.executable, "-c", APPLICATION),
-            caller.command(sys.executable, "-c", RESOLVER),
+            caller.command(sys.executable, "-c", RESOLVER, str(names.SIDECAR_UID)),
             outsider.command(
                 *(sys.executable, "-m", "e2e.kit.plain", "--http", f"{outsider.address}:8000"),
                 *("--dns", outsider.address, *(part for entry in zone for part in ("--zone", entry))),

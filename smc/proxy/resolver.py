@@ -7,7 +7,8 @@ questions come here, and Envoy is only asked whether a name is the mesh's, and w
 is, and so does its answer: whatever it is about, and whatever comes with it.
 
 A name of the mesh has IPv4 addresses and nothing else: to any other question about it there is an empty answer at once.
-While Envoy cannot be asked nobody knows whose a name is, so the answer is that this is for later (SERVFAIL).
+While Envoy cannot be asked nobody knows whose a name is: what the host's resolvers do not know is then no such name
+only perhaps, and the answer is that this is for later (SERVFAIL).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -83,9 +85,9 @@ class Question:
         return cls(message[_HEADER.size : at].lower(), kind, at + 4)
 
 
-def query(question: Question, id_: int) -> bytes:
+def query(question: Question) -> bytes:
     """What Envoy is asked: for the IPv4 addresses of that name."""
-    return _HEADER.pack(id_, _WANTED, 1, 0, 0, 0) + question.name + struct.pack(">2H", _A, _IN)
+    return _HEADER.pack(secrets.randbits(16), _WANTED, 1, 0, 0, 0) + question.name + struct.pack(">2H", _A, _IN)
 
 
 def addresses(message: bytes) -> tuple[IPv4Address, ...] | None:
@@ -157,22 +159,23 @@ def _after_name(message: bytes, at: int) -> int:
 # ------------------------------------------------------------------------------------------------------ how it is said
 
 
-async def serve(
+@asynccontextmanager
+async def answering(
     *,
+    group: int | None,
     listen: tuple[str, int] = (names.LOOPBACK, names.DNS_PORT),
     table: tuple[str, int] = (names.LOOPBACK, names.DNS_TABLE_PORT),
     resolv_conf: Path = RESOLV_CONF,
     port: int = 53,
-    group: int | None = names.SIDECAR_UID,
-) -> None:
-    """Answer until cancelled.
+) -> AsyncIterator[None]:
+    """Answer for as long as this is open.
 
     Args:
+        group: whose questions to the host's resolvers are not sent here again; None: ours.
         listen: where the application's questions are sent to.
         table: where Envoy answers.
         resolv_conf: names the host's resolvers; it is read again whenever one is needed.
         port: the resolvers' own.
-        group: whose questions to them are not sent here again; None: ours.
 
     Raises:
         ProxyFailed: `listen` cannot be bound.
@@ -182,10 +185,12 @@ async def serve(
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: resolver, local_addr=listen)
     except OSError as e:
         raise ProxyFailed(
-            Exit.CANNOT_INTERCEPT, f"nobody can answer look-ups at {listen[0]}:{listen[1]}: {e.strerror}"
+            Exit.CANNOT_INTERCEPT,
+            f"look-ups cannot be answered at {listen[0]}:{listen[1]}: {e.strerror}",
+            hint="see who listens there: ss -ulpn",
         ) from None
     try:
-        await asyncio.Event().wait()
+        yield
     finally:
         transport.close()
         await resolver.close()
@@ -224,16 +229,19 @@ class _Resolver(asyncio.DatagramProtocol):
         if said is not None and not self._transport.is_closing():
             self._transport.sendto(said, sender)
 
-    async def _resolve(self, message: bytes, question: Question) -> bytes | None:
-        id_ = secrets.randbits(16)
+    async def _resolve(self, message: bytes, question: Question) -> bytes:
         try:
-            found = addresses(await _exchange(self._table, query(question, id_), TABLE_TIMEOUT, None))
+            found = addresses(await _exchange(self._table, query(question), TABLE_TIMEOUT, None))
         except (OSError, TimeoutError, Malformed) as e:
             _log.info("Envoy cannot be asked whose a name is", error=str(e) or type(e).__name__)
-            return answer(message, question, (), _FAILED)
-        if found is not None:
-            return answer(message, question, found if question.kind == _A else ())
-        return await self._ask_host(message) or answer(message, question, (), _FAILED)
+            said = await self._ask_host(message)
+            # There may be no such name on the host because it is the mesh's.
+            is_known = said is not None and len(said) >= _HEADER.size and _head(said)[1] & _CODE == _OK
+        else:
+            if found is not None:
+                return answer(message, question, found if question.kind == _A else ())
+            said, is_known = await self._ask_host(message), True
+        return said if said is not None and is_known else answer(message, question, (), _FAILED)
 
     async def _ask_host(self, message: bytes) -> bytes | None:
         """The first answer of a resolver of the host's; None: there is none."""
