@@ -1,6 +1,7 @@
-"""What runs on hosts that know of no mesh: an HTTP server that says who asked, and a name server of one zone.
+"""Programs that know of no mesh: an HTTP server that says who asked, a greeter, and a name server of one zone.
 
     python -m e2e.kit.plain --http 198.18.7.4:8080 --http [fd00::4]:8080
+    python -m e2e.kit.plain --greet 198.18.7.4:5432 --name ledger-v1
     python -m e2e.kit.plain --dns 198.18.7.4 --zone outside.example=198.18.7.4
 
 Each line on standard output is one JSON document: what was asked for, and by whom.
@@ -35,6 +36,13 @@ async def _serve_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         writer.close()
 
 
+async def _greet(name: str, writer: asyncio.StreamWriter) -> None:
+    """Say a name, before the caller has said anything, and close."""
+    _tell(greeted=writer.get_extra_info("peername")[0])
+    writer.write(f"{name}\n".encode())
+    writer.close()
+
+
 class _Dns(asyncio.DatagramProtocol):
     """Answers A from the zone, AAAA of its names with nothing, and all else with NXDOMAIN."""
 
@@ -65,16 +73,21 @@ async def main(options: argparse.Namespace) -> None:
     for listen in options.http:
         host, _, port = listen.rpartition(":")
         await asyncio.start_server(_serve_http, host.strip("[]"), int(port))
+    for listen in options.greet:
+        host, _, port = listen.rpartition(":")
+        await asyncio.start_server(lambda _, writer: _greet(options.name, writer), host.strip("[]"), int(port))
     for address in options.dns:
         loop = asyncio.get_running_loop()
         await loop.create_datagram_endpoint(lambda: _Dns(zone), local_addr=(address, 53))
-    _tell(serving=[*options.http, *options.dns])
+    _tell(serving=[*options.http, *options.greet, *options.dns])
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--http", action="append", default=[], metavar="ADDRESS:PORT")
+    parser.add_argument("--greet", action="append", default=[], metavar="ADDRESS:PORT")
+    parser.add_argument("--name", default="")
     parser.add_argument("--dns", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--zone", action="append", default=[], metavar="NAME=ADDRESS")
     asyncio.run(main(parser.parse_args()))
