@@ -13,13 +13,14 @@ import pytest
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
-from smc.model import Egress, Inbound, MeshConfig, Name, Outbound, Policy, Protocol
+from smc.model import Egress, HttpMatch, Inbound, MeshConfig, Name, Outbound, Permission, Policy, Protocol
 from smc.records import BundleRecord, CertificateRecord
-from smc.xds.snapshot import Snapshot, Source, Type
+from smc.xds.snapshot import Resource, Snapshot, Source, Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.rendering import message
 
 BUYER, STORE = nouns.BUYER.name, nouns.STORE_1.name
+BUYER_URI = nouns.BUYER.identity.uri(nouns.TRUST_DOMAIN)
 
 
 def snapshots(generator: Generator, mesh: Mesh) -> dict[Name, Snapshot]:
@@ -105,6 +106,52 @@ def test_another_service_on_the_same_proxy_leaves_a_filter_chain_as_it_was() -> 
     alone, together = chains(nouns.store_inbound()), chains(nouns.store_inbound(), other)
     assert len(together) == len(alone) + 1
     assert {name: together[name] for name in alone} == alone
+
+
+def _listener(*permissions: Permission) -> tuple[Resource, dict[str, bytes]]:
+    """The listener of a server with a port of HTTP and one of TCP, and its filter chains."""
+    inbound = [
+        Inbound(8080, Protocol.HTTP, ((nouns.name("books/store"), 80),), (80, 8080)),
+        Inbound(6379, Protocol.TCP, ((nouns.name("books/cache"), 6379),), (6379,)),
+    ]
+    mesh = nouns.mesh(nouns.proxy(nouns.STORE_1, inbound=inbound, policy=Policy(permissions)))
+    snapshot = Generator(nouns.open_key).snapshot(mesh, STORE)
+    assert [*snapshot.of_type(Type.ROUTE)] == ["inbound|8080", "outbound"]
+    found = snapshot.of_type(Type.LISTENER)["inbound"]
+    chains = message(found).filter_chains
+    return found, {chain.name: chain.SerializeToString(deterministic=True) for chain in chains}
+
+
+def test_the_policy_of_a_tcp_port_is_in_its_chain_and_in_no_other() -> None:
+    allowed = nouns.permission(nouns.TARGET, "books/bookstore", ["books/bookbuyer"], ports=(6379,), tcp=True)
+    nobody, before = _listener()
+    somebody, after = _listener(allowed)
+    assert {name for name in before if before[name] != after[name]} == {"books/cache|6379"}
+    assert before.keys() == after.keys() == {"books/store|80", "books/cache|6379", "books/cache|6379|health"}
+    assert nobody.sources == ()
+    assert somebody.sources == (Source(nouns.TARGET, 9),), "an Envoy that refuses it is refusing this manifest"
+    uri = BUYER_URI.encode()
+    assert (uri in before["books/cache|6379"], uri in after["books/cache|6379"]) == (False, True)
+
+
+def test_who_may_do_some_or_all_requests_may_not_connect() -> None:
+    """The regression that the ancestor had: rules of HTTP opened every TCP port of their destination."""
+    nobody, _ = _listener()
+    for http in ((nouns.READ,), (HttpMatch(),)):
+        for ports in (None, (6379,)):
+            found, _ = _listener(
+                nouns.permission(nouns.TARGET, "books/bookstore", ["books/bookbuyer"], *http, ports=ports)
+            )
+            assert found.body == nobody.body
+    elsewhere = nouns.permission(nouns.TARGET, "books/bookstore", ["books/bookbuyer"], ports=(6380,), tcp=True)
+    assert _listener(elsewhere)[0].body == nobody.body
+
+
+def test_a_tcp_port_that_nobody_may_use_accepts_an_identity_that_nobody_has() -> None:
+    """Envoy reads an empty list as anybody."""
+    _, chains = _listener()
+    assert b"spiffe://books.example/nobody" in chains["books/cache|6379"]
+    assert b"spiffe://books.example/ns/" not in chains["books/cache|6379"]
 
 
 def test_a_changed_endpoint_changes_its_load_assignment_for_all_who_share_it() -> None:

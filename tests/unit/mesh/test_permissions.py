@@ -4,8 +4,18 @@
 from __future__ import annotations
 
 from smc.mesh import Mesh
-from smc.model import Severity
-from tests.unit.mesh.store import KEYS, Store, endpoint, group_text, identity, name, ports_text, target_text
+from smc.model import Protocol, Service, ServicePort, Severity
+from tests.unit.mesh.store import (
+    KEYS,
+    Store,
+    config_text,
+    endpoint,
+    group_text,
+    identity,
+    name,
+    ports_text,
+    target_text,
+)
 
 TARGET = "access.smi-spec.io/TrafficTarget/shop/target"
 OTHER = "access.smi-spec.io/TrafficTarget/shop/other"
@@ -41,6 +51,60 @@ def test_all_permissions_to_an_identity_are_one_policy_that_its_proxies_share() 
     store.delete(KEYS.manifest(TARGET))
     store.delete(KEYS.manifest(OTHER))
     assert allowed(store.build(mesh), "shop/store-1") == []
+
+
+def test_ACCESS_10_a_target_says_nothing_of_what_its_sources_may_send_out_of_the_mesh() -> None:
+    """Who may write a target is for whoever guards the namespace of its destination."""
+    store = mesh_of(Store())
+    store.apply(group_text("shop/all"))
+    before = store.build()
+    store.apply(target_text("shop/target", "store", "shop/buyer"))
+    after = store.build(before)
+    assert after.affected == {name("shop/store-1"), name("shop/store-2")}
+    assert after.proxies[name("shop/buyer")] is before.proxies[name("shop/buyer")]
+
+
+def _elsewhere() -> Store:
+    """A target that grants access to an identity of another namespace."""
+    store = mesh_of(Store())
+    store.apply(group_text("shop/all"))
+    store.apply(target_text("shop/target", "store, namespace: bank", "shop/buyer"))
+    store.offer_workload("bank/vault", "store")
+    return store
+
+
+def test_ACCESS_11_targets_grant_access_to_other_namespaces_only_while_the_mesh_lets_them() -> None:
+    store = _elsewhere()
+    mesh = store.build()
+    assert allowed(mesh, "bank/vault") == []
+    assert [problem.reason for problem in mesh.problems[TARGET]] == ["OtherNamespace"]
+    store.apply(config_text("allow", smi="{crossNamespaceTargets: true}"))
+    mesh = store.build(mesh)
+    assert allowed(mesh, "bank/vault") == [TARGET]
+    assert TARGET not in mesh.problems
+    store.put(KEYS.manifest("smc.io/MeshConfig/-/default"), b"{}")
+    assert allowed(store.build(mesh), "bank/vault") == [], "what cannot be read opens nothing"
+
+
+def test_ROUTE_2_a_mesh_chooses_how_much_of_a_path_its_expressions_match() -> None:
+    store = mesh_of(Store())
+    store.apply(group_text("shop/all", "/a"))
+    store.apply(target_text("shop/target", "store", "shop/buyer"))
+
+    def path(mesh: Mesh) -> str | None:
+        (permission,) = mesh.proxies[name("shop/store-1")].policy.permissions
+        return permission.http[0].path
+
+    mesh = store.build()
+    assert path(mesh) == "(?:/a).*"
+    store.apply(config_text("allow", smi="{pathRegexAnchor: full}"))
+    mesh = store.build(mesh)
+    assert path(mesh) == "/a"
+    store.delete(KEYS.manifest("smc.io/MeshConfig/-/default"))
+    mesh = store.build(mesh)
+    assert path(mesh) == "(?:/a).*"
+    store.put(KEYS.manifest("smc.io/MeshConfig/-/default"), b"{}")
+    assert path(store.build(mesh)) == "/a", "what cannot be read opens nothing"
 
 
 def test_an_identity_that_no_workload_has_is_a_warning_until_one_has_it() -> None:
@@ -161,6 +225,36 @@ def test_ACCESS_13_a_port_that_workloads_of_the_destination_do_not_have_is_a_war
     store.offer_service("shop/store", (81, "8080"))
     store.offer_endpoints("shop/store", *[endpoint(f"shop/store-{n}", "store", (81, 8080)) for n in (1, 2)])
     assert TARGET not in store.build(mesh).problems
+
+
+def test_http_rules_for_a_port_that_speaks_tcp_are_a_warning() -> None:
+    store = mesh_of(Store())
+    store.put(
+        KEYS.service("files", name("shop/store")),
+        Service(name("shop/store"), (ServicePort(80, Protocol.HTTP, "8080"), ServicePort(6379, Protocol.TCP, "6379"))),
+    )
+    store.offer_endpoints("shop/store", endpoint("shop/store-1", "store", (80, 8080), (6379, 6379)))
+    store.apply(group_text("shop/all"))
+    store.apply(ports_text("shop/port", 6379))
+    target = target_text("shop/target", "store", "shop/buyer")
+    store.apply(target)
+    mesh = store.build()
+    assert TARGET not in mesh.problems, "it means the other port"
+    store.apply(target.replace("rules: [", "rules: [{kind: TCPRoute, name: port}, "))
+    mesh = store.build(mesh)
+    (problem,) = mesh.problems[TARGET]
+    assert (problem.reason, problem.severity) == ("HTTPRulesOnTCP", Severity.WARNING.value)
+    assert problem.message.startswith("port 6379 of a workload of shop/store speaks TCP")
+    store.apply(target.replace("HTTPRouteGroup, name: all", "TCPRoute, name: port"))
+    mesh = store.build(mesh)
+    assert TARGET not in mesh.problems
+    (permission,) = mesh.proxies[name("shop/store-1")].policy.at((6379,)).of_connections.permissions
+    assert permission.sources == (identity("shop/buyer"),)
+    store.apply(target)
+    store.offer_service("shop/store", (6379, "6379"), protocol=Protocol.TCP)
+    store.offer_endpoints("shop/store", endpoint("shop/store-1", "store", (6379, 6379)))
+    (problem,) = store.build(mesh).problems[TARGET]
+    assert problem.reason == "HTTPRulesOnTCP", "there is no other port that it could mean"
 
 
 def test_ACCESS_13_what_a_port_is_called_follows_the_services() -> None:

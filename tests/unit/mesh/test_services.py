@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from smc.mesh import Mesh
 from smc.model import Assignment, Destination, Inbound, Protocol, Upstream
 from tests.unit.mesh.store import KEYS, Store, endpoint, identity, name, service_text, workload_text
@@ -233,6 +235,22 @@ def test_where_two_services_differ_about_a_ports_protocol_the_first_by_name_coun
     mesh = store.build()
     assert inbound(mesh, "shop/store-1") == [(8080, Protocol.HTTP, ["shop/a|80", "shop/b|80"])]
     assert reasons(mesh) == {"files:workloads/shop/store-1": ["ProtocolConflict"]}
+
+
+@pytest.mark.parametrize(("first", "other"), [(Protocol.TCP, Protocol.HTTP), (Protocol.GRPC, Protocol.TCP)])
+def test_what_speaks_tcp_by_one_service_and_http_by_another_is_reached_by_the_first_alone(
+    first: Protocol, other: Protocol
+) -> None:
+    store = Store()
+    for service, number, protocol in (("shop/a", 80, first), ("shop/b", 81, other)):
+        served_by(store, "shop/store-1", service=service)
+        store.offer_service(service, (number, "8080"), protocol=protocol)
+        store.offer_endpoints(service, endpoint("shop/store-1", "store", (number, 8080)))
+    mesh = store.build()
+    (found,) = mesh.proxies[name("shop/store-1")].inbound
+    assert (found.protocol, [str(n) for n, _ in found.services], found.numbers) == (first, ["shop/a"], (80, 8080))
+    (problem,) = mesh.problems["files:workloads/shop/store-1"]
+    assert problem.message.endswith("the first counts, and nothing gets there by the other; make them equal")
 
 
 def test_a_proxy_is_told_of_its_reachable_services_only_if_its_workload_bounds_them() -> None:

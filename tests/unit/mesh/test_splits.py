@@ -7,9 +7,9 @@ import pytest
 
 from smc.manifests import PolicyApi, Rules
 from smc.mesh import Mesh, build
-from smc.model import Backend, Problem, Split
+from smc.model import Backend, Problem, Protocol, Service, ServicePort, Split
 from smc.records import ManifestRecord
-from tests.unit.mesh.store import KEYS, POLICIES, Store, group_text, name, split_text
+from tests.unit.mesh.store import KEYS, POLICIES, Store, endpoint, group_text, name, split_text
 from tests.unit.mesh.test_services import assignments, caller, destinations, served_by, upstreams
 
 SPLIT = "split.smi-spec.io/TrafficSplit/shop/split"
@@ -45,6 +45,14 @@ def test_traffic_to_the_root_goes_to_the_backends_by_weight(store: Store) -> Non
     assert shares(mesh) == {"shop/store-v1": 90_000, "shop/store-v2": 10_000}
     assert destinations(mesh)["shop/store|80"].sources == ((SPLIT, revision),)
     assert destinations(mesh)["shop/store-v1|80"].sources == ()
+    assert problems(mesh) == []
+
+
+def test_SPLIT_12_a_root_that_nobody_backs_is_split_all_the_same(store: Store) -> None:
+    store.offer_service("shop/name", (80, "8080"))
+    store.apply(split_text("shop/split", "name", store_v1=90, store_v2=10))
+    mesh = store.build()
+    assert shares(mesh, root="shop/name") == {"shop/store-v1": 90_000, "shop/store-v2": 10_000}
     assert problems(mesh) == []
 
 
@@ -282,3 +290,64 @@ def test_of_two_policy_apis_that_split_one_root_the_first_counts(store: Store) -
     (problem,) = mesh.problems["other.example/Split/shop/split"]
     assert problem.reason == "Conflict"
     assert SPLIT in problem.message
+
+
+def tcp_too(store: Store, *services: str) -> None:
+    """Give these services a port that speaks TCP, beside the one of HTTP."""
+    for service in services:
+        ports = (ServicePort(80, Protocol.HTTP, "8080"), ServicePort(6379, Protocol.TCP, "6379"))
+        store.put(KEYS.service("files", name(service)), Service(name(service), ports))
+        found = [n for n in (1, 2) if service == "shop/store" or service.endswith(f"v{n}")]
+        ends = [endpoint(f"shop/store-{n}", "store", (80, 8080), (6379, 6379)) for n in found]
+        store.offer_endpoints(service, *ends)
+
+
+def test_a_tcp_port_is_split_like_any_other(store: Store) -> None:
+    tcp_too(store, "shop/store", "shop/store-v1", "shop/store-v2")
+    store.apply(split_text("shop/split", "store", store_v1=90, store_v2=10))
+    mesh = store.build()
+    assert shares(mesh, 6379) == {"shop/store-v1": 90_000, "shop/store-v2": 10_000}
+    assert destinations(mesh)["shop/store|6379"].protocol is Protocol.TCP
+    assert problems(mesh) == []
+
+
+def test_conditions_on_requests_do_not_count_where_there_are_none(store: Store) -> None:
+    tcp_too(store, "shop/store", "shop/store-v1", "shop/store-v2")
+    store.apply(group_text("shop/some"))
+    store.apply(split_text("shop/split", "store", "some", store_v2=1))
+    mesh = store.build()
+    tcp, http = destinations(mesh)["shop/store|6379"], destinations(mesh)["shop/store|80"]
+    assert (tcp.branches, tcp.sources, shares(mesh, 6379)) == ((), (), {"shop/store": 1000})
+    assert len(http.branches) == 1
+    (problem,) = problems(mesh)
+    assert (problem.reason, problem.field, problem.severity) == ("MatchesOfTCP", "spec.matches", "warning")
+    assert "shop/store port 6379 speaks TCP" in problem.message
+    store.offer_service("shop/store", (6379, "6379"), protocol=Protocol.TCP)
+    (problem,) = problems(store.build(mesh))
+    assert (problem.reason, problem.severity) == ("MatchesOfTCP", "error")
+
+
+@pytest.mark.parametrize(("of_root", "of_backend"), [(Protocol.TCP, Protocol.HTTP), (Protocol.GRPC, Protocol.TCP)])
+def test_no_connection_lands_where_requests_are_expected_nor_the_other_way_round(
+    store: Store, of_root: Protocol, of_backend: Protocol
+) -> None:
+    store.offer_service("shop/store", (80, "8080"), protocol=of_root)
+    store.offer_service("shop/store-v1", (80, "8080"), protocol=of_root)
+    store.offer_service("shop/store-v2", (80, "8080"), protocol=of_backend)
+    store.apply(split_text("shop/split", "store", store_v1=1, store_v2=1))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v1": 1000}
+    (problem,) = problems(mesh)
+    assert (problem.reason, problem.field) == ("BackendProtocolConflict", "spec.backends[1].service")
+    assert problem.message == (
+        f"shop/store-v2 port 80 speaks {of_backend.value}, and shop/store's {of_root.value}, "
+        "so it gets no traffic of it: make them equal"
+    )
+
+
+def test_requests_may_move_to_another_version_of_http(store: Store) -> None:
+    store.offer_service("shop/store-v2", (80, "8080"), protocol=Protocol.HTTP2)
+    store.apply(split_text("shop/split", "store", store_v2=1))
+    mesh = store.build()
+    assert shares(mesh) == {"shop/store-v2": 1000}
+    assert problems(mesh) == []

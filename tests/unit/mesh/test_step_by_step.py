@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh, Proxy, build
-from smc.model import Protocol
+from smc.model import Protocol, Sidecar
 from smc.records import BundleRecord, SyncedRecord
 from tests.unit.envoy.nouns import open_key
 from tests.unit.mesh import store
@@ -68,11 +68,13 @@ def _break(nth: int, to: Store) -> None:
         to.put(keys[nth % len(keys)], b"{}")
 
 
+ADDRESSES = ("", "240.0.0.1", "240.0.0.2", "10.96.0.1", "fd00::1")
+"""So few that services meet at them; an IPv6 address is as good as none."""
 MODES = ("enforcing", "audit", "permissive")
 KINDS = (
     "service", "service", "own service", "endpoints", "endpoints", "workload", "own workload", "own workload", "ready",
     "ready", "certificate", "certificate", "split", "split", "target", "bound", "binding",
-    "ports", "group", "quarantine", "quarantine", "traffic",
+    "ports", "group", "quarantine", "quarantine", "traffic", "address", "address",
     "config", "namespace config", "bundle", "synced", "broken",
 )  # fmt: skip
 
@@ -94,6 +96,7 @@ def changes(draw: st.DrawFn) -> Change:
     short = one(SERVICES)
     service, workload, owner = f"{namespace}/{short}", f"{namespace}/{one(WORKLOADS)}", f"{namespace}/{account}"
     protocol = one(tuple(Protocol))
+    sidecar = one(tuple(Sidecar))
     reachable = one((None, None, (), ("a/s", "b/t"), ("b/u",)))
     gone = number(3) == 0
     put: Change
@@ -101,10 +104,20 @@ def changes(draw: st.DrawFn) -> Change:
         case "service":
             key = KEYS.service(source, name(service))
             ports = [(port, "8080") for port in some(PORTS, 1)]
-            put = methodcaller("offer_service", service, *ports, protocol=protocol, source=source)
+            put = methodcaller(
+                "offer_service", service, *ports, protocol=protocol, address=one(ADDRESSES), source=source
+            )
         case "own service":
             key = KEYS.manifest(f"smc.io/Service/{service}")
-            put = methodcaller("apply", store.service_text(service, *some(PORTS, 1), protocol=protocol.value))
+            put = methodcaller(
+                "apply",
+                store.service_text(
+                    service,
+                    *some(PORTS, 1),
+                    protocol=protocol.value,
+                    address=one(ADDRESSES[:4:3]),
+                ),
+            )
         case "endpoints":
             key = KEYS.endpoints(source, name(service))
             found = [
@@ -114,11 +127,16 @@ def changes(draw: st.DrawFn) -> Change:
             put = methodcaller("offer_endpoints", service, *found, source=source)
         case "workload":
             key = KEYS.workload(source, name(workload))
-            put = methodcaller("offer_workload", workload, account, reachable=reachable, source=source)
+            put = methodcaller("offer_workload", workload, account, reachable=reachable, source=source, sidecar=sidecar)
         case "own workload":
             key = KEYS.manifest(f"smc.io/Workload/{workload}")
             text = store.workload_text(
-                workload, account, *some(SERVICES), reachable=reachable, labels=one(("{}", "{app: a}", "{app: b}"))
+                workload,
+                account,
+                *some(SERVICES),
+                reachable=reachable,
+                labels=one(("{}", "{app: a}", "{app: b}")),
+                sidecar=sidecar,
             )
             put = methodcaller("apply", text)
         case "ready":
@@ -139,7 +157,8 @@ def changes(draw: st.DrawFn) -> Change:
             target = f"{namespace}/{one(('one', 'two'))}"
             key = KEYS.manifest(f"{TARGET}/{target}")
             callers = some(("a/s", "a/t", "b/s"), 1)
-            text = store.target_text(target, account, *callers, group=one(("all", "some")))
+            destination = f"{account}{one(('', ', namespace: a', ', namespace: b'))}"
+            text = store.target_text(target, destination, *callers, group=one(("all", "some")))
             if kind := one(("", "", "TCPRoute", "UDPRoute", "connections")):
                 text = text.replace("rules: [", f"rules: [{{kind: {kind}, name: ports}}, ")
             if kind == "connections":
@@ -181,10 +200,14 @@ def changes(draw: st.DrawFn) -> Change:
         case "config":
             key = KEYS.manifest("smc.io/MeshConfig/-/default")
             hosts = some(("s", "s.b.svc", "*.mesh.internal", "far.example:443"))
-            put = methodcaller("apply", store.config_text(one(("allow", "deny")), one(MODES), hosts))
+            smi = one(("{}", "{pathRegexAnchor: full}", "{crossNamespaceTargets: true}"))
+            put = methodcaller("apply", store.config_text(one(("allow", "deny")), one(MODES), hosts, smi))
         case "namespace config":
             key = KEYS.manifest(f"smc.io/NamespaceConfig/{namespace}/default")
             put = methodcaller("apply", store.namespace_text(namespace, one(MODES)))
+        case "address":
+            key = KEYS.address(name(service))
+            put = methodcaller("give_address", service, one(ADDRESSES[1:]))
         case "bundle":
             return methodcaller("put", KEYS.bundle, BundleRecord((f"ROOT {number(1)}",)))
         case "synced":

@@ -13,7 +13,7 @@ import pytest
 
 from smc import smi
 from smc.manifests import Manifest
-from smc.model import Binding, HttpMatch, Identity, Name, Permission, Severity
+from smc.model import Binding, HttpMatch, Identity, Name, Permission, PolicyOptions, Severity
 from tests.unit.smi.writing import compiled, group, manifest, ports, problem, reasons, refused, target
 
 ANY_PATH = HttpMatch("(?:/.*).*")
@@ -152,9 +152,16 @@ def test_ACCESS_7_ports_of_several_routes_are_alternatives() -> None:
     assert permission.ports is None
 
 
-def test_ACCESS_7_tcp_without_http_rules_is_every_request_on_its_ports() -> None:
+def test_ACCESS_7_tcp_without_http_rules_is_every_connection_and_every_request_on_its_ports() -> None:
     (permission,) = granted(target("[{kind: TCPRoute, name: ports}]"), ports(8080))
-    assert (permission.http, permission.ports) == ((HttpMatch(),), (8080,))
+    assert (permission.http, permission.ports, permission.tcp) == ((HttpMatch(),), (8080,), True)
+
+
+@pytest.mark.parametrize("rules", ["[{kind: HTTPRouteGroup, name: routes}]", BOTH])
+def test_ACCESS_7_http_rules_grant_no_connection_even_if_they_allow_every_request(rules: str) -> None:
+    everything = "[{name: all, methods: ['*'], pathRegex: '.*'}, {name: any, methods: ['*']}]"
+    (permission,) = granted(target(rules), group(everything), ports(8080))
+    assert not permission.tcp
 
 
 def test_ACCESS_7_a_tcp_route_grants_no_request_that_the_http_rules_do_not() -> None:
@@ -337,9 +344,11 @@ def test_ACCESS_8_bindings_came_with_v1alpha4() -> None:
     )
 
 
-def test_ACCESS_11_a_destination_by_a_binding_of_another_namespace_is_refused_too() -> None:
+def test_ACCESS_11_a_destination_by_a_binding_of_another_namespace_grants_nothing_too() -> None:
     elsewhere = "{kind: IdentityBinding, name: vaults, namespace: bank}"
-    assert refused(target(destination=elsewhere, version="v1alpha4")).startswith("spec.destination.namespace: ")
+    result = compiled(manifest(target(destination=elsewhere, version="v1alpha4")), manifest(group()))
+    assert result.grants == ()
+    assert (problem(result).reason, problem(result).field) == ("OtherNamespace", "spec.destination.namespace")
 
 
 def test_ACCESS_9_routes_are_looked_for_in_the_namespace_of_the_target_only() -> None:
@@ -356,21 +365,27 @@ def test_ACCESS_9_a_rule_cannot_name_a_namespace() -> None:
     )
 
 
-def test_ACCESS_11_a_destination_in_another_namespace_is_refused() -> None:
+VAULT = "{kind: ServiceAccount, name: vault, namespace: bank}"
+
+
+@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"])
+def test_ACCESS_11_a_destination_in_another_namespace_grants_nothing(version: str) -> None:
     """Otherwise a client's team could grant itself access."""
-    assert refused(target(destination="{kind: ServiceAccount, name: vault, namespace: bank}")) == (
-        "spec.destination.namespace: the destination is of namespace bank, the TrafficTarget of shop "
-        "(whoever owns the destination grants the access: write it in namespace bank)"
+    result = compiled(manifest(target(destination=VAULT, version=version)), manifest(group()))
+    assert result.permissions == ()
+    assert problem(result).reason == "OtherNamespace"
+    assert problem(result).message == (
+        "the destination is of namespace bank, the TrafficTarget of shop, so it has no effect: "
+        "whoever owns the destination grants the access, write it in namespace bank"
     )
 
 
-def test_ACCESS_11_one_that_got_into_the_store_all_the_same_grants_nothing() -> None:
-    record = manifest(target()).record
-    spec = record.object["spec"] | {"destination": {"kind": "ServiceAccount", "name": "vault", "namespace": "bank"}}
-    stored = Manifest(replace(record, object={**record.object, "spec": spec}), 1)
-    result = compiled(stored, manifest(group()))
-    assert result.permissions == ()
-    assert (problem(result).reason, problem(result).field) == ("InvalidManifest", "spec.destination.namespace")
+def test_ACCESS_11_a_mesh_may_let_targets_grant_access_to_other_namespaces() -> None:
+    manifests = [manifest(target(destination=VAULT)), manifest(group())]
+    result = smi.compile("shop", manifests, PolicyOptions(cross_namespace=True))
+    (permission,) = result.permissions
+    assert permission.destination == Identity("bank", "vault")
+    assert result.problems == ()
 
 
 def test_ACCESS_11_a_manifest_that_is_stored_under_the_name_of_another_grants_nothing() -> None:
