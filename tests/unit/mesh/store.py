@@ -9,8 +9,9 @@ from cluster.kv import KeyValue, View
 from smc import smi
 from smc.manifests import OWN_KINDS, read_all
 from smc.mesh import Mesh, build
-from smc.model import Endpoint, Endpoints, Identity, Locality, Name, Protocol, Service, ServicePort, Workload
+from smc.model import Endpoint, Endpoints, Identity, Locality, Name, Protocol, Service, ServicePort, Sidecar, Workload
 from smc.records import (
+    AddressRecord,
     BundleRecord,
     CertificateRecord,
     Keys,
@@ -70,10 +71,16 @@ class Store:
         return revision
 
     def offer_service(
-        self, service: str, *ports: tuple[int, str], protocol: Protocol = Protocol.HTTP, source: str = "files"
+        self,
+        service: str,
+        *ports: tuple[int, str],
+        protocol: Protocol = Protocol.HTTP,
+        address: str = "",
+        source: str = "files",
     ) -> None:
         """Ports are (number, target)."""
-        found = Service(name(service), tuple(ServicePort(number, protocol, target) for number, target in ports))
+        offered = tuple(ServicePort(number, protocol, target) for number, target in ports)
+        found = Service(name(service), offered, address)
         self.put(KEYS.service(source, found.name), found)
 
     def offer_endpoints(self, service: str, *endpoints: Endpoint, source: str = "files") -> None:
@@ -88,12 +95,14 @@ class Store:
         reachable: tuple[str, ...] | None = None,
         source: str = "files",
         address: str = "10.0.0.1",
+        sidecar: Sidecar = Sidecar.EXPLICIT,
     ) -> None:
         found = Workload(
             name(workload),
             address,
             Identity(name(workload).namespace, account),
             reachable=None if reachable is None else tuple(sorted(map(name, reachable))),
+            sidecar=sidecar,
         )
         self.put(KEYS.workload(source, found.name), found)
 
@@ -106,6 +115,9 @@ class Store:
             chain = f"CHAIN {number} OF {text}"
             record = CertificateRecord(identity(text), chain, b"SEALED " + chain.encode(), f"{number:x}", 0.0, 1.0, 1)
             self.put(KEYS.certificate(identity(text)), record)
+
+    def give_address(self, service: str, address: str) -> None:
+        self.put(KEYS.address(name(service)), AddressRecord(name(service), address))
 
     def sync(self, source: str = "files") -> None:
         self.put(KEYS.synced(source), SyncedRecord(source))
@@ -140,7 +152,7 @@ def endpoint(
 # -------------------------------------------------------------------------------------------------- manifests as text
 
 
-def service_text(service: str, *ports: int, protocol: str = "http", target: int | str = 8080) -> str:
+def service_text(service: str, *ports: int, protocol: str = "http", target: int | str = 8080, address: str = "") -> str:
     lines = "".join(f"\n  - {{port: {port}, targetPort: {target}, protocol: {protocol}}}" for port in ports)
     return f"""\
 apiVersion: smc.io/v1alpha1
@@ -148,6 +160,7 @@ kind: Service
 metadata: {{name: {name(service).name}, namespace: {name(service).namespace}}}
 spec:
   ports:{lines}
+{f"  address: {address}" if address else ""}
 """
 
 
@@ -158,6 +171,7 @@ def workload_text(
     address: str = "10.0.0.1",
     reachable: tuple[str, ...] | None = None,
     labels: str = "{}",
+    sidecar: Sidecar = Sidecar.EXPLICIT,
 ) -> str:
     bound = "" if reachable is None else f"  reachableServices: [{', '.join(reachable)}]\n"
     return f"""\
@@ -166,17 +180,18 @@ kind: Workload
 metadata: {{name: {name(workload).name}, namespace: {name(workload).namespace}, labels: {labels}}}
 spec:
   address: {address}
+  sidecar: {sidecar.value}
   serviceAccount: {account}
   services: [{", ".join(services)}]
 {bound}"""
 
 
-def config_text(egress: str, mode: str = "enforcing", hosts: tuple[str, ...] = ()) -> str:
+def config_text(egress: str, mode: str = "enforcing", hosts: tuple[str, ...] = (), smi: str = "{}") -> str:
     return f"""\
 apiVersion: smc.io/v1alpha1
 kind: MeshConfig
 metadata: {{name: default}}
-spec: {{egress: {egress}, mode: {mode}, egressHosts: [{", ".join(f"'{host}'" for host in hosts)}]}}
+spec: {{egress: {egress}, mode: {mode}, egressHosts: [{", ".join(f"'{host}'" for host in hosts)}], smi: {smi}}}
 """
 
 
