@@ -48,6 +48,8 @@ class Gate:
     """Seconds."""
     metrics: Metrics
     unreachable_for: Callable[[], float]
+    metadata: Callable[[], tuple[tuple[str, str], ...]] = tuple
+    """What goes with every answer."""
 
     def open(self, methods: Mapping[str, Work]) -> grpc.GenericRpcHandler:
         """Make gRPC's part from the methods by name.
@@ -84,6 +86,7 @@ class Gate:
             self.metrics.api_calls.labels(method, failure.code.name if failure else "OK").inc()
             if failure is not None:
                 await call.abort(failure.code, failure.text(), failure.metadata())
+            call.set_trailing_metadata(self.metadata())
             return response
 
         return answer

@@ -18,6 +18,7 @@ from smc.api.denials import Denials
 from smc.api.join_service import JoinService
 from smc.api.limits import Limiter, Limits, Rate
 from smc.api.mesh_service import MeshService
+from smc.api.status import AUTHORITY
 from smc.certificates.credential import Credential
 from smc.errors import Denied, Unavailable
 from smc.metrics import Metrics
@@ -76,7 +77,14 @@ async def serving(
         return address, address
 
     mesh_gate = Gate(
-        "Mesh", of_credential, authorise, Limiter(mesh_limits, clock), DEADLINE, metrics, backends.unreachable_for
+        "Mesh",
+        of_credential,
+        authorise,
+        Limiter(mesh_limits, clock),
+        DEADLINE,
+        metrics,
+        backends.unreachable_for,
+        lambda: ((AUTHORITY, backends.credential().authority),),
     )
     join_gate = Gate(
         "Join",

@@ -19,6 +19,9 @@ KIND = "smc-error"
 DETAILS = "grpc-status-details-bin"
 """Trailing metadata, by gRPC's convention: a google.rpc.Status."""
 
+AUTHORITY = "smc-authority"
+"""Trailing metadata of an answer: the replica's `Credential.authority`. By it a caller sees when to renew its own."""
+
 MOST_DETAILS = 3072
 """Bytes: a client refuses more than 8 KiB of metadata, and base64 makes four of three."""
 MOST_TEXT = 1024

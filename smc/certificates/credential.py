@@ -7,6 +7,7 @@ that is never changed. A new credential is a new directory, and one rename turns
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -58,6 +59,11 @@ class Credential:
     def pins(self) -> tuple[str, ...]:
         """Of the roots that it trusts, sorted."""
         return tuple(sorted(x509.pin(certificate) for certificate in x509.load(self.roots_pem)))
+
+    @property
+    def authority(self) -> str:
+        """Equal for all credentials that the same intermediate signed and that trust the same roots."""
+        return hashlib.sha256(" ".join((self.issuer, *self.pins)).encode()).hexdigest()
 
     @property
     def not_after(self) -> float:

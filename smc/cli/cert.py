@@ -11,6 +11,8 @@ import click
 
 from smc.cli import say
 from smc.cli.completion import complete_identity, complete_proxy
+from smc.cli.pages import examples
+from smc.cli.rotate import rotate
 from smc.cli.session import Session, connected
 from smc.cli.table import age, table
 from smc.cli.waiting import Waits, wait, wait_option
@@ -24,10 +26,13 @@ LOOK_AGAIN = 0.1
 
 @click.group()
 def cert() -> None:
-    """Certificates: see them, and revoke a proxy or an identity."""
+    """Certificates: see them, revoke a proxy or an identity, and replace what signs."""
 
 
-@cert.command("list")
+cert.add_command(rotate)
+
+
+@cert.command("list", epilog=examples("smc cert list", "smc cert list -n shop -o json"))
 @click.option("-n", "--namespace", default="", help="Of this namespace only.")
 @click.option("-o", "--output", type=click.Choice(["table", "wide", "json", "yaml", "name"]), default="table")
 @connected
@@ -127,7 +132,14 @@ def as_data(answer: pb.CertificatesResponse) -> dict[str, Any]:
     }
 
 
-@cert.command(cls=Waits)
+@cert.command(
+    cls=Waits,
+    epilog=examples(
+        "smc cert revoke --proxy shop/buyer --reason stolen --wait",
+        "smc cert revoke --identity shop/buyer --undo",
+        exits={say.LAGGING: "it is written, and after the time some proxies lack it, or have refused it"},
+    ),
+)
 @click.option("--proxy", default="", metavar="NAMESPACE/WORKLOAD", shell_complete=complete_proxy, help="This proxy.")
 @click.option(
     "--identity",

@@ -85,6 +85,8 @@ class Session:
         self._servers = [with_port(s) for s in servers]
         self._channels: dict[str, Any] = {}
         self._renew_again = 0.0
+        self._authority = ""
+        """Of the replica that answered last: see `Credential.authority`."""
 
     @cached_property
     def credential(self) -> Credential:
@@ -152,7 +154,7 @@ class Session:
     ) -> Any:
         import grpc
 
-        from smc.api.status import from_rpc
+        from smc.api.status import AUTHORITY, from_rpc
         from smc.v1 import smc_pb2_grpc
 
         if server not in self._channels:
@@ -162,7 +164,11 @@ class Session:
         wait = 0.1
         while True:
             try:
-                return getattr(stub, method)(request, timeout=timeout, metadata=tuple(metadata.items()))
+                response, call = getattr(stub, method).with_call(
+                    request, timeout=timeout, metadata=tuple(metadata.items())
+                )
+                self._authority = dict(call.trailing_metadata() or ()).get(AUTHORITY, "")
+                return response
             except grpc.RpcError as e:
                 error, findings, more = from_rpc(e, server)
                 if isinstance(error, Exhausted) and time.monotonic() + wait < give_up:
@@ -179,11 +185,15 @@ class Session:
         self._channels.clear()
 
     def keep_fresh(self) -> None:
-        """Renew the credential once it is past half of its life, and use the new one from then on.
+        """Renew the credential, and use the new one from then on.
 
-        If that fails it is used while it lives, and a call within the next RENEW_AGAIN does not try.
+        It is due past half of its life, and once the replicas trust other roots or show what another intermediate has
+        signed. If that fails it is used while it lives, and a call within the next RENEW_AGAIN does not try.
         """
-        if "credential" not in self.__dict__ or time.time() < max(self.credential.renew_at, self._renew_again):
+        if "credential" not in self.__dict__ or time.time() < self._renew_again:
+            return
+        is_outdated = self._authority not in ("", self.credential.authority)
+        if time.time() < self.credential.renew_at and not is_outdated:
             return
         from smc.certificates import credential as credentials
         from smc.certificates import x509

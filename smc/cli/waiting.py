@@ -37,7 +37,7 @@ class Waits(click.Command):
         return super().parse_args(ctx, given + args[end:])
 
 
-class _Patience(click.ParamType[float]):
+class Patience(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -50,7 +50,7 @@ class _Patience(click.ParamType[float]):
 wait_option = click.option(
     "--wait",
     "patience",
-    type=_Patience(),
+    type=Patience(),
     metavar="[=TIMEOUT]",
     help=f"Return once every connected proxy has ACKed it. Default of TIMEOUT: {PATIENCE}.",
 )
@@ -66,7 +66,7 @@ def wait(session: Session, versions: Sequence[int], patience: float) -> None:
     from smc.v1 import smc_pb2 as pb
 
     deadline = time.monotonic() + patience
-    progress = _Progress()
+    progress = Progress()
     lagging: Sequence[str] = ()
     seconds = 0.0  # The first answer comes at once: it is what there is to show.
     try:
@@ -82,7 +82,7 @@ def wait(session: Session, versions: Sequence[int], patience: float) -> None:
                     ) from None
                 time.sleep(ASK_AGAIN)
             else:
-                progress.show(answer)
+                progress.show(f"{_count(answer)} have ACKed it …")
                 if answer.done or time.monotonic() >= deadline:
                     break
                 lagging = [laggard.proxy for laggard in answer.laggards if laggard.proxy]
@@ -125,21 +125,22 @@ def _count(answer: pb.WaitResponse) -> str:
     return f"{answer.acked} of {answer.proxies} proxies"
 
 
-class _Progress:
+class Progress:
     """One line on standard error that is written over; nothing where that would be no use."""
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
         self._shown = False
 
-    def show(self, answer: pb.WaitResponse) -> None:
+    def show(self, text: str) -> None:
         if not say.is_plain(self._stream):
-            self._write(f"\r\x1b[K{_count(answer)} have ACKed it …")
+            self._write(f"\r\x1b[K{text}")
             self._shown = True
 
     def clear(self) -> None:
         if self._shown:
             self._write("\r\x1b[K")
+            self._shown = False
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
