@@ -11,6 +11,8 @@ import click
 from smc.cli import say, tracing
 from smc.cli.documents import Document, read
 from smc.cli.kinds import identify, namespace_of, resolve, split_name
+from smc.cli.pages import examples
+from smc.cli.say import LAGGING
 from smc.cli.session import F, InvalidDocument, Session, connected
 from smc.cli.waiting import Waits, wait, wait_option
 from smc.errors import Denied, Expired, NotFound, SmcError, Unauthenticated, Unavailable
@@ -36,7 +38,15 @@ def file_options(f: F) -> F:
     return files(namespace(f))
 
 
-@click.command(cls=Waits)
+@click.command(
+    cls=Waits,
+    epilog=examples(
+        "smc apply -f shop.yaml",
+        "smc apply -f shop/ -f policy/ -n shop --wait",
+        "kustomize build . | smc apply -f - --wait=2m",
+        exits={LAGGING: "it is written, and after the time some proxies lack it, or have refused it"},
+    ),
+)
 @file_options
 @wait_option
 @click.option("--dry-run", is_flag=True, help="Let the control plane check everything, and write nothing.")
@@ -97,7 +107,14 @@ def apply(
         wait(session, versions, patience)
 
 
-@click.command(cls=Waits)
+@click.command(
+    cls=Waits,
+    epilog=examples(
+        "smc delete trafficsplit bookstore -n shop",
+        "smc delete -f shop.yaml --wait",
+        exits={LAGGING: "it is written, and after the time some proxies still go by it"},
+    ),
+)
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
 @file_options

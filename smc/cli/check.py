@@ -15,6 +15,7 @@ import click
 
 from smc.cli import say
 from smc.cli.kinds import known
+from smc.cli.pages import examples
 from smc.cli.session import Session, credential_option, server_option
 from smc.cli.table import table
 from smc.config import HEALTH_PORT
@@ -237,7 +238,7 @@ def render(found: Sequence[Check], output: str) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(epilog=examples("smc check", "smc check -o json", exits={1: "a check is in error"}))
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @server_option
 @credential_option

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from smc.cli import say
 from smc.cli.kinds import known, namespace_of, resolve, split_name
+from smc.cli.pages import examples
 from smc.cli.session import Config, Session
 from smc.errors import SmcError
 
@@ -32,7 +33,7 @@ fish:  smc completion fish > ~/.config/fish/completions/smc.fish
 """
 
 
-@click.command(help=COMPLETION_HELP)
+@click.command(help=COMPLETION_HELP, epilog=examples('eval "$(smc completion bash)"'))
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

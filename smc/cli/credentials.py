@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smc.cli import logs, say
+from smc.cli.pages import examples
 from smc.cli.session import Config, Session, connected, credential_option, with_port
 from smc.errors import Denied, Invalid, Unavailable
 
@@ -39,7 +40,10 @@ def token() -> None:
     """Join tokens. A token is good for one credential and one key, for at most 10 minutes."""
 
 
-@token.command("create")
+@token.command(
+    "create",
+    epilog=examples("smc token create proxy/shop/buyer", "smc token create viewer/ann --ttl 2m -o json"),
+)
 @click.argument("credential_path", metavar="proxy/NAMESPACE/WORKLOAD|operator/NAME|viewer/NAME")
 @click.option("--ttl", type=Ttl(), default="10m", show_default=True, help="How long it may be used.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -60,7 +64,7 @@ def create(session: Session, credential_path: str, ttl: int, output: str) -> Non
     say.note(f"good for {left} s; use it with: SMC_TOKEN=<token> {joins} --join <host>:{JOIN_PORT}")
 
 
-@click.command()
+@click.command(epilog=examples("smc login --join 192.0.2.1 --token -", "SMC_TOKEN=<token> smc login --join 192.0.2.1"))
 @click.option("--join", "addresses", multiple=True, metavar="HOST[:PORT]", help="A replica's join port.")
 @click.option("--token", "text", envvar="SMC_TOKEN", default="", help="The token, or - to read it [SMC_TOKEN].")
 @credential_option
@@ -134,7 +138,7 @@ def join_port(address: str) -> str:
     return given if given == address else f"{given.rpartition(':')[0]}:{JOIN_PORT}"
 
 
-@click.command()
+@click.command(epilog=examples("smc version", "smc version -o json"))
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def version(output: str) -> None:
     """Print the version of this program."""

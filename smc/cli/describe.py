@@ -14,6 +14,7 @@ from smc.cli import say
 from smc.cli.completion import complete_kind, complete_name
 from smc.cli.get import as_yaml
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
+from smc.cli.pages import examples
 from smc.cli.session import Session, connected
 from smc.cli.table import age
 
@@ -22,7 +23,14 @@ SHOWN = 20
 
 
 @click.command(
-    help=f"Show a manifest with its problems, and with the words of the proxies that refuse it.\n\n{KIND_HELP}"
+    help=f"""Show a manifest with its problems, who refuses it, and which proxies it reached.
+
+    {KIND_HELP}
+
+    A manifest reaches a proxy whose routes or policy are made from it. Those that have not ACKed it as it is now come
+    first, and why they have not.
+    """,
+    epilog=examples("smc describe trafficsplit bookstore -n shop", "smc describe tt/buyer-to-bookstore -n shop"),
 )
 @click.argument("kind", shell_complete=complete_kind)
 @click.argument("name", required=False, shell_complete=complete_name)

@@ -14,39 +14,37 @@ from smc.cli.apply import file_options, say_findings
 from smc.cli.documents import read
 from smc.cli.get import as_yaml
 from smc.cli.kinds import named_by
-from smc.cli.pages import page
+from smc.cli.pages import examples
 from smc.cli.session import InvalidDocument, Session, connected
 from smc.errors import NotFound
 
 if TYPE_CHECKING:
     from smc.v1 import smc_pb2 as pb
 
-HELP = page(
-    """Show what applying manifests would change at which proxies, without applying anything.
-
-    The control plane builds the mesh with the change beside the one that it serves, and compares what the proxies would
-    be sent. Proxies for which the difference is the same are told once. Problems that would come and go are listed. Of
-    a secret it is said that it would change, and never how.
-    """,
-    examples="""
-    smc diff -f split.yaml
-    smc diff -f policy/ -n shop -o json
-    smc diff -f old.yaml --delete
-    """,
-    exits="""
-    0    no proxy would notice, and no problem would come or go
-    1    there are differences
-    7    it failed: a document is refused, for one
-    """,
+EXAMPLES = examples(
+    "smc diff -f split.yaml",
+    "smc diff -f policy/ -n shop -o json",
+    "smc diff -f old.yaml --delete",
+    exits={
+        0: "no proxy would notice, and no problem would come or go",
+        1: "there are differences",
+        7: "it failed: a document is refused, for one",
+    },
 )
 
 
-@click.command(help=HELP)
+@click.command(epilog=EXAMPLES)
 @file_options
 @click.option("--delete", is_flag=True, help="As if the manifests were deleted.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @connected
 def diff(session: Session, files: tuple[str, ...], namespace: str, delete: bool, output: str) -> None:
+    """Show what applying manifests would change at which proxies, without applying anything.
+
+    The control plane builds the mesh with the change beside the one that it serves, and compares what the proxies would
+    be sent. Proxies for which the difference is the same are told once. Problems that would come and go are listed. Of
+    a secret it is said that it would change, and never how.
+    """
     from smc.v1 import smc_pb2 as pb
 
     if not files:

@@ -10,7 +10,7 @@ import click
 
 from smc.cli import say
 from smc.cli.kinds import named_by
-from smc.cli.pages import page
+from smc.cli.pages import examples
 from smc.cli.session import Session, connected
 
 if TYPE_CHECKING:
@@ -20,25 +20,14 @@ ALLOWED = "allowed"
 SHOWN = 5
 """Workloads that are named of those that answer alike."""
 
-HELP = page(
-    """Say whether a request would be allowed, by which manifest, and where it would go.
-
-    CALLER is a workload, NAMESPACE/NAME, or else an identity, NAMESPACE/SERVICE-ACCOUNT, that a workload has; with
-    sa: before it, it is an identity in any case. SERVICE is NAMESPACE/NAME, or NAME.NAMESPACE.
-
-    The answer is that of the configuration which the proxies have or are about to get, judged as Envoy judges it: the
-    path without its query and normalised, headers by their whole value, splits before policy. Nothing is sent. If it
-    is denied, the permissions that come closest are listed, and what the request lacks.
-    """,
-    examples="""
-    smc explain shop/buyer shop/bookstore --method GET --path /books
-    smc explain sa:shop/buyer bookstore.shop --header user-agent=Firefox -o json
-    """,
-    exits="""
-    0    allowed, by every workload that may get it (also where the mode only counts what policy denies)
-    1    denied, or not by all; refused for its form; or nobody serves it
-    7    it failed, and there is no answer
-    """,
+EXAMPLES = examples(
+    "smc explain shop/buyer shop/bookstore --path /books",
+    "smc explain sa:shop/buyer bookstore.shop --method POST --header user-agent=Firefox -o json",
+    exits={
+        0: "allowed by all that may get it, also where the mode only counts what policy denies",
+        1: "denied, or not allowed by all; refused for its form; or nobody serves it",
+        7: "it failed, and there is no answer",
+    },
 )
 
 
@@ -52,7 +41,7 @@ class Header(click.ParamType[tuple[str, str]]):
         return name, text
 
 
-@click.command(help=HELP)
+@click.command(epilog=EXAMPLES)
 @click.argument("caller")
 @click.argument("service")
 @click.option("--port", type=click.IntRange(1, 65535), default=None, help="Of the service. Default: its only one.")
@@ -71,6 +60,15 @@ def explain(
     headers: Sequence[tuple[str, str]],
     output: str,
 ) -> None:
+    """Say whether a request would be allowed, by which manifest, and where it would go.
+
+    CALLER is a workload, NAMESPACE/NAME, or else the identity of one, NAMESPACE/SERVICE-ACCOUNT; with sa: before it, it
+    is an identity in any case. SERVICE is NAMESPACE/NAME or NAME.NAMESPACE.
+
+    The answer is that of the configuration which the proxies have or are about to get, judged as Envoy judges it: the
+    path without its query and normalised, headers by their whole value, splits before policy. Nothing is sent. If it
+    is denied, the permissions that come closest are listed, and what the request lacks.
+    """
     from smc.v1 import smc_pb2 as pb
 
     request = pb.ExplainRequest(

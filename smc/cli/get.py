@@ -13,6 +13,7 @@ import click
 from smc.cli import denials, say
 from smc.cli.completion import complete_kind, complete_name
 from smc.cli.kinds import KIND_HELP, namespace_of, resolve, split_name
+from smc.cli.pages import WATCHED, examples
 from smc.cli.session import Session, connected
 from smc.cli.table import Columns, age, table
 from smc.cli.watching import PATIENCE, Change, Changes, refuse, watch, watch_option
@@ -76,7 +77,16 @@ proxies have counted it since they started.
 """
 
 
-@click.command(help=_HELP)
+@click.command(
+    help=_HELP,
+    epilog=examples(
+        "smc get services -A",
+        "smc get trafficsplit bookstore -n shop -o yaml",
+        "smc get tt -n shop --watch",
+        "smc get denials -A",
+        exits=WATCHED,
+    ),
+)
 @click.argument("kind", shell_complete=complete_kind)
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option("-n", "--namespace", default="default", show_default=True)

@@ -1,18 +1,17 @@
-"""The pages that `--help` shows: what a command does, examples, exit codes, and where its settings come from."""
+"""What ends the page that `--help` shows of a command: examples, and the exit codes that it alone has."""
 
 from __future__ import annotations
 
-from inspect import cleandoc
+from collections.abc import Mapping
+
+WATCHED = {130: "Ctrl-C ended --watch"}
+"""Of commands with `watch_option`."""
 
 
-def page(text: str, *, examples: str, exits: str = "") -> str:
-    """The help of a command, with the first line of `text` as its summary. The lists keep their lines."""
-    parts = [cleandoc(text), _block("Examples:", examples)]
+def examples(*lines: str, exits: Mapping[int, str] | None = None) -> str:
+    """An epilog, in lines that are not wrapped; `exits` are the codes beside those that `smc --help` lists."""
+    parts = ["\b\nExamples:", *(f"  {line}" for line in lines)]
     if exits:
-        parts.append(_block("Exit codes, beside those of every command (smc --help):", exits))
-    return "\n\n".join(parts)
-
-
-def _block(heading: str, lines: str) -> str:
-    indented = "\n".join(f"  {line}" for line in cleandoc(lines).splitlines())
-    return f"\b\n{heading}\n{indented}"
+        parts.append("\n\b\nExit codes, beside those of every command (smc --help):")
+        parts.extend(f"  {code:<4} {meaning}" for code, meaning in exits.items())
+    return "\n".join(parts)

@@ -14,33 +14,65 @@ from click.shell_completion import CompletionItem
 from smc.cli import say
 from smc.errors import SmcError
 
-EXITS = """\b
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 there is no such thing; 4 not allowed, or not proved who you are;
-5 the control plane cannot be reached or cannot do it now; 6 it is written, and proxies lack it (--wait);
-130 Ctrl-C ended a --watch. `smc proxy run` has codes of its own from 10 on.
+EPILOG = """\b
+Exit codes:
+  0    done
+  1    failed
+  2    wrong usage
+  3    there is no such thing
+  4    not allowed, or not proved who you are
+  5    the control plane cannot be reached, or cannot do it now
+  6    it is written, and proxies lack it (--wait)
+  7    failed, where 1 is an answer (smc diff, smc explain)
+  130  Ctrl-C ended a --watch
+`smc proxy run` has codes of its own from 10 on.
+
+\b
+Where settings come from:
+  your credential     --credential, SMC_CREDENTIAL, ~/.smc: in this order
+  the control plane   --server, or config.json beside the credential
+  a replica           its flags, or the environment: SMC_<FLAG>
+  colour              none with NO_COLOR, or if the output is no terminal
 """
 
-COMMANDS = {
-    "init": ("smc.cli.replica:init", "Make a new mesh in etcd, with its authority and a first operator."),
-    "serve": ("smc.cli.replica:serve", "Run a replica of the control plane."),
-    "apply": ("smc.cli.apply:apply", "Create or change manifests from files."),
-    "get": ("smc.cli.get:get", "List manifests, or show one."),
-    "describe": ("smc.cli.describe:describe", "Show a manifest with its problems, and which proxies refuse it."),
-    "validate": ("smc.cli.validate:validate", "Check manifests in files, without a control plane."),
-    "diff": ("smc.cli.diff:diff", "Show what applying manifests would change at which proxies."),
-    "explain": ("smc.cli.explain:explain", "Say whether a request would be allowed, by what, and where it would go."),
-    "delete": ("smc.cli.apply:delete", "Delete manifests."),
-    "token": ("smc.cli.credentials:token", "Let somebody else join: make a token."),
-    "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
-    "recover": ("smc.cli.replica:recover_command", "Become an operator again, with the key-encryption key."),
-    "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
-    "cert": ("smc.cli.cert:cert", "See certificates, and revoke a proxy or an identity."),
-    "check": ("smc.cli.check:check", "Say whether the mesh is well, and what mends it."),
-    "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
-    "completion": ("smc.cli.completion:completion", "Print the script that completes smc's words in your shell."),
-    "version": ("smc.cli.credentials:version", "Print the version."),
+SECTIONS = {
+    "Begin": {
+        "demo": ("smc.demo:demo", "Run a whole mesh on this machine: etcd, three replicas, Envoys and an application."),
+        "init": ("smc.cli.replica:init", "Make a new mesh in etcd, with its authority and a first operator."),
+        "login": ("smc.cli.credentials:login", "Become an operator or viewer with a token."),
+        "recover": ("smc.cli.replica:recover_command", "Become an operator again, with the key-encryption key."),
+    },
+    "Run": {
+        "serve": ("smc.cli.replica:serve", "Run a replica of the control plane."),
+        "proxy": ("smc.cli.proxy:proxy", "Run a proxy, and see what the proxies have."),
+        "token": ("smc.cli.credentials:token", "Let somebody else join: make a token."),
+    },
+    "Change": {
+        "apply": ("smc.cli.apply:apply", "Create or change manifests from files."),
+        "delete": ("smc.cli.apply:delete", "Delete manifests."),
+        "validate": ("smc.cli.validate:validate", "Check manifests in files, without a control plane."),
+        "diff": ("smc.cli.diff:diff", "Show what applying manifests would change at which proxies."),
+    },
+    "Look": {
+        "get": ("smc.cli.get:get", "List manifests, or show one."),
+        "describe": ("smc.cli.describe:describe", "Show a manifest with its problems, and which proxies it reached."),
+        "explain": (
+            "smc.cli.explain:explain",
+            "Say whether a request would be allowed, by what, and where it would go.",
+        ),
+        "check": ("smc.cli.check:check", "Say whether the mesh is well, and what mends it."),
+    },
+    "Certificates": {
+        "cert": ("smc.cli.cert:cert", "See certificates, revoke a proxy or an identity, and rotate who signs."),
+    },
+    "The program itself": {
+        "completion": ("smc.cli.completion:completion", "Print the script that completes smc's words in your shell."),
+        "version": ("smc.cli.credentials:version", "Print the version."),
+    },
 }
-"""Name -> (module:attribute, one line of help). A command is imported when it is run or asked for its help."""
+"""Purpose -> name -> (module:attribute, one line of help). A command is imported when it is run, or asked for help."""
+
+COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 ANSWERS = frozenset({"diff", "explain"})
@@ -66,8 +98,9 @@ class Program(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
+        for purpose, commands in SECTIONS.items():
+            with formatter.section(purpose):
+                formatter.write_dl([(f"{name:<10}", help_) for name, (_, help_) in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -101,12 +134,13 @@ def _failed(ctx: click.Context) -> int:
 
 @click.group(
     cls=Program,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog=EXITS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
 )
 @click.option("--debug", is_flag=True, envvar="SMC_DEBUG", help="Print the traceback of an error as well.")
 def program(debug: bool) -> None:
     """SMC, the Service Mesh Controller.
 
-    Start with `smc demo`; for real, with `smc init`, `smc serve`, `smc apply` and `smc proxy run`.
+    Start with `smc demo`; for real, with `smc init`, `smc serve`, `smc apply` and `smc proxy run`. Each command has a
+    page with examples: `smc apply --help`.
     """

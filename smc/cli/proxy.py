@@ -17,7 +17,7 @@ from smc.cli import logs, say
 from smc.cli.completion import complete_proxy
 from smc.cli.credentials import JOIN_PORT, join_port
 from smc.cli.kinds import named_by
-from smc.cli.pages import page
+from smc.cli.pages import WATCHED, examples
 from smc.cli.session import Session, connected
 from smc.cli.table import Columns, age, table
 from smc.cli.watching import PATIENCE, Change, Changes, refuse, watch, watch_option
@@ -122,7 +122,13 @@ def proxy() -> None:
     """Proxies: run one here, or see what all of them have."""
 
 
-@proxy.command(help=RUN_HELP)
+@proxy.command(
+    help=RUN_HELP,
+    epilog=examples(
+        "SMC_TOKEN=<token> smc proxy run --dir /var/lib/smc/buyer --join 192.0.2.1",
+        "sudo -E smc proxy run --dir /var/lib/smc/buyer --join 192.0.2.1 --intercept",
+    ),
+)
 @click.option(
     "--dir",
     "directory",
@@ -187,7 +193,7 @@ def run(
     sys.exit(asyncio.run(run_proxy(chosen)))
 
 
-@proxy.command(help=CLEAN_HELP)
+@proxy.command(help=CLEAN_HELP, epilog=examples("sudo smc proxy clean"))
 def clean() -> None:
     from smc.proxy import interception
 
@@ -199,7 +205,11 @@ def clean() -> None:
         say.note("there was nothing to remove")
 
 
-@proxy.command()
+@proxy.command(
+    epilog=examples(
+        "smc proxy status", "smc proxy status shop/buyer -o json", "smc proxy status --watch", exits=WATCHED
+    )
+)
 @click.argument("name", required=False, metavar="[NAMESPACE/WORKLOAD]", shell_complete=complete_proxy)
 @click.option("-o", "--output", type=click.Choice(["table", "wide", "json", "yaml", "name"]), default="table")
 @watch_option
@@ -229,27 +239,24 @@ def status(session: Session, name: str | None, output: str, watched: bool) -> No
     say.out(render(proxies, answer.replicas, output))
 
 
-CONFIG_HELP = page(
-    """Show what a proxy should have, as the messages of Envoy's API, and what it has ACKed of it.
-
-    Any replica may be asked: all make the same. A type whose version the proxy has not ACKed is marked, and so is a
-    resource that it refused, with Envoy's own words. In the place of private keys stands [redacted].
-    """,
-    examples="""
-    smc proxy config shop/buyer
-    smc proxy config shop/buyer --type route --name outbound
-    smc proxy config shop/bookstore --type secret -o json
-    """,
+@proxy.command(
+    epilog=examples(
+        "smc proxy config shop/buyer",
+        "smc proxy config shop/buyer --type route --name outbound",
+        "smc proxy config shop/bookstore --type secret -o json",
+    )
 )
-
-
-@proxy.command(help=CONFIG_HELP)
 @click.argument("name", metavar="NAMESPACE/WORKLOAD", shell_complete=complete_proxy)
 @click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
 @click.option("--type", "type_", type=click.Choice(list(CONFIG_TYPES)), default=None, help="Only this type.")
 @click.option("--name", "resource", default="", help="Only the resource of this name.")
 @connected
 def config(session: Session, name: str, output: str, type_: str | None, resource: str) -> None:
+    """Show what a proxy should have, as the messages of Envoy's API, and what it has ACKed of it.
+
+    Any replica may be asked: all make the same. It is said of each type whether the proxy has ACKed it, and a resource
+    that it refused is marked, with Envoy's own words. In the place of private keys stands [redacted].
+    """
     from smc.v1 import smc_pb2 as pb
 
     request = pb.ConfigRequest(proxy=name, type=CONFIG_TYPES[type_] if type_ else "", name=resource)

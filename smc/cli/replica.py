@@ -15,6 +15,7 @@ import click
 
 from smc.cli import logs, say
 from smc.cli.credentials import keep
+from smc.cli.pages import examples
 from smc.cli.session import API_PORT, Config, credential_option, with_port
 from smc.config import PREFIX, Settings
 from smc.errors import Conflict, NotFound
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from smc.certificates.credential import Credential
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "smc init --etcd 127.0.0.1:2379 --trust-domain mesh.example.com --kek-file /etc/smc/kek",
+        "smc init --etcd 192.0.2.7:2379 --trust-domain mesh.example.com --kek-file kek --out ./admin",
+    )
+)
 @click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
 @click.option("--trust-domain", required=True, metavar="NAME", help="Ends up in every identity: mesh.example.com.")
 @click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
@@ -147,7 +153,9 @@ async def recover(kv: KV, mesh: str, kek_file: Path, operator: str) -> Credentia
     return Credential(uri, chain, x509.private_pem(key).decode(), roots)
 
 
-@click.command("recover")
+@click.command(
+    "recover", epilog=examples("smc recover --etcd 127.0.0.1:2379 --kek-file /etc/smc/kek --server 192.0.2.1")
+)
 @click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
 @click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
 @click.option(
@@ -205,7 +213,12 @@ def _text(value: Any) -> str:
     return f"{value.total_seconds():g}s" if isinstance(value, timedelta) else str(value).lower()
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "smc serve --name replica-1 --address 192.0.2.1 --etcd 127.0.0.1:2379 --kek-file /etc/smc/kek",
+        "SMC_ETCD=127.0.0.1:2379 SMC_KEK_FILE=/etc/smc/kek smc serve --name replica-1 --address 192.0.2.1",
+    )
+)
 @_settings
 def serve(**flags: str | None) -> None:
     """Run one replica until SIGTERM. Every flag may also come from the environment, as SMC_<FLAG>."""

@@ -17,6 +17,7 @@ from cluster.kv import KeyValue, View
 from smc import manifests, plugins
 from smc.cli import say
 from smc.cli.documents import Document, read
+from smc.cli.pages import examples
 from smc.errors import NotFound
 from smc.manifests import Finding, InvalidManifest, Kind, PolicyApi, schema
 from smc.manifests.text import Node
@@ -194,7 +195,13 @@ def _uri(file: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the command
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "smc validate -f policy/",
+        "smc validate -f policy/ -o sarif > smc.sarif",
+        exits={1: "there is an error; with --strict also a warning"},
+    )
+)
 @click.option(
     "-f", "--filename", "files", multiple=True, metavar="FILE|DIR|-", help="Manifests, YAML or JSON; may be repeated."
 )

@@ -12,10 +12,21 @@ from smc.demo.show import show
 from smc.demo.story import CHAPTERS
 
 INTERRUPTED, TERMINATED = 130, 143
-EXITS = "Exit codes: 0 every claim held; 1 one did not, and is named; 130 interrupted; 143 terminated."
+EXAMPLES = """\b
+Examples:
+  smc demo
+  smc demo --check
+
+\b
+Exit codes:
+  0    every claim held
+  1    one did not, and is named
+  130  interrupted
+  143  terminated
+"""
 
 
-@click.command(epilog=EXITS)
+@click.command(epilog=EXAMPLES)
 @click.option("--check", is_flag=True, help="Without a terminal: print each claim with its figure, and end.")
 @click.option("--only", type=click.Choice(CHAPTERS), multiple=True, help="Only this chapter; may be given again.")
 def demo(check: bool, only: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ def complete(*words: str) -> list[str]:
 
 def test_commands_are_completed_from_the_table_without_importing_them() -> None:
     assert complete("") == list(COMMANDS)
-    assert complete("de") == ["describe", "delete", "demo"]
+    assert complete("de") == ["demo", "delete", "describe"]
     assert complete("--de") == ["--debug"]
 
 
