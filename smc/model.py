@@ -416,6 +416,24 @@ class NamespaceConfig:
     mode: Mode
 
 
+class PathAnchor(Enum):
+    """How much of a path the expression of a policy manifest has to match."""
+
+    SPEC = "spec"
+    """Its beginning, as SMI's specification says."""
+    FULL = "full"
+    """All of it, as Open Service Mesh had it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """How policy manifests are understood where their specification leaves it open, or others take it otherwise."""
+
+    path_anchor: PathAnchor = PathAnchor.SPEC
+    cross_namespace: bool = False
+    """Whether a TrafficTarget may grant access to a destination in another namespace than its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class MeshConfig:
     """The mesh-wide settings. There is one, and every field has a default."""
@@ -427,6 +445,7 @@ class MeshConfig:
     """Who may be called with `Egress.DENY`; sorted by text, none twice."""
     mode: Mode = Mode.ENFORCING
     """Of every namespace that has no NamespaceConfig."""
+    policy: PolicyOptions = PolicyOptions()
     access_log: bool = True
     workload_certificate_ttl: timedelta = timedelta(hours=24)
     credential_ttl: timedelta = timedelta(hours=24)

@@ -44,6 +44,11 @@ def prefix(expression: str) -> str:
     return wrapped
 
 
+def unanchored(prefixed: str) -> str:
+    """What `prefix` was given."""
+    return prefixed.removeprefix("(?:").removesuffix(").*")
+
+
 def matches_whole(expression: str, value: bytes) -> bool:
     """Whether an expression that was taken matches with all of `value`, byte by byte, as Envoy decides it."""
     return _compiled(expression).fullmatch(value) is not None

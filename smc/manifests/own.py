@@ -22,6 +22,8 @@ from smc.model import (
     Mode,
     Name,
     NamespaceConfig,
+    PathAnchor,
+    PolicyOptions,
     Protocol,
     Service,
     ServicePort,
@@ -114,9 +116,19 @@ _CERTIFICATES = Object(
 )
 
 
+_SMI = Object(
+    (
+        Field("pathRegexAnchor", Text(schema.choice({anchor.value: anchor for anchor in PathAnchor}))),
+        Field("crossNamespaceTargets", Boolean()),
+    ),
+    _given("path_anchor", "cross_namespace"),
+)
+
+
 def _mesh_config(_metadata: Metadata, values: dict[str, Any]) -> MeshConfig:
     hosts = tuple(sorted(values.pop("egress_hosts", ()), key=str))
-    return MeshConfig(egress_hosts=hosts, **values.pop("certificates", {}), **values)
+    policy = PolicyOptions(**values.pop("smi", {}))
+    return MeshConfig(egress_hosts=hosts, policy=policy, **values.pop("certificates", {}), **values)
 
 
 _MESH_CONFIG = Schema(
@@ -134,8 +146,9 @@ _MESH_CONFIG = Schema(
                     Field("accessLog", Boolean()),
                     Field("certificates", _CERTIFICATES),
                     Field("mode", _MODE),
+                    Field("smi", _SMI),
                 ),
-                _given("mesh_domain", "egress", "egress_hosts", "access_log", "certificates", "mode"),
+                _given("mesh_domain", "egress", "egress_hosts", "access_log", "certificates", "mode", "smi"),
             ),
             required=True,
         ),

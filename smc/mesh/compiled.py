@@ -23,7 +23,10 @@ class Compiled(Tables):
     rules: Table[Scope, Rules] = field(default_factory=Table)
 
     def update(self, records: Records, policies: Sequence[PolicyApi], problems: Problems) -> None:
+        options = records.config.policy
         scopes: dict[Scope, None] = {}
+        if records.had_other_options:
+            scopes.update(dict.fromkeys(sorted(self.rules.rows)))
         for id_ in records.manifests.changed:
             group, _, namespace, _ = id_.split("/")
             there = id_ in records.manifests
@@ -40,7 +43,7 @@ class Compiled(Tables):
         for scope in scopes:
             index, namespace = scope
             manifests = [records.manifests[id_] for id_ in sorted(self.members.of(scope))]
-            rules = policies[index].compile(namespace, manifests) if manifests else Rules()
+            rules = policies[index].compile(namespace, manifests, options) if manifests else Rules()
             problems.report("rules", scope, rules.problems)
             self.rules.put(scope, rules if manifests else None)
 

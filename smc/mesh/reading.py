@@ -25,6 +25,8 @@ from smc.model import (
     Mode,
     Name,
     NamespaceConfig,
+    PathAnchor,
+    PolicyOptions,
     Problem,
     Service,
     TrafficPolicy,
@@ -50,7 +52,7 @@ OWN: Final = ""
 """The source of Services and Workloads that were applied as manifests; it sorts before every informer's name."""
 
 DEFAULTS: Final = MeshConfig()
-CLOSED: Final = MeshConfig(egress=Egress.DENY)
+CLOSED: Final = MeshConfig(egress=Egress.DENY, policy=PolicyOptions(path_anchor=PathAnchor.FULL))
 """What counts while the MeshConfig cannot be read: it may have denied what the defaults allow."""
 
 Offered = tuple[str, Name]
@@ -138,6 +140,11 @@ class Records(Tables):
     @property
     def config(self) -> MeshConfig:
         return self.configs.get(_ONE) or DEFAULTS
+
+    @property
+    def had_other_options(self) -> bool:
+        """Whether policy manifests were understood in another way before."""
+        return bool(self.configs.changed) and (self.configs.was(_ONE) or DEFAULTS).policy != self.config.policy
 
     def mode(self, namespace: str) -> Mode:
         """That of the namespace, or else the mesh's; ENFORCING while the one that counts cannot be read."""

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from smc.manifests import InvalidManifest, Manifest, Rules, noun
-from smc.model import Binding, Grant, HttpMatch, Identity, Permission, Problem, Severity, Split
+from smc.manifests import InvalidManifest, Manifest, Rules, expressions, noun
+from smc.model import (
+    Binding,
+    Grant,
+    HttpMatch,
+    Identity,
+    PathAnchor,
+    Permission,
+    PolicyOptions,
+    Problem,
+    Severity,
+    Split,
+)
 from smc.smi.kinds import (
     HTTP_ROUTES,
     KINDS,
@@ -27,12 +39,13 @@ from smc.smi.kinds import (
 )
 
 T = TypeVar("T")
+_DEFAULTS = PolicyOptions()
 Read = tuple[Manifest, T]
 Routes = dict[tuple[str, str], Read[RouteGroup | PortRoute]]
 """By kind and name."""
 
 
-def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
+def compile_namespace(namespace: str, manifests: Sequence[Manifest], options: PolicyOptions = _DEFAULTS) -> Rules:
     """Compile the SMI manifests of one namespace; those of others are left out, with a Problem.
 
     The result does not depend on the order of `manifests`: splits are sorted by root, permissions by manifest.
@@ -53,11 +66,15 @@ def compile_namespace(namespace: str, manifests: Sequence[Manifest]) -> Rules:
                 splits.append((manifest, split))
             case TrafficTarget() as target:
                 targets.append((manifest, target))
-            case RouteGroup() | PortRoute() as route:
+            case RouteGroup() as group:
+                routes[record.kind, record.name.name] = (manifest, _anchored(group, options.path_anchor))
+            case PortRoute() as route:
                 routes[record.kind, record.name.name] = (manifest, route)
             case IdentityBinding() as b:
                 whom = (b.service_account, b.labels, b.uris)
                 bindings.append(Binding(record.name, record.id, manifest.mod_revision, *whom))
+    if not options.cross_namespace:
+        targets = [(manifest, target) for manifest, target in targets if _is_at_home(manifest, target, problems)]
     granted = [_granted_by(manifest, target, routes, problems) for manifest, target in targets]
     return Rules(
         splits=_splits(splits, routes, problems),
@@ -132,6 +149,30 @@ def _condition(
             found.update(match for _, match in group.matches)
             also.add((source.record.id, source.mod_revision))
     return _alternatives(found), tuple(sorted(also))
+
+
+def _is_at_home(manifest: Manifest, target: TrafficTarget, problems: list[Problem]) -> bool:
+    """Whether the destination is of the target's own namespace: else a client's team could grant itself access."""
+    own, where = manifest.record.name.namespace, target.destination.namespace
+    if own != where:
+        message = (
+            f"the destination is of namespace {where}, the TrafficTarget of {own}, so it has no effect: "
+            f"whoever owns the destination grants the access, write it in namespace {where}"
+        )
+        field = "destination.namespace" if target.rules_field == "specs" else "spec.destination.namespace"
+        problems.append(Problem(manifest.record.id, "OtherNamespace", message, field))
+    return own == where
+
+
+def _anchored(group: RouteGroup, anchor: PathAnchor) -> RouteGroup:
+    if anchor is PathAnchor.SPEC:
+        return group
+    return RouteGroup(
+        tuple(
+            (name, match if match.path is None else replace(match, path=expressions.unanchored(match.path)))
+            for name, match in group.matches
+        )
+    )
 
 
 def _granted_by(

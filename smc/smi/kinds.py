@@ -305,15 +305,10 @@ def _target(top: str, rules_name: str) -> Callable[..., Callable[[Metadata], Tra
         def of(metadata: Metadata) -> TrafficTarget:
             own = metadata.name.namespace
             kind, namespace, name, port = destination
-            if namespace not in ("", own):
-                raise Unfit(
-                    f"the destination is of namespace {namespace}, the TrafficTarget of {own}",
-                    f"whoever owns the destination grants the access: write it in namespace {namespace}",
-                    field=f"{top}destination.namespace",
-                )
+            where = namespace or own
             named = [(kind_, namespace_ or own, source) for kind_, namespace_, source in sources]
             return TrafficTarget(
-                Name(own, name) if kind == IDENTITY_BINDING else Identity(own, name),
+                Name(where, name) if kind == IDENTITY_BINDING else Identity(where, name),
                 tuple(sorted({Identity(*who) for kind_, *who in named if kind_ == SERVICE_ACCOUNT})),
                 rules,
                 port,

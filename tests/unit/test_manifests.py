@@ -39,6 +39,8 @@ from smc.model import (
     Mode,
     Name,
     NamespaceConfig,
+    PathAnchor,
+    PolicyOptions,
     Protocol,
     Service,
     ServicePort,
@@ -460,7 +462,8 @@ def test_what_no_manifest_may_hold_is_refused(text: str | bytes, told: str) -> N
 
 def test_a_mesh_config_says_what_the_mesh_is_set_to() -> None:
     spec = """{meshDomain: corp.mesh, egress: deny, egressHosts: [example.com, "*.Example.com.:443"], accessLog: false,
-      mode: audit, certificates: {workloadTTL: 1h30m, credentialTTL: 90s}}"""
+      mode: audit, certificates: {workloadTTL: 1h30m, credentialTTL: 90s},
+      smi: {pathRegexAnchor: full, crossNamespaceTargets: true}}"""
     record = own("MeshConfig", spec, "{name: default}")
     assert record.id == "smc.io/MeshConfig/-/default"
     assert mesh_config(record) == MeshConfig(
@@ -468,6 +471,7 @@ def test_a_mesh_config_says_what_the_mesh_is_set_to() -> None:
         egress=Egress.DENY,
         egress_hosts=(EgressHost("*.example.com", 443), EgressHost("example.com")),
         mode=Mode.AUDIT,
+        policy=PolicyOptions(PathAnchor.FULL, cross_namespace=True),
         access_log=False,
         workload_certificate_ttl=timedelta(minutes=90),
         credential_ttl=timedelta(seconds=90),

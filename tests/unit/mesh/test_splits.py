@@ -263,7 +263,7 @@ def written_elsewhere(store: Store, *splits: Split) -> Mesh:
     """The Mesh with another policy API beside SMI, which may say what SMI refuses."""
     other = ManifestRecord("other.example", "v1", "Split", name("shop/split"), {}, "", "a.yaml", 1, 0.0, "")
     store.put(KEYS.manifest(other.id), other)
-    api = PolicyApi(frozenset({"other.example"}), lambda _namespace, _manifests: Rules(splits=splits))
+    api = PolicyApi(frozenset({"other.example"}), lambda _namespace, _manifests, _options: Rules(splits=splits))
     return build(None, store.whole(), (*POLICIES, api))
 
 
