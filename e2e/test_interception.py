@@ -222,6 +222,41 @@ async def test_plaintext_of_an_outsider_reaches_no_application_and_no_listener(w
     assert (await curl(world.b, f"http://{world.b.address}:8080/books")).status == 200, "it serves, on its own host"
 
 
+MODE = """
+apiVersion: smc.io/v1alpha1
+kind: NamespaceConfig
+metadata: {name: default, namespace: bookstore}
+spec: {mode: MODE}
+"""
+
+
+async def test_an_outsiders_plaintext_is_let_in_where_the_namespace_is_permissive_and_refused_where_it_is_enforcing(
+    world: World,
+) -> None:
+    url = f"http://{world.b.address}:8080/books"
+    forged = ("--header", f"x-forwarded-client-cert: URI={BUYER}")
+    assert (await curl(world.c, url)).status == 0
+
+    async def let_in() -> bool:
+        return (await curl(world.c, url)).status == 200
+
+    async def refused() -> bool:
+        return not await let_in()
+
+    await world.mesh.apply(MODE.replace("MODE}", "permissive}"))
+    try:
+        await eventually(let_in, timeout=30, every=0.2, what="plaintext is let in")
+        answer = await curl(world.c, url, *forged)
+        assert answer.status == 200
+        assert not answer.document.get("x-forwarded-client-cert"), "who speaks plaintext is nobody"
+        assert await _bought(world.a), "and mutual TLS beside it"
+        assert (await curl(world.c, f"http://{world.b.address}:9999/")).status == 0, "only the ports of its services"
+    finally:
+        await world.mesh.apply(MODE.replace("MODE}", "enforcing}"))
+    await eventually(refused, timeout=10, every=0.1, what="plaintext is refused again")
+    assert await _bought(world.a)
+
+
 async def test_an_excluded_port_is_reached_from_the_outside(world: World) -> None:
     # The test's own eyes, which are excluded: the application's counters.
     assert (await curl(world.c, f"http://{world.b.address}:8081/_counters")).status == 200
