@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import structlog
 import tenacity
+import uvloop
 
 from cluster.kv import KV
 from smc import plugins, records
@@ -38,7 +39,7 @@ def main(settings: Settings) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     with exporting("smc", instance=settings.name):
         try:
-            asyncio.run(_until_stopped(settings))
+            uvloop.run(_until_stopped(settings))
         except SmcError as e:
             log.error("the replica cannot run", error=e.message, hint=e.hint)  # noqa: TRY400 - foreseen: no traceback
             return 1

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import grpc
-import grpc.aio
 import structlog
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
@@ -24,17 +22,19 @@ from google.protobuf.message import DecodeError
 from smc import telemetry
 from smc.certificates import x509
 from smc.envoy import names
-from smc.errors import Denied, NotFound, Unauthenticated, Unavailable
+from smc.errors import Denied, NotFound, Unauthenticated
 from smc.metrics import Metrics
 from smc.model import Name
 from smc.pipeline import Pipeline
 from smc.records import AckRecord
-from smc.tls import ServerTLS, peer_path, server_credentials
-from smc.xds import balance, delta, sotw
+from smc.tls import ServerTLS, credential_path
+from smc.xds import balance, delta, sotw, transport
+from smc.xds.framing import Status
 from smc.xds.session import Ended, Session
 from smc.xds.slot import NotAdmitted
 from smc.xds.snapshot import Type
 from smc.xds.stream import ProtocolError, Request, Response, Stream
+from smc.xds.transport import Call
 
 FIRST_REQUEST = 10.0
 """Seconds that a new stream has to say what it wants."""
@@ -48,10 +48,8 @@ BALANCE_EVERY = 1.0
 SETTLED = 2.0
 """Seconds for which a new stream is left where it is."""
 OWN_SECRETS = (names.IDENTITY, names.BUNDLE)
-GRACE = 1.0
-_MESSAGE = 4 * 1024 * 1024
-
-_Call = grpc.aio.ServicerContext[Any, Any]
+SPARE = 1_000
+"""Connections beyond twice as many as there may be streams: for those that come while others go."""
 
 log = structlog.get_logger(__name__)
 
@@ -97,9 +95,9 @@ class _Variant:
 class Refused(Exception):
     """A stream is not served, or no longer. `reason` is one word, for the metric."""
 
-    def __init__(self, code: grpc.StatusCode, reason: str, text: str) -> None:
+    def __init__(self, status: Status, reason: str, text: str) -> None:
         super().__init__(text)
-        self.code = code
+        self.status = status
         self.reason = reason
 
 
@@ -126,7 +124,8 @@ class Streams:
         self._metrics = metrics
         self._replica = replica
         self._trust_domain = trust_domain
-        self._max_streams = max_streams
+        self.most = max_streams
+        """Streams at the same time."""
         self._listening = listening
         self._sessions: dict[Session, None] = {}
         self._opening = 0
@@ -165,31 +164,31 @@ class Streams:
 
     # -------------------------------------------------------------------------------------------------- the way in
 
-    def methods(self, service: Service) -> Mapping[str, Callable[[object, _Call], Any]]:
-        """What serves one stream, from its first request to its end, by the method's name. It reads from the call."""
+    def methods(self, service: Service) -> Mapping[str, Callable[[Call], Awaitable[None]]]:
+        """What serves one stream, from its first request to its end, by the method's path."""
         return {
-            f"Delta{service.resources}": partial(self._serve, service, self._delta),
-            f"Stream{service.resources}": partial(self._serve, service, self._sotw),
+            f"/{service.name}/Delta{service.resources}": partial(self._serve, service, self._delta),
+            f"/{service.name}/Stream{service.resources}": partial(self._serve, service, self._sotw),
         }
 
-    async def _serve(self, service: Service, variant: _Variant, _requests: object, call: _Call) -> None:
+    async def _serve(self, service: Service, variant: _Variant, call: Call) -> None:
         with ExitStack() as held:
             try:
                 await self._serve_one(service, variant, call, held)
             except Refused as refused:
                 self._metrics.refused.labels(refused.reason).inc()
-                log.info("stream refused", peer=call.peer(), reason=refused.reason, error=str(refused))
-                await call.abort(refused.code, str(refused))
+                log.info("stream refused", peer=call.peer, reason=refused.reason, error=str(refused))
+                await call.end(refused.status, str(refused))
             except Ended as ended:
-                await call.abort(grpc.StatusCode.UNAVAILABLE, str(ended))
+                await call.end(Status.UNAVAILABLE, str(ended))
             except ProtocolError as broken:
-                log.warning("stream ended", peer=call.peer(), error=str(broken))
-                await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
+                log.warning("stream ended", peer=call.peer, error=str(broken))
+                await call.end(Status.INVALID_ARGUMENT, str(broken))
 
-    async def _serve_one(self, service: Service, variant: _Variant, call: _Call, held: ExitStack) -> None:
+    async def _serve_one(self, service: Service, variant: _Variant, call: Call, held: ExitStack) -> None:
         """What is put on `held` lasts until the proxy has read how the stream ended."""
         self._check_room()
-        proxy, expires = self._authenticate(call)
+        proxy, expires, serial = self._authenticate(call)
         held.enter_context(self._one_of(proxy, service))
         read = _Reader(variant, service, proxy)
         self._opening += 1
@@ -197,11 +196,13 @@ class Streams:
             first = await self._first_request(call, read)
             try:
                 await self._pipeline.admit(resumed=first.resumed)
-                slot = await self._pipeline.subscribe(proxy, service.name)
+                slot = await self._pipeline.subscribe(proxy, service.name, serial)
             except NotAdmitted as e:
-                raise Refused(grpc.StatusCode.UNAVAILABLE, "not_admitted", str(e)) from None
+                raise Refused(Status.UNAVAILABLE, "not_admitted", str(e)) from None
             except NotFound as e:
-                raise Refused(grpc.StatusCode.NOT_FOUND, "unknown_workload", str(e)) from None
+                raise Refused(Status.NOT_FOUND, "unknown_workload", str(e)) from None
+            except Denied as e:
+                raise Refused(Status.PERMISSION_DENIED, "revoked", str(e)) from None
         finally:
             self._opening -= 1
 
@@ -210,12 +211,19 @@ class Streams:
         async def receive() -> Request | None:
             return read(await call.read())
 
-        async def send(response: Response) -> int:
-            encoded = variant.encode(response, stream)
-            await call.write(encoded)
-            return len(encoded)
+        def send(response: Response) -> int:
+            return call.write(variant.encode(response, stream))
 
-        session = Session(proxy, stream, slot, self._metrics, receive=receive, send=send, listening=self._listening)
+        session = Session(
+            proxy,
+            stream,
+            slot,
+            self._metrics,
+            receive=receive,
+            send=send,
+            drained=call.drained,
+            listening=self._listening,
+        )
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
         )
@@ -223,8 +231,7 @@ class Streams:
         self._metrics.streams.set(len(self._sessions))
         log.info("stream opened", **{telemetry.PROXY: str(proxy)}, service=service.name, resumed=first.resumed)
         try:
-            # gRPC cannot end a call whose first write was cancelled, unless it has sent this before.
-            await call.send_initial_metadata(())
+            call.start()
             if self._draining:
                 slot.end("this replica shuts down")
             await session.run(first)
@@ -239,20 +246,20 @@ class Streams:
 
     def _check_room(self) -> None:
         if self._draining:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "draining", "this replica shuts down")
+            raise Refused(Status.UNAVAILABLE, "draining", "this replica shuts down")
         if not self._pipeline.ready:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "not_ready", self._pipeline.unready_reason)
-        if len(self._sessions) + self._opening >= self._max_streams:
-            text = f"this replica serves at most {self._max_streams} streams: try another one, or raise --max-streams"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", text)
+            raise Refused(Status.UNAVAILABLE, "not_ready", self._pipeline.unready_reason)
+        if len(self._sessions) + self._opening >= self.most:
+            text = f"this replica serves at most {self.most} streams: try another one, or raise --max-streams"
+            raise Refused(Status.RESOURCE_EXHAUSTED, "full", text)
 
     @contextmanager
     def _one_of(self, proxy: Name, service: Service) -> Iterator[None]:
-        """Bound what one proxy can hold: gRPC keeps what it does not read, also after the end of the stream."""
+        """Bound what one proxy can hold: what it does not read is kept, also after the end of the stream."""
         key = proxy, service.name
         if self._calls[key] >= MOST_OF_ONE:
             text = f"{proxy} has {MOST_OF_ONE} streams here already, open or with an end that it has not read"
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_of_one", text)
+            raise Refused(Status.RESOURCE_EXHAUSTED, "too_many_of_one", text)
         self._calls[key] += 1
         try:
             yield
@@ -261,30 +268,35 @@ class Streams:
             if not self._calls[key]:
                 del self._calls[key]
 
-    def _authenticate(self, call: _Call) -> tuple[Name, float]:
-        """Whose proxy calls, and when its credential expires, in seconds since 1970."""
+    def _authenticate(self, call: Call) -> tuple[Name, float, str]:
+        """Whose proxy calls, when its credential expires, in seconds since 1970, and its serial in hexadecimal."""
         try:
-            path = peer_path(call.auth_context(), self._trust_domain, time.time())
+            path = credential_path(call.certificate, self._trust_domain, time.time())
         except Unauthenticated as e:
-            raise Refused(grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", str(e)) from None
+            raise Refused(Status.UNAUTHENTICATED, "unauthenticated", str(e)) from None
         except Denied as e:
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "denied", str(e)) from None
+            raise Refused(Status.PERMISSION_DENIED, "denied", str(e)) from None
         kind, _, name = path.partition("/")
         if kind != "proxy":
             text = f"{path} is no proxy's credential: only a proxy's may open a stream"
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "denied", text)
-        (leaf,) = x509.load(next(iter(call.auth_context()["x509_pem_cert"])).decode("ascii"))
-        return Name.parse(name), leaf.not_valid_after_utc.timestamp()
+            raise Refused(Status.PERMISSION_DENIED, "denied", text)
+        (leaf,) = x509.load(call.certificate)
+        proxy, serial = Name.parse(name), f"{leaf.serial_number:x}"
+        # Later it is asked again, of a Mesh that is not older than the stream. But a credential that is known to be
+        # revoked must not even take up the room of the one that took its place.
+        if self._pipeline.mesh is not None and (why := self._pipeline.mesh.refuses(proxy, serial)):
+            raise Refused(Status.PERMISSION_DENIED, "revoked", why)
+        return proxy, leaf.not_valid_after_utc.timestamp(), serial
 
-    async def _first_request(self, call: _Call, read: _Reader) -> Request:
+    async def _first_request(self, call: Call, read: _Reader) -> Request:
         try:
             async with asyncio.timeout(FIRST_REQUEST):
                 request = read(await call.read())
         except TimeoutError:
             text = f"the stream said nothing for {FIRST_REQUEST:.0f} s"
-            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "silent", text) from None
+            raise Refused(Status.DEADLINE_EXCEEDED, "silent", text) from None
         if request is None:
-            raise Refused(grpc.StatusCode.CANCELLED, "closed", "the stream was closed before it said anything")
+            raise Refused(Status.CANCELLED, "closed", "the stream was closed before it said anything")
         return request
 
     # ------------------------------------------------------------------------------------------------- the way out
@@ -325,9 +337,9 @@ class _Reader:
         self._proxy = proxy
         self._first = True
 
-    def __call__(self, data: Any) -> Request | None:
+    def __call__(self, data: bytes | None) -> Request | None:
         """What one message says; None at the end of the stream."""
-        if data is grpc.aio.EOF:
+        if data is None:
             return None
         try:
             message = self._message.FromString(data)
@@ -335,7 +347,7 @@ class _Reader:
             raise ProtocolError(f"a message that is no {self._message.DESCRIPTOR.name}") from None
         if (self._first or message.HasField("node")) and message.node.id != str(self._proxy):
             text = f"node.id is {message.node.id[:300]!r}, and the credential is of {self._proxy}: they must be equal"
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "impostor", text)
+            raise Refused(Status.PERMISSION_DENIED, "impostor", text)
         self._first = False
         if not message.type_url and self._service is not AGGREGATED:
             message.type_url = self._service.types[0].value  # there it goes without saying
@@ -351,63 +363,22 @@ class _Reader:
             log.warning(
                 "a proxy asks for a secret that is not its own", **{telemetry.PROXY: str(self._proxy)}, error=text
             )
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "foreign_secret", text)
+            raise Refused(Status.PERMISSION_DENIED, "foreign_secret", text)
 
 
-@asynccontextmanager
-async def serving(
+def serving(
     streams: Streams, tls: Callable[[], ServerTLS], *, address: str, max_connection_age: float
-) -> AsyncIterator[int]:
-    """Serve at `address` (host:port, port 0 for any) for as long as the block runs; yields the port.
+) -> AbstractAsyncContextManager[int]:
+    """Serve at `address` (host:port, port 0 for any) for as long as it is entered, which gives the port.
 
     Raises:
         Unavailable: the address cannot be bound.
     """
-    server = grpc.aio.server(options=_options(max_connection_age))
-    # Bytes both ways: a request is not parsed before it is known who sent it, a response is joined from what was
-    # serialised once.
-    server.add_generic_rpc_handlers(
-        tuple(
-            grpc.method_handlers_generic_handler(
-                service.name,
-                {name: grpc.stream_stream_rpc_method_handler(each) for name, each in streams.methods(service).items()},
-            )
-            for service in SERVICES
-        )
+    return transport.serving(
+        {path: serve for service in SERVICES for path, serve in streams.methods(service).items()},
+        tls,
+        address=address,
+        # A new connection shows the credential of then, and is where chance put it.
+        max_connection_age=max_connection_age,
+        max_connections=2 * streams.most + SPARE,
     )
-    try:
-        port = server.add_secure_port(address, server_credentials(tls, require_client=True))
-    except RuntimeError as e:
-        raise Unavailable(
-            f"{address} cannot be bound: {e}", hint="is another process there, or is it no address of this machine?"
-        ) from None
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(GRACE)
-
-
-def _options(max_connection_age: float) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", _MESSAGE),
-        ("grpc.max_send_message_length", -1),
-        # A port that another process has must be an error, not a share of its streams.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_concurrent_streams", 10),
-        # A storm of reconnects waits in line; by default gRPC turns hundreds of them away.
-        ("grpc.server.max_pending_requests", 20_000),
-        ("grpc.server.max_pending_requests_hard_limit", 40_000),
-        # gRPC adds a jitter of a tenth. A new connection shows the credential of then, and is where chance put it.
-        ("grpc.max_connection_age_ms", int(max_connection_age * 1000)),
-        ("grpc.max_connection_age_grace_ms", int(GRACE * 1000)),
-        # Envoy asks whether the connection is alive: by default gRPC ends it for asking.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
-        ("grpc.http2.max_ping_strikes", 0),
-        # And so do we. The first two alone find nothing for a minute.
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-    ]

@@ -1,6 +1,6 @@
 """One proxy's stream while it is open: requests and offers go into the state machine, and its responses out.
 
-The transport is two functions, so a test needs no network. Nothing here decides what is sent: `stream.py` does.
+The transport is three functions, so a test needs no network. Nothing here decides what is sent: `stream.py` does.
 """
 
 from __future__ import annotations
@@ -96,13 +96,15 @@ class Session:
         metrics: Metrics,
         *,
         receive: Callable[[], Awaitable[Request | None]],
-        send: Callable[[Response], Awaitable[int]],
+        send: Callable[[Response], int],
+        drained: Callable[[], Awaitable[None] | None],
         listening: Callable[[Name], None],
     ) -> None:
         """
         Args:
             receive: the next request; None once the proxy has closed its side.
-            send: writes a response and returns its size in bytes; waits while the proxy does not read.
+            send: writes a response and returns its size in bytes.
+            drained: what to wait for until the proxy has made room for all that was written; None: it has.
             listening: is told once, as soon as the proxy has ACKed all its listeners.
         """
         self.proxy = proxy
@@ -113,6 +115,7 @@ class Session:
         self._metrics = metrics
         self._receive = receive
         self._send = send
+        self._drained = drained
         self._listening: Callable[[Name], None] | None = listening
         self._awaited: deque[_Awaited] = deque()
         """What the stream works on, and what it will work on next: two at most, as there."""
@@ -268,8 +271,10 @@ class Session:
             span.set_attribute(telemetry.TYPE, short(response.type))
             span.set_attribute(telemetry.RESOURCES, len(response.resources))
         try:
-            async with asyncio.timeout(WRITE_DEADLINE):
-                size = await self._send(response)
+            size = self._send(response)
+            if (room := self._drained()) is not None:
+                async with asyncio.timeout(WRITE_DEADLINE):
+                    await room
         except TimeoutError:
             raise Ended(f"the proxy did not read for {WRITE_DEADLINE:.0f} s") from None
         finally:

@@ -26,6 +26,7 @@ from smc.xds.slot import Slot
 from smc.xds.snapshot import Type
 from tests.unit.bookshop import KEYS, service, workload
 from tests.unit.xds.replica import (
+    METHOD,
     Client,
     Mesh,
     Replica,
@@ -441,7 +442,6 @@ async def test_a_proxy_that_never_reads_costs_little_and_ends_while_the_others_g
 
 
 async def test_a_stream_that_must_end_while_it_is_first_written_to_ends() -> None:
-    """gRPC leaves a call open for ever whose first write was cancelled before its metadata were sent."""
     async with world() as (mesh, replica):
         credential = await mesh.credential("proxy/shop/buyer")
         for _ in range(50):
@@ -456,21 +456,21 @@ async def test_a_proxy_that_goes_while_it_is_admitted_leaves_nothing_behind() ->
         class Gone:
             """A call that its client cancels as soon as it has been admitted."""
 
-            def peer(self) -> str:
-                return "test"
-
-            def auth_context(self) -> dict[str, list[bytes]]:
-                return {"x509_pem_cert": [x509.pem(x509.load(credential.chain)[0]).encode()]}
+            peer = "test"
+            certificate = x509.pem(x509.load(credential.chain)[0])
 
             async def read(self) -> bytes:
                 return FIRST
 
-            async def send_initial_metadata(self, _: object) -> None:
+            def drained(self) -> None:
+                return None
+
+            def start(self) -> None:
                 raise asyncio.CancelledError
 
-        serve = replica.streams.methods(server.AGGREGATED)["DeltaAggregatedResources"]
+        serve = replica.streams.methods(server.AGGREGATED)[METHOD]
         with pytest.raises(asyncio.CancelledError):
-            await serve(None, Gone())  # type: ignore[arg-type]
+            await serve(Gone())  # type: ignore[arg-type]
         assert not replica.streams.sessions
         assert not replica.pipeline._slots
 

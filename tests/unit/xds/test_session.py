@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -47,7 +47,14 @@ class Client:
         self.acks = True
         self.requests: asyncio.Queue[Request | Exception | None] = asyncio.Queue()
         self.session = Session(
-            PROXY, Stream(), self.slot, self.metrics, receive=self.receive, send=self.send, listening=self.ready.append
+            PROXY,
+            Stream(),
+            self.slot,
+            self.metrics,
+            receive=self.receive,
+            send=self.send,
+            drained=self.drained,
+            listening=self.ready.append,
         )
 
     async def receive(self) -> Request | None:
@@ -56,12 +63,14 @@ class Client:
             raise request
         return request
 
-    async def send(self, response: Response) -> int:
-        await self.reads.wait()
+    def send(self, response: Response) -> int:
         self.received.append(response)
         if self.acks:
             self.say(Request(response.type, nonce=response.nonce))
         return 100
+
+    def drained(self) -> Awaitable[object] | None:
+        return None if self.reads.is_set() else self.reads.wait()
 
     def say(self, request: Request | Exception | None) -> None:
         self.requests.put_nowait(request)
