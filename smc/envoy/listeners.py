@@ -159,6 +159,7 @@ def tcp_chains(
     port: int,
     app_port: int,
     callers: tuple[Identity, ...],
+    barred: tuple[str, ...],
     mode: Mode,
     trust_domain: str,
     config: MeshConfig,
@@ -166,6 +167,8 @@ def tcp_chains(
     """As `http_chain`, the two of a port that speaks TCP. Of all `callers` alone may connect, of none nobody.
 
     Unless the mode is ENFORCING: then whoever has an identity may, and the first bytes of who is no caller are counted.
+    `barred` is as in a Policy. TLS itself refuses these certificates when they are shown; what is open by one of them
+    is cut because the chain is then another.
     """
     name, sni = names.cluster(service, port), names.sni(service, port, config.mesh_domain)
     connected = [tcp.to_application(app_port, config)]
@@ -179,8 +182,11 @@ def tcp_chains(
     manager.http_filters.extend([_health(app_port), router()])
     health = _reached_by(sni)
     health.application_protocols.extend(tls.HTTP)
+    carrying = _chain(name, _reached_by(sni), context, *connected)
+    if barred:
+        carrying.metadata.filter_metadata["smc"]["barred"] = barred
     return _only(
-        _chain(name, _reached_by(sni), context, *connected),
+        carrying,
         _chain(f"{name}|{names.HEALTH}", health, tls.downstream(trust_domain), network_filter(manager)),
     )
 

@@ -287,7 +287,7 @@ class _Settings:
             if inbound.protocol is Protocol.TCP:
                 held = proxy.policy.at(inbound.numbers).of_connections
                 callers = tuple(sorted({caller for permission in held.permissions for caller in permission.sources}))
-                chains.append(self._tcp_chains(inbound, callers, proxy.mode))
+                chains.append(self._tcp_chains(inbound, callers, held.barred, proxy.mode))
                 sources.extend(routes.policy_sources(held))
             else:
                 chains.append(self._http_chains(inbound))
@@ -416,9 +416,9 @@ class _Settings:
             for service, port in inbound.services
         )
 
-    def _tcp_chain(self, inbound: Inbound, callers: tuple[Identity, ...], mode: Mode) -> bytes:
+    def _tcp_chain(self, inbound: Inbound, callers: tuple[Identity, ...], barred: tuple[str, ...], mode: Mode) -> bytes:
         return b"".join(
-            listeners.tcp_chains(service, port, inbound.port, callers, mode, self.trust_domain, self.config)
+            listeners.tcp_chains(service, port, inbound.port, callers, barred, mode, self.trust_domain, self.config)
             for service, port in inbound.services
         )
 

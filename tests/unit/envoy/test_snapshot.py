@@ -108,13 +108,13 @@ def test_another_service_on_the_same_proxy_leaves_a_filter_chain_as_it_was() -> 
     assert {name: together[name] for name in alone} == alone
 
 
-def _listener(*permissions: Permission) -> tuple[Resource, dict[str, bytes]]:
+def _listener(*permissions: Permission, barred: tuple[str, ...] = ()) -> tuple[Resource, dict[str, bytes]]:
     """The listener of a server with a port of HTTP and one of TCP, and its filter chains."""
     inbound = [
         Inbound(8080, Protocol.HTTP, ((nouns.name("books/store"), 80),), (80, 8080)),
         Inbound(6379, Protocol.TCP, ((nouns.name("books/cache"), 6379),), (6379,)),
     ]
-    mesh = nouns.mesh(nouns.proxy(nouns.STORE_1, inbound=inbound, policy=Policy(permissions)))
+    mesh = nouns.mesh(nouns.proxy(nouns.STORE_1, inbound=inbound, policy=Policy(permissions, barred)))
     snapshot = Generator(nouns.open_key).snapshot(mesh, STORE)
     assert [*snapshot.of_type(Type.ROUTE)] == ["inbound|8080", "outbound"]
     found = snapshot.of_type(Type.LISTENER)["inbound"]
@@ -132,6 +132,12 @@ def test_the_policy_of_a_tcp_port_is_in_its_chain_and_in_no_other() -> None:
     assert somebody.sources == (Source(nouns.TARGET, 9),), "an Envoy that refuses it is refusing this manifest"
     uri = BUYER_URI.encode()
     assert (uri in before["books/cache|6379"], uri in after["books/cache|6379"]) == (False, True)
+
+
+def test_a_revoked_certificate_changes_the_chain_so_that_what_is_open_by_it_is_cut() -> None:
+    _, before = _listener()
+    _, after = _listener(barred=("0" * 64,))
+    assert {name for name in before if before[name] != after[name]} == {"books/cache|6379"}
 
 
 def test_who_may_do_some_or_all_requests_may_not_connect() -> None:
