@@ -28,6 +28,7 @@ from tests.unit.mesh.store import (
     endpoint,
     group_text,
     identity,
+    namespace_text,
     split_text,
     target_text,
 )
@@ -136,7 +137,8 @@ def _policy(store: Recorded, order: random.Random) -> None:
         store.apply(target_text(f"{side}/nowhere", "mail-0", "shop/search-0", group="nothing"))
     refused = store.apply(target_text("shop/refused", "mail-0", "shop/checkout-0"))
     store.quarantine("shop/mail-1", "access.smi-spec.io/TrafficTarget/shop/refused", refused)
-    store.apply(config_text(order.choice(["allow", "deny"])))
+    store.apply(config_text(order.choice(["allow", "deny"]), order.choice(["enforcing", "audit"])))
+    store.apply(namespace_text("depot", order.choice(["audit", "permissive"])))
 
 
 def _certificates(store: Recorded, order: random.Random) -> None:

@@ -12,7 +12,7 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 
 from cluster.election import Election
-from cluster.kv import Delete
+from cluster.kv import Delete, Put
 from cluster.members import Members
 from smc import quarantine
 from smc.model import Identity, Name, Service, Workload
@@ -22,6 +22,7 @@ from tests.unit.bookshop import KEYS, TRUST_DOMAIN, service, workload
 from tests.unit.xds.replica import Client, Mesh, Replica, serving, until
 
 BUYER, THIEF, STORE, STORE_2 = "buyer", "thief", "bookstore", "bookstore-v2"
+MODE = "smc.io/NamespaceConfig/shop/default"
 NOTHING: tuple[Name, ...] = ()
 
 SHOP: tuple[Service | Workload, ...] = (
@@ -129,6 +130,63 @@ async def test_a_permission_reaches_its_destination_and_no_other_proxy() -> None
         assert other.news() == []
         assert buyer.news() == []
         assert permissions(other) == {}
+
+
+def verdict(client: Client) -> str:
+    """What becomes of a request that no permission allows: "denied", or "counted"."""
+    (host,) = client.get(Type.ROUTE, "inbound|8080").virtual_hosts
+    config = rbac_pb2.RBACPerRoute()
+    assert host.routes[0].typed_per_filter_config["envoy.filters.http.rbac"].Unpack(config)
+    assert config.rbac.HasField("rules"), "an RBACPerRoute without rules lets everybody in"
+    everybody = any(p.any for policy in config.rbac.rules.policies.values() for p in policy.principals)
+    assert everybody == config.rbac.HasField("shadow_rules")
+    return "counted" if everybody else "denied"
+
+
+async def mode(mesh: Mesh, mode: str, namespace: str = "shop") -> int:
+    return await mesh.apply(
+        f"""\
+        apiVersion: smc.io/v1alpha1
+        kind: NamespaceConfig
+        metadata: {{name: default, namespace: {namespace}}}
+        spec: {{mode: {mode}}}
+        """
+    )
+
+
+async def test_a_mode_reaches_the_proxies_of_its_namespace_as_routes_alone_and_its_deletion_too() -> None:
+    async with bookshop(STORE, BUYER) as (mesh, replica, (store, buyer)):
+        assert verdict(store) == "denied"
+        await acked(mesh, replica, await mode(mesh, "audit", "elsewhere"))
+        assert (store.news(), buyer.news()) == ([], [])
+        await acked(mesh, replica, await mode(mesh, "audit"))
+        assert verdict(store) == "counted"
+        assert store.news() == [("RouteConfiguration", ("inbound|8080",), ())], "no listener"
+        await acked(mesh, replica, await mesh.registry.delete_manifest(MODE, expected=None))
+        assert verdict(store) == "denied"
+
+
+async def test_plaintext_comes_and_goes_with_permissive_and_is_routed_nowhere_as_soon_as_it_ends() -> None:
+    async with bookshop(STORE) as (mesh, replica, (store,)):
+        chains = len(store.get(Type.LISTENER, "inbound").filter_chains)
+        await acked(mesh, replica, await mode(mesh, "permissive"))
+        listener = store.get(Type.LISTENER, "inbound")
+        assert [c.name for c in listener.filter_chains[chains:]] == ["plaintext"]
+        assert len(store.get(Type.ROUTE, "inbound|plaintext").virtual_hosts) > 1
+        await acked(mesh, replica, await mode(mesh, "audit"))
+        assert len(store.get(Type.LISTENER, "inbound").filter_chains) == chains
+        assert not store.get(Type.ROUTE, "inbound|plaintext").virtual_hosts, (
+            "what is open gets nothing more"
+        )
+
+
+async def test_a_mode_that_can_no_longer_be_read_is_enforcing_on_the_wire() -> None:
+    async with bookshop(STORE) as (mesh, replica, (store,)):
+        await acked(mesh, replica, await mode(mesh, "permissive"))
+        assert verdict(store) == "counted"
+        broken = await mesh.kv.transact([Put(KEYS.manifest(MODE), b"{}")])
+        await acked(mesh, replica, broken.revision)
+        assert verdict(store) == "denied"
 
 
 async def test_a_changed_path_is_sent_and_the_listeners_are_left_alone() -> None:
