@@ -575,6 +575,11 @@ def test_a_service_has_ports() -> None:
     )
 
 
+def test_a_service_may_have_an_address_of_its_own() -> None:
+    assert service(own("Service", "{ports: [{port: 80}], address: 10.96.0.7}")).address == "10.96.0.7"
+    assert service(own("Service", "{ports: [{port: 80}]}")).address == ""
+
+
 @pytest.mark.parametrize("protocol", Protocol)
 def test_a_port_of_a_service_speaks_a_protocol(protocol: Protocol) -> None:
     record = own("Service", f"{{ports: [{{port: 80, protocol: {protocol.value}}}]}}")
@@ -609,6 +614,19 @@ def test_a_port_of_a_service_speaks_a_protocol(protocol: Protocol) -> None:
             "(known are grpc, http, http2, tcp)",
         ),
         ("{ports: [{port: 80, protocol: HTTP}]}", 'spec.ports[0].protocol: "HTTP" is not known (did you mean "http"?)'),
+        (
+            "{ports: [{port: 80}], address: bookstore}",
+            'spec.address: "bookstore" is no IP address (names are not resolved: write the address)',
+        ),
+        (
+            "{ports: [{port: 80}], address: 'fd00::7'}",
+            'spec.address: "fd00::7" is an IPv6 address, and only IPv4 is intercepted '
+            "(leave the address out to have a virtual one)",
+        ),
+        (
+            "{ports: [{port: 80}], address: 127.0.0.7}",
+            'spec.address: "127.0.0.7" means another machine to each caller (leave the address out to have a virtual one)',
+        ),
         (
             "{ports: [{port: 80}], selector: {app: x}}",
             "spec.selector: unknown field (Workloads name their services: spec.services of the Workload)",
