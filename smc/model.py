@@ -6,7 +6,7 @@ read the same records must make the same bytes. Nothing here knows where a value
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 
@@ -574,14 +574,17 @@ class Policy:
     """Sorted by manifest."""
     barred: tuple[str, ...] = ()
     """Fingerprints (SHA-256 in hexadecimal, sorted) of revoked certificates of its sources: whoever shows one of them
-    may nothing, on connections too that were open before."""
+    may nothing, on connections too that were open before. Where policy is not enforced, of anybody's."""
+    banned: tuple[Identity, ...] = ()
+    """Where policy is not enforced: the revoked identities, sorted, which may nothing all the same. Elsewhere they are
+    among no sources."""
 
     def at(self, numbers: tuple[int, ...]) -> Policy:
         """What of it holds for a port that is called so; itself, if all does."""
         held = tuple(p for p in self.permissions if p.ports is None or not set(numbers).isdisjoint(p.ports))
-        return self if held == self.permissions else Policy(held, self.barred)
+        return self if held == self.permissions else replace(self, permissions=held)
 
     @property
     def of_connections(self) -> Policy:
         """What of it holds where there are no requests to judge."""
-        return Policy(tuple(p for p in self.permissions if p.tcp), self.barred)
+        return replace(self, permissions=tuple(p for p in self.permissions if p.tcp))

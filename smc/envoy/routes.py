@@ -26,6 +26,7 @@ from smc.model import (
     Egress,
     EgressHost,
     HttpMatch,
+    Identity,
     MeshConfig,
     Mode,
     Name,
@@ -223,7 +224,8 @@ def permissions(policy: Policy, trust_domain: str, mode: Mode = Mode.ENFORCING) 
     if mode is not Mode.ENFORCING:
         anybody = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
         anybody.policies[mode.value].permissions.add(any=True)
-        anybody.policies[mode.value].principals.extend(_without([rbac_pb2.Principal(any=True)], policy.barred))
+        revoked = [_caller(identity, trust_domain) for identity in policy.banned]
+        anybody.policies[mode.value].principals.extend(_without([rbac_pb2.Principal(any=True)], policy.barred, revoked))
         rbac = filter_pb2.RBAC(rules=anybody, shadow_rules=rules)
     config = filter_pb2.RBACPerRoute(rbac=rbac)
     return messages.serialised(messages.packed(config))
@@ -239,32 +241,38 @@ def policy_sources(policy: Policy) -> list[tuple[str, int]]:
 
 
 def _policy(permission: Permission, trust_domain: str, barred: tuple[str, ...]) -> Any:
-    principals = [
-        rbac_pb2.Principal(
-            authenticated=rbac_pb2.Principal.Authenticated(
-                principal_name=string_pb2.StringMatcher(exact=identity.uri(trust_domain))
-            )
-        )
-        for identity in permission.sources
-    ]
+    principals = [_caller(identity, trust_domain) for identity in permission.sources]
     return rbac_pb2.Policy(
         permissions=[_request(match) for match in permission.http], principals=_without(principals, barred)
     )
 
 
-def _without(principals: list[Any], barred: tuple[str, ...]) -> list[Any]:
-    """Those of the principals that show none of these certificates.
+def _caller(identity: Identity, trust_domain: str) -> Any:
+    return rbac_pb2.Principal(
+        authenticated=rbac_pb2.Principal.Authenticated(
+            principal_name=string_pb2.StringMatcher(exact=identity.uri(trust_domain))
+        )
+    )
+
+
+def _without(principals: list[Any], barred: tuple[str, ...], revoked: Sequence[Any] = ()) -> list[Any]:
+    """Those of the principals that show none of these certificates, and are none of the revoked ones.
 
     TLS asks for revocation at the handshake only. The certificate of an open connection is in the header that the
     connection manager has set anew, whatever the peer had sent, before any filter sees the request.
     """
-    if not barred:
+    if not (barred or revoked):
         return principals
     shown = [
-        rbac_pb2.Principal(
-            header=_header_matcher("x-forwarded-client-cert", string_pb2.StringMatcher(contains=f"Hash={fingerprint};"))
-        )
-        for fingerprint in barred
+        *revoked,
+        *(
+            rbac_pb2.Principal(
+                header=_header_matcher(
+                    "x-forwarded-client-cert", string_pb2.StringMatcher(contains=f"Hash={fingerprint};")
+                )
+            )
+            for fingerprint in barred
+        ),
     ]
     one_of = rbac_pb2.Principal(or_ids=rbac_pb2.Principal.Set(ids=principals))
     none_of = rbac_pb2.Principal(not_id=rbac_pb2.Principal(or_ids=rbac_pb2.Principal.Set(ids=shown)))

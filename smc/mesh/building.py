@@ -70,6 +70,7 @@ class _Stages(Tables):
             self.traffic,
             self.splits,
             self.permissions,
+            self.revocations,
             self.callers,
             self.addresses,
             self.problems,

@@ -13,6 +13,7 @@ from smc.mesh.nouns import Proxy
 from smc.mesh.permissions import NOBODY, Permissions
 from smc.mesh.problems import Problems
 from smc.mesh.reading import Records
+from smc.mesh.revocations import Revocations
 from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
@@ -20,6 +21,7 @@ from smc.mesh.tables import Index, Table, Tables, kept
 from smc.mesh.traffic import Traffic
 from smc.model import (
     Inbound,
+    Mode,
     Name,
     Permission,
     Policy,
@@ -59,6 +61,7 @@ class Proxies(Tables):
         traffic: Traffic,
         splits: Splits,
         permissions: Permissions,
+        revocations: Revocations,
         callers: Callers,
         addresses: Addresses,
         problems: Problems,
@@ -79,10 +82,12 @@ class Proxies(Tables):
         touched.update(self.inbounds.changed)
         if records.namespaces.changed or records.configs.changed:
             touched.update(self._of_another_mode(records, sources))
+        if revocations.barred.changed or records.revoked_identities.changed:
+            touched.update(dict.fromkeys(n for n in sources.workloads.rows if _is_open(records, n)))
         for identity in dict.fromkeys((*permissions.policies.changed, *records.certificates.changed)):
             touched.update(dict.fromkeys(permissions.identities.of(identity)))
         for name in touched:
-            self.proxies.put(name, self._proxy(name, records, sources, permissions, callers))
+            self.proxies.put(name, self._proxy(name, records, sources, permissions, revocations, callers))
             problems.report("ports", name, self._unused(name, sources, permissions))
         alone = set(touched)
         for group in callers.outbounds.changed:
@@ -259,18 +264,28 @@ class Proxies(Tables):
     # ------------------------------------------------------------------------------------------------------- the proxy
 
     def _proxy(
-        self, name: Name, records: Records, sources: Sources, permissions: Permissions, callers: Callers
+        self,
+        name: Name,
+        records: Records,
+        sources: Sources,
+        permissions: Permissions,
+        revocations: Revocations,
+        callers: Callers,
     ) -> Proxy | None:
         workload = sources.workloads.get(name)
         if workload is None:
             return None
         before = self.proxies.get(name)
         quarantined = self.quarantined.get(name) or ()
-        policy = permissions.policies.get(workload.identity) or NOBODY
+        policy = shared = permissions.policies.get(workload.identity) or NOBODY
         left_out = _versions(quarantined)
         left = tuple(p for p in policy.permissions if not _is_of(p, left_out))
         if left != policy.permissions:
-            policy = kept(before.policy if before is not None else None, Policy(left, policy.barred))
+            policy = Policy(left, policy.barred)
+        if _is_open(records, name) and (records.revoked_identities.rows or revocations.barred.rows):
+            policy = Policy(policy.permissions, revocations.barring(), tuple(sorted(records.revoked_identities.rows)))
+        if policy is not shared:
+            policy = kept(before.policy if before is not None else None, policy)
         outbound = callers.outbounds[callers.groups[name]]
         now = Proxy(
             workload,
@@ -304,6 +319,11 @@ def _without_requests(permission: Permission, inbounds: Iterable[Inbound]) -> It
             "in a target without HTTP rules"
         )
         yield Problem(permission.manifest, "HTTPRulesOnTCP", message, severity=Severity.WARNING.value)
+
+
+def _is_open(records: Records, name: Name) -> bool:
+    """Whether calls pass that no policy allows."""
+    return records.mode(name.namespace) is not Mode.ENFORCING
 
 
 def _interception(workload: Workload | None) -> list[Sidecar]:

@@ -62,9 +62,10 @@ class Revocations(Tables):
         for identity in dict.fromkeys((*found, *self.barred.rows)):
             self.barred.put(identity, tuple(sorted(found[identity])) or None)
 
-    def barring(self, identities: Iterable[Identity]) -> tuple[str, ...]:
-        """The fingerprints of all revoked certificates of these, sorted."""
-        return tuple(sorted({one for identity in identities for one in self.barred.get(identity) or ()}))
+    def barring(self, identities: Iterable[Identity] | None = None) -> tuple[str, ...]:
+        """The fingerprints of all revoked certificates of these, or of everybody, sorted."""
+        of = self.barred.rows if identities is None else identities
+        return tuple(sorted({one for identity in of for one in self.barred.get(identity) or ()}))
 
 
 def _admitted(records: Records, name: Name) -> tuple[str, ...] | None:

@@ -32,7 +32,12 @@ REQUESTS: dict[str, Any] = {
     "Config": pb.ConfigRequest(proxy="shop/buyer"),
     "Reach": pb.GetRequest(group="smc.io", kind="Service", namespace="shop", name="none"),
     "CreateToken": pb.CreateTokenRequest(credential="operator/new"),
+    "Certificates": pb.CertificatesRequest(),
+    "Revoke": pb.RevokeRequest(proxy="shop/nobody"),
     "Renew": pb.RenewRequest(),
+    "Trust": pb.TrustRequest(),
+    "Rotate": pb.RotateRequest(of="root"),
+    "Rotation": pb.RotationRequest(),
 }
 
 

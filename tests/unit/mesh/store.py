@@ -12,12 +12,17 @@ from smc.mesh import Mesh, build
 from smc.model import Endpoint, Endpoints, Identity, Locality, Name, Protocol, Service, ServicePort, Sidecar, Workload
 from smc.records import (
     AddressRecord,
+    AdmissionRecord,
     BundleRecord,
     CertificateRecord,
+    CrlRecord,
+    IssuedCertificate,
     Keys,
     MeshRecord,
     QuarantineRecord,
     ReadyRecord,
+    RevocationRecord,
+    RevokedCertificate,
     SyncedRecord,
     encode,
 )
@@ -118,6 +123,31 @@ class Store:
 
     def give_address(self, service: str, address: str) -> None:
         self.put(KEYS.address(name(service)), AddressRecord(name(service), address))
+
+    def revoke(self, proxy: str, had: str = "") -> int:
+        """Returns the mod_revision."""
+        record = RevocationRecord(name(proxy), identity(had) if had else None, "stolen", "spiffe://x/operator/a", 1.0)
+        return self.put(KEYS.revoked_proxy(name(proxy)), record)
+
+    def revoke_identity(self, text: str) -> None:
+        record = RevocationRecord(None, identity(text), "stolen", "spiffe://x/operator/a", 1.0)
+        self.put(KEYS.revoked_identity(identity(text)), record)
+
+    def admit(self, proxy: str, *serials: str, revocation: int = 0) -> None:
+        """Let a proxy in with these, since its revocation or another one."""
+        there = self.items.get(KEYS.revoked_proxy(name(proxy)))
+        since = revocation or (there.mod_revision if there is not None else 1)
+        record = AdmissionRecord(name(proxy), since, tuple((serial, 9.0) for serial in serials))
+        self.put(KEYS.admission(name(proxy)), record)
+
+    def list_revoked(self, *certificates: tuple[str, str]) -> None:
+        """(identity, fingerprint)"""
+        found = {
+            RevokedCertificate(identity(text), IssuedCertificate(fingerprint, 1, fingerprint, 9.0, 1), 1.0)
+            for text, fingerprint in certificates
+        }
+        said = " ".join(sorted(one.certificate.serial for one in found))
+        self.put(KEYS.crl, CrlRecord(1, (1,), (f"LIST {said}",), tuple(sorted(found))))
 
     def sync(self, source: str = "files") -> None:
         self.put(KEYS.synced(source), SyncedRecord(source))

@@ -63,7 +63,7 @@ def _quarantine(proxy: str, manifest: str, lift: bool, to: Store) -> None:
 
 def _break(nth: int, to: Store) -> None:
     """Make a record unreadable."""
-    keys = sorted(key for key in to.items if key not in (KEYS.mesh, KEYS.bundle))
+    keys = sorted(key for key in to.items if key not in (KEYS.mesh, KEYS.bundle, KEYS.crl))
     if keys:
         to.put(keys[nth % len(keys)], b"{}")
 
@@ -76,6 +76,7 @@ KINDS = (
     "ready", "certificate", "certificate", "split", "split", "target", "bound", "binding",
     "ports", "group", "quarantine", "quarantine", "traffic", "address", "address",
     "config", "namespace config", "bundle", "synced", "broken",
+    "revoked", "revoked", "revoked identity", "admitted", "listed", "listed",
 )  # fmt: skip
 
 
@@ -210,6 +211,18 @@ def changes(draw: st.DrawFn) -> Change:
             put = methodcaller("give_address", service, one(ADDRESSES[1:]))
         case "bundle":
             return methodcaller("put", KEYS.bundle, BundleRecord((f"ROOT {number(1)}",)))
+        case "revoked":
+            key = KEYS.revoked_proxy(name(workload))
+            put = methodcaller("revoke", workload, owner)
+        case "revoked identity":
+            key = KEYS.revoked_identity(store.identity(owner))
+            put = methodcaller("revoke_identity", owner)
+        case "admitted":
+            key = KEYS.admission(name(workload))
+            put = methodcaller("admit", workload, *some(("a1", "a2"), 1))
+        case "listed":
+            key = KEYS.crl
+            put = methodcaller("list_revoked", *((one(("a/s", "a/t", "b/s")), f) for f in some(("f1", "f2", "f3"))))
         case "synced":
             key = KEYS.synced(source)
             put = methodcaller("put", key, SyncedRecord(source))
@@ -244,7 +257,7 @@ def check_identity(before: Mesh, now: Mesh) -> None:
         for proxy in before.proxies.keys() | now.proxies.keys()
         if before.proxies.get(proxy) is not now.proxies.get(proxy)
     }
-    if before.config is not now.config or before.bundle is not now.bundle:
+    if before.config is not now.config or before.bundle is not now.bundle or before.crl is not now.crl:
         moved |= before.proxies.keys() | now.proxies.keys()
     assert now.affected == moved
 
