@@ -1,0 +1,137 @@
+"""What proxies say of their credentials, and what operators hear of a rotation, over the API with real TLS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from cluster.kv import Put
+from smc.api.status import AUTHORITY
+from smc.certificates import authority, x509
+from smc.certificates.credential import Credential
+from smc.model import Name
+from smc.records import (
+    IntermediateRecord,
+    Phase,
+    ReadyRecord,
+    Rotates,
+    RotationRecord,
+    SigningRecord,
+    TrustRecord,
+    decode,
+    encode,
+)
+from smc.v1 import smc_pb2 as pb
+from smc.v1.smc_pb2_grpc import MeshStub
+from tests.unit.api.replica import Replica, call, calling, details, running
+
+BUYER = Name("shop", "buyer")
+
+
+@pytest.fixture
+async def replica() -> AsyncIterator[Replica]:
+    async with running() as replica:
+        yield replica
+
+
+def said(credential: Credential) -> pb.TrustRequest:
+    return pb.TrustRequest(roots=credential.pins, issuer=credential.issuer, not_after=credential.not_after)
+
+
+async def kept(replica: Replica) -> tuple[TrustRecord, int]:
+    item = await replica.kv.get(replica.keys.trust(BUYER))
+    assert item is not None
+    return decode(TrustRecord, item.value), item.mod_revision
+
+
+async def another_signs(replica: Replica) -> None:
+    """A second intermediate, made of the first: only its number and its key id count here."""
+    stored = await authority.load_stored(replica.kv, replica.keys)
+    mesh = await authority.load_mesh(replica.kv, replica.keys)
+    root, handle = await authority.make_root(replica.signer_authority.signer, mesh.trust_domain, 2, 1, time.time())
+    made, _ = await authority.make_intermediate(
+        replica.signer_authority.signer, root, handle, mesh.trust_domain, 2, 1, time.time()
+    )
+    record = IntermediateRecord(2, stored.signing, x509.pem(made), b"")
+    await replica.kv.transact(
+        [
+            Put(replica.keys.ca("intermediates", 2), encode(record)),
+            Put(replica.keys.signing, encode(SigningRecord(2))),
+        ]
+    )
+
+
+async def test_what_a_proxy_says_is_kept_and_written_again_only_when_it_is_something_else(replica: Replica) -> None:
+    credential = await replica.signed(f"proxy/{BUYER}")
+    answer = await call(replica, credential, "Trust", said(credential))
+    assert (tuple(answer.roots), answer.renew) == (replica.operator.roots, False)
+    record, revision = await kept(replica)
+    assert record == TrustRecord(BUYER, credential.pins, credential.issuer, credential.not_after)
+    await call(replica, credential, "Trust", said(credential))
+    assert await kept(replica) == (record, revision)
+    await call(replica, credential, "Trust", pb.TrustRequest(roots=["0" * 64], issuer="ab"))
+    assert (await kept(replica))[0].roots == ("0" * 64,)
+
+
+async def test_a_proxy_hears_that_another_intermediate_signs(replica: Replica) -> None:
+    credential = await replica.signed(f"proxy/{BUYER}")
+    await another_signs(replica)
+    assert (await call(replica, credential, "Trust", said(credential))).renew
+
+
+@pytest.mark.parametrize("roots", [[], ["short"], ["0" * 64] * 17])
+async def test_what_no_proxy_can_trust_is_refused(replica: Replica, roots: list[str]) -> None:
+    credential = await replica.signed(f"proxy/{BUYER}")
+    with pytest.raises(grpc.aio.AioRpcError) as e:
+        await call(replica, credential, "Trust", pb.TrustRequest(roots=roots))
+    assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert await replica.kv.get(replica.keys.trust(BUYER)) is None
+
+
+async def rotation(replica: Replica) -> Any:
+    return await call(replica, replica.operator, "Rotation", pb.RotationRequest())
+
+
+async def test_a_rotation_is_asked_for_once_and_force_may_be_added(replica: Replica) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as e:
+        await rotation(replica)
+    assert e.value.code() == grpc.StatusCode.NOT_FOUND
+    first = await call(replica, replica.operator, "Rotate", pb.RotateRequest(of="root"))
+    assert (first.phase, first.of, first.forced) == ("requested", "root", False)
+    assert first.requester == replica.operator.uri
+    second = await call(replica, replica.operator, "Rotate", pb.RotateRequest(of="root", force=True))
+    assert (second.id, second.forced) == (first.id, True)
+    assert (await rotation(replica)).forced
+    with pytest.raises(grpc.aio.AioRpcError) as e:
+        await call(replica, replica.operator, "Rotate", pb.RotateRequest(of="intermediate"))
+    assert e.value.code() == grpc.StatusCode.ABORTED
+    assert "a rotation of the root is under way" in details(e.value).message
+
+
+@pytest.mark.parametrize("of", ["", "leaf"])
+async def test_what_is_no_authority_cannot_be_rotated(replica: Replica, of: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as e:
+        await call(replica, replica.operator, "Rotate", pb.RotateRequest(of=of))
+    assert details(e.value).message.endswith("cannot be rotated: intermediate or root can")
+
+
+async def test_every_replica_can_say_who_is_missing(replica: Replica) -> None:
+    record = RotationRecord("1", Rotates.ROOT, "", Phase.PUBLISHING, time.time(), intermediate=1)
+    ready = encode(ReadyRecord(BUYER))
+    await replica.kv.transact([Put(replica.keys.rotation, encode(record)), Put(replica.keys.ready(BUYER), ready)])
+    found = await rotation(replica)
+    assert [(one.kind, one.who, one.why) for one in found.missing] == [("proxy", str(BUYER), "connected to no replica")]
+    assert (found.proxies, found.lacking, found.done) == (1, 1, False)
+
+
+async def test_an_answer_says_by_which_authority_the_replica_goes(replica: Replica) -> None:
+    async with calling(replica.api, replica.operator) as channel:
+        asked = MeshStub(channel).Proxies(pb.ProxiesRequest(local=True))  # type: ignore[no-untyped-call]
+        await asked
+        told = dict(await asked.trailing_metadata())
+    assert told[AUTHORITY] == replica.credential.authority == replica.operator.authority
