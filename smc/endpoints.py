@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from smc.model import Endpoint, Endpoints, Name, Problem, Service, Workload
+from smc.model import Endpoint, Endpoints, Name, Problem, Service, Sidecar, Workload
 
 
 def join(
@@ -48,6 +48,7 @@ def join(
                         tuple(sorted(ports)),
                         workload.locality,
                         workload.weight,
+                        workload.sidecar is Sidecar.GRPC,
                     )
                 )
     return tuple(Endpoints(name, tuple(found)) for name, found in sorted(backing.items())), tuple(problems)

@@ -101,6 +101,8 @@ class Sidecar(Enum):
     """The application names its proxy (`http_proxy`); HTTP only."""
     INTERCEPTED = "intercepted"
     """The kernel redirects what the application sends and receives to its proxy."""
+    GRPC = "grpc"
+    """There is none: the application is a gRPC program that is told by xDS itself, and speaks TLS itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,8 @@ class Endpoint:
     """(service port, application port), sorted."""
     locality: Locality = Locality()
     weight: int = 1
+    proxyless: bool = False
+    """It is dialled at the application port itself."""
 
 
 @dataclass(frozen=True, slots=True)

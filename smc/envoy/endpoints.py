@@ -1,14 +1,19 @@
-"""EDS: where the proxies behind a cluster are. An endpoint's port is its proxy's; SNI says which service is meant."""
+"""EDS: where the proxies behind a cluster are. An endpoint's port is its proxy's; SNI says which service is meant.
+
+An application without a proxy is dialled at its own port. It knows nothing of the path by which a proxy says that its
+application is alive, so no health check is sent there: a connection that fails puts it out.
+"""
 
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 
 from smc.envoy import messages, names
-from smc.model import Assignment
+from smc.model import Assignment, Endpoint
 from smc.xds.snapshot import Resource, Type
 
 
@@ -27,10 +32,7 @@ def load_assignment(assignment: Assignment) -> Resource:
                 load_balancing_weight=messages.uint32(sum(weight for _, weight in pairs)),
                 lb_endpoints=[
                     endpoint_components_pb2.LbEndpoint(
-                        endpoint=endpoint_components_pb2.Endpoint(
-                            address=messages.socket_address(endpoint.address, names.INBOUND_PORT)
-                        ),
-                        load_balancing_weight=messages.uint32(weight),
+                        endpoint=_dialled(endpoint, assignment.port), load_balancing_weight=messages.uint32(weight)
                     )
                     for endpoint, weight in pairs
                 ],
@@ -38,3 +40,12 @@ def load_assignment(assignment: Assignment) -> Resource:
         )
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=localities)
     return messages.resource(Type.ENDPOINT, name, message)
+
+
+def _dialled(endpoint: Endpoint, port: int) -> Any:
+    if not endpoint.proxyless:
+        return endpoint_components_pb2.Endpoint(address=messages.socket_address(endpoint.address, names.INBOUND_PORT))
+    return endpoint_components_pb2.Endpoint(
+        address=messages.socket_address(endpoint.address, dict(endpoint.ports)[port]),
+        health_check_config=endpoint_components_pb2.Endpoint.HealthCheckConfig(disable_active_health_check=True),
+    )

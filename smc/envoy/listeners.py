@@ -111,6 +111,7 @@ def inbound(
         messages.serialised(message) + chains,
         sources=sources,
         warms=(*((Type.ROUTE, route) for route in wanted), *tls.SECRETS),
+        serves=True,
     )
 
 

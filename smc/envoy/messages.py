@@ -37,6 +37,7 @@ def resource(
     *,
     sources: Iterable[tuple[str, int]] = (),
     warms: tuple[tuple[Type, str], ...] = (),
+    serves: bool = False,
 ) -> Resource:
     return Resource(
         type_,
@@ -44,6 +45,7 @@ def resource(
         body if isinstance(body, bytes) else serialised(body),
         tuple(Source(*source) for source in sorted(set(sources))),
         warms,
+        serves,
     )
 
 

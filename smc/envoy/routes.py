@@ -197,6 +197,29 @@ def plaintext(virtual_hosts: Sequence[VirtualHost]) -> Resource:
     )
 
 
+def answered(app_port: int, rules: bytes, sources: Iterable[tuple[str, int]]) -> Resource:
+    """As `inbound`, of an application that takes its requests from the network itself."""
+    name = names.inbound_route(app_port)
+    route = route_components_pb2.Route(
+        match=route_components_pb2.RouteMatch(prefix="/"),
+        non_forwarding_action=route_components_pb2.NonForwardingAction(),
+    )
+    route.typed_per_filter_config[RBAC].MergeFromString(rules)
+    return _everywhere(name, [route], sources)
+
+
+def alone(name: str, destination: Destination) -> Resource:
+    """The RouteConfiguration of one Destination, for who asks for nothing else by it."""
+    return _everywhere(name, _to(destination), _sources(destination))
+
+
+def _everywhere(name: str, found: Iterable[Any], sources: Iterable[tuple[str, int]]) -> Resource:
+    host = route_components_pb2.VirtualHost(name=name, domains=["*"], routes=found)
+    return messages.resource(
+        Type.ROUTE, name, route_pb2.RouteConfiguration(name=name, virtual_hosts=[host]), sources=sources
+    )
+
+
 def _judged(app_port: int, rules: bytes, limit: RateLimit | None) -> Any:
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from smc.envoy import clusters, endpoints, interception, listeners, names, routes, secrets
+from smc.envoy import clusters, endpoints, interception, listeners, names, proxyless, routes, secrets
 from smc.mesh import Mesh, Proxy
 from smc.model import (
     Assignment,
@@ -69,7 +69,11 @@ class Generator:
             return last.snapshot
         own_key = _own_key(found, trust)
         own = last.own if last is not None and last.own_key == own_key else self._own(settings, found, trust)
-        callees = settings.callees(found.outbound, found.certificate.reconnect if found.certificate is not None else "")
+        if found.workload.sidecar is Sidecar.GRPC:
+            callees = settings.asked_by_name(found.outbound)
+        else:
+            reconnect = found.certificate.reconnect if found.certificate is not None else ""
+            callees = settings.callees(found.outbound, reconnect)
         if last is not None and last.own is own:
             # Most often: only what it calls has changed, and of that only the load assignments.
             before = last.snapshot.sets
@@ -89,24 +93,39 @@ class Generator:
 
     def _own(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
         workload = proxy.workload
+        if workload.sidecar is Sidecar.GRPC:
+            return self._proxyless(settings, proxy, trust)
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = []
         if workload.sidecar is Sidecar.EXPLICIT:
             listening.append(settings.outbound_listener(workload.address))
         if served:  # Envoy refuses a listener without a filter chain
             listening.append(settings.inbound_listener(proxy, served))
+        return _Own(
+            tuple(listening),
+            tuple(settings.local(inbound, workload.app_address) for inbound in served),
+            settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
+            self._secrets(proxy, trust),
+        )
+
+    def _proxyless(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
+        served = tuple(inbound for inbound in proxy.inbound if inbound.services)
+        listening = (listener for i in served for listener in proxyless.server_listeners(proxy.workload, i))
+        return _Own(
+            tuple(self._interned.resource(listener) for listener in listening),
+            (),
+            tuple(settings.answered(proxy.policy, i.port, i.numbers, proxy.mode) for i in served),
+            self._secrets(proxy, trust),
+        )
+
+    def _secrets(self, proxy: Proxy, trust: _Trust) -> ResourceSet:
         found = []
         if trust.bundle is not None:
             lists = trust.crl.lists if trust.crl is not None else ()
             found.append(self._interned.resource(secrets.bundle(trust.bundle.roots, lists)))
         if proxy.certificate is not None:
             found.append(self._identity(proxy.certificate))
-        return _Own(
-            tuple(listening),
-            tuple(settings.local(inbound, workload.app_address) for inbound in served),
-            settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
-            self._interned.set(found),
-        )
+        return self._interned.set(found)
 
     def _identity(self, certificate: CertificateRecord) -> Resource:
         """Opened once for all proxies of the identity, and forgotten with the last Snapshot that holds it."""
@@ -254,12 +273,23 @@ class _Settings:
         self._dialled_elsewhere = tuple(interned.resource(cluster) for cluster in (*by_name, *dialled))
         """Those of what intercepted ones dial there."""
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
+        self._listening: WeakValueDictionary[Hashable, ResourceSet] = WeakValueDictionary()
+        self._routed: WeakValueDictionary[Hashable, ResourceSet] = WeakValueDictionary()
+        self.asked_by_name: _Memo[Outbound, _Callees] = _Memo(self._asked_by_name)
         self.local: _Memo[Inbound, Resource] = _Memo(self._local)
         self.permitted: _Memo[Policy, Resource] = _Memo(self._permitted)
+        self.answered: _Memo[Policy, Resource] = _Memo(self._answered)
         self._rules: _Memo[Policy, bytes] = _Memo(lambda policy, mode: routes.permissions(policy, trust_domain, mode))
         self._upstreams: _Memo[Upstream, Resource] = _Memo(self._upstream)
         self._assignments: _Memo[Assignment, Resource] = _Memo(
             lambda assignment: interned.resource(endpoints.load_assignment(assignment))
+        )
+        self._named_clusters: _Memo[Upstream, Resource] = _Memo(
+            lambda upstream: interned.resource(proxyless.cluster(upstream, trust_domain, config.mesh_domain))
+        )
+        self._named_listeners: _Memo[Destination, tuple[Resource, ...]] = _Memo(self._named_listener)
+        self._named_routes: _Memo[Destination, Resource] = _Memo(
+            lambda destination: interned.resource(proxyless.route(destination))
         )
         self._virtual_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._virtual_host)
         self._dialled_hosts: _Memo[Destination, routes.VirtualHost] = _Memo(self._dialled_host)
@@ -334,17 +364,40 @@ class _Settings:
         ]
 
     def _callees(self, outbound: Outbound, reconnect: str) -> _Callees:
-        if outbound.frontends is None:
-            elsewhere, listening, routed = self._elsewhere, EMPTY, self._asked(outbound)
-        else:
-            elsewhere = self._dialled_elsewhere
-            listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
+        elsewhere = self._elsewhere if outbound.frontends is None else self._dialled_elsewhere
+        # Most often only an assignment is another one, and the tuples that say where requests go are as they were.
+        key = (outbound.namespace, outbound.destinations, outbound.frontends)
+        listening, routed = self._listening.get(key), self._routed.get(key)
+        if listening is None or routed is None:
+            if outbound.frontends is None:
+                listening, routed = EMPTY, self._asked(outbound)
+            else:
+                listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
+            self._listening[key], self._routed[key] = listening, routed
         return _Callees(
             self._interned.set((*elsewhere, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
             self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
             listening,
             routed,
         )
+
+    def _asked_by_name(self, outbound: Outbound) -> _Callees:
+        """What gRPC's own clients ask for."""
+        http = [d for d in outbound.destinations if d.protocol is not Protocol.TCP]
+        listening: dict[str, Resource] = {}
+        for destination in http:
+            for listener in self._named_listeners(destination, destination.service.namespace == outbound.namespace):
+                listening.setdefault(listener.name, listener)
+        return _Callees(
+            self._interned.set(self._named_clusters(u) for u in outbound.upstreams if u.protocol is not Protocol.TCP),
+            self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
+            self._interned.set(listening.values()),
+            self._interned.set(self._named_routes(d) for d in http),
+        )
+
+    def _named_listener(self, destination: Destination, same_namespace: bool) -> tuple[Resource, ...]:
+        found = proxyless.listeners(destination, self.config.mesh_domain, same_namespace=same_namespace)
+        return tuple(self._interned.resource(listener) for listener in found)
 
     def _asked(self, outbound: Outbound) -> ResourceSet:
         """The routes of applications that name each service in their requests."""
@@ -402,6 +455,10 @@ class _Settings:
         held = policy.at(numbers)
         sources = (*routes.policy_sources(held), *limited_by)
         return self._interned.resource(routes.inbound(app_port, self._rules(held, mode), sources, limit))
+
+    def _answered(self, policy: Policy, app_port: int, numbers: tuple[int, ...], mode: Mode) -> Resource:
+        held = policy.at(numbers)
+        return self._interned.resource(routes.answered(app_port, self._rules(held, mode), routes.policy_sources(held)))
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)

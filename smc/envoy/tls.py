@@ -31,7 +31,7 @@ def upstream(identities: tuple[Identity, ...], trust_domain: str, sni: str, offe
     """The caller's end: whoever answers must be exactly one of `identities`; none means nobody."""
     # A resumed session skips the check of the certificate, expiry included.
     return tls_pb2.UpstreamTlsContext(
-        common_tls_context=_common(_exactly(identities, trust_domain), offered),
+        common_tls_context=_common(exactly(identities, trust_domain), offered),
         sni=sni,
         max_session_keys=messages.uint32(0),
     )
@@ -46,7 +46,7 @@ def downstream(
     operators and replicas are for the control plane: they are refused here.
     """
     anybody = [string_pb2.StringMatcher(prefix=f"spiffe://{trust_domain}/ns/")]
-    accepted = anybody if identities is None else _exactly(identities, trust_domain)
+    accepted = anybody if identities is None else exactly(identities, trust_domain)
     return tls_pb2.DownstreamTlsContext(
         common_tls_context=_common(accepted, offered),
         require_client_certificate=messages.TRUE,
@@ -56,7 +56,8 @@ def downstream(
     )
 
 
-def _exactly(identities: tuple[Identity, ...], trust_domain: str) -> list[Any]:
+def exactly(identities: tuple[Identity, ...], trust_domain: str) -> list[Any]:
+    """A matcher of each identity's URI; one of nobody's if there is none, and never an empty list."""
     accepted = [identity.uri(trust_domain) for identity in identities] or [nobody(trust_domain)]
     return [string_pb2.StringMatcher(exact=uri) for uri in accepted]
 

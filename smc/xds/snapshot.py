@@ -51,6 +51,8 @@ class Resource:
     """Sorted. Not part of the version: the same bytes from another manifest are the same resource."""
     warms: tuple[tuple[Type, str], ...] = ()
     """What Envoy waits for before it uses this: a Cluster's assignment and secrets, a Listener's routes and secrets."""
+    serves: bool = False
+    """A Listener by which others reach the application."""
 
     @cached_property
     def version(self) -> str:

@@ -236,8 +236,10 @@ class Stream:
 
     @property
     def listening(self) -> bool:
-        """The client had all the listeners of a target once, with what they warm on, and its identity.
+        """The client had all listeners of a target once that it asked for, with what they warm on, and its identity.
 
+        One of them is one by which its application is reached, if there are such. Who asks for listeners by name has
+        its identity from elsewhere.
         What this stream does not carry is taken for granted: it may come from another replica.
         """
         return self._listening
@@ -379,10 +381,15 @@ class Stream:
 
     def _is_listening(self, target: Snapshot) -> bool:
         has = {type_: subscription.has for type_, subscription in self._subscriptions.items()}
-        listeners = target.of_type(Type.LISTENER) if Type.LISTENER in has else {}
+        if Type.LISTENER not in has:
+            return False
+        asked = self._subscriptions[Type.LISTENER]
+        there = target.of_type(Type.LISTENER)
+        listeners = {name: listener for name, listener in there.items() if asked.wants(name)}
         return (
             bool(listeners)
-            and (Type.SECRET not in has or IDENTITY in has[Type.SECRET])
+            and (not asked.wildcard or Type.SECRET not in has or IDENTITY in has[Type.SECRET])
+            and (any(ask.serves for ask in listeners.values()) or not any(one.serves for one in there.values()))
             and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
             and all(
                 type_ not in has or name in has[type_]
