@@ -136,7 +136,7 @@ class Generator:
         return known
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class _Callees:
     """What proxies with the same Outbound have in common."""
 
@@ -273,8 +273,8 @@ class _Settings:
         self._dialled_elsewhere = tuple(interned.resource(cluster) for cluster in (*by_name, *dialled))
         """Those of what intercepted ones dial there."""
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
-        self._listening: WeakValueDictionary[Hashable, ResourceSet] = WeakValueDictionary()
-        self._routed: WeakValueDictionary[Hashable, ResourceSet] = WeakValueDictionary()
+        self._alike: WeakValueDictionary[Hashable, _Callees] = WeakValueDictionary()
+        """By what decides where requests go."""
         self.asked_by_name: _Memo[Outbound, _Callees] = _Memo(self._asked_by_name)
         self.local: _Memo[Inbound, Resource] = _Memo(self._local)
         self.permitted: _Memo[Policy, Resource] = _Memo(self._permitted)
@@ -367,19 +367,20 @@ class _Settings:
         elsewhere = self._elsewhere if outbound.frontends is None else self._dialled_elsewhere
         # Most often only an assignment is another one, and the tuples that say where requests go are as they were.
         key = (outbound.namespace, outbound.destinations, outbound.frontends)
-        listening, routed = self._listening.get(key), self._routed.get(key)
-        if listening is None or routed is None:
-            if outbound.frontends is None:
-                listening, routed = EMPTY, self._asked(outbound)
-            else:
-                listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
-            self._listening[key], self._routed[key] = listening, routed
-        return _Callees(
+        alike = self._alike.get(key)
+        if alike is not None:
+            listening, routed = alike.listeners, alike.routes
+        elif outbound.frontends is None:
+            listening, routed = EMPTY, self._asked(outbound)
+        else:
+            listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
+        made = self._alike[key] = _Callees(
             self._interned.set((*elsewhere, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
             self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
             listening,
             routed,
         )
+        return made
 
     def _asked_by_name(self, outbound: Outbound) -> _Callees:
         """What gRPC's own clients ask for."""

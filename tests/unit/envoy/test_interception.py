@@ -72,6 +72,19 @@ def test_one_more_http_service_at_a_port_changes_no_byte_of_what_is_listened_to(
     }
 
 
+def test_a_changed_endpoint_changes_its_assignment_and_nothing_else_is_even_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = Generator(nouns.open_key)
+    outbound = calling(ONE, destination("shop/cache", 6379))
+    before = generator.snapshot(mesh(outbound), WEB.name)
+    for name in ("interception.outbound", "interception.dns", "routes.dialled"):
+        monkeypatch.delattr(f"smc.envoy.{name}")
+    moved = replace(outbound, assignments=(nouns.assignment("shop/cache", 6379), outbound.assignments[1]))
+    after = generator.snapshot(mesh(moved), WEB.name)
+    assert changed(before, after) == {"ENDPOINT shop/cache|6379"}
+
+
 def test_a_split_of_requests_changes_the_routes_of_its_port_and_nothing_else() -> None:
     two = destination("shop/two", 81)
     before = told(calling(ONE, two))
