@@ -98,7 +98,7 @@ class Sidecar(Enum):
     """How a workload's traffic meets the mesh."""
 
     EXPLICIT = "explicit"
-    """The application names its proxy (`http_proxy`); HTTP only."""
+    """The application names its proxy (`http_proxy`): HTTP, and TCP by CONNECT."""
     INTERCEPTED = "intercepted"
     """The kernel redirects what the application sends and receives to its proxy."""
     GRPC = "grpc"
