@@ -20,13 +20,13 @@ from cluster.mirror import Mirror
 from smc import pipeline as module
 from smc import plugins
 from smc.envoy.snapshot import Generator
-from smc.errors import NotFound
+from smc.errors import Denied, NotFound
 from smc.manifests import PolicyApi
 from smc.mesh import Mesh, build
 from smc.metrics import Metrics
 from smc.model import Name
 from smc.pipeline import COLD_REFUSAL, Pipeline
-from smc.records import ReadyRecord
+from smc.records import AdmissionRecord, ReadyRecord, RevocationRecord
 from smc.xds.slot import NotAdmitted, Slot
 from smc.xds.snapshot import Snapshot, Type
 from tests.unit.bookshop import KEYS, SOURCE, Shop, service, workload
@@ -148,6 +148,29 @@ async def test_a_proxy_that_was_not_concerned_has_the_very_same_snapshot() -> No
         await shop.allow("buyer", "store")
         await replica.settles()
         assert taken(await replica.pipeline.subscribe(BUYER)) is before
+
+
+async def test_whoever_is_revoked_is_ended_at_once_and_gets_nothing_of_the_mesh_that_says_so() -> None:
+    async with running() as (shop, replica):
+        slots = {
+            serial: await replica.pipeline.subscribe(BUYER, f"service {serial}", serial) for serial in ("a1", "a2")
+        }
+        other = await replica.pipeline.subscribe(STORE, serial="b1")
+        for slot in (*slots.values(), other):
+            taken(slot)
+        revision = await shop.put(KEYS.revoked_proxy(BUYER), RevocationRecord(BUYER, None, "", "", 1.0))
+        await replica.reaches(revision)
+        assert [slot.ended for slot in slots.values()] == 2 * [
+            "the credential of shop/buyer is revoked: ask for a new token"
+        ]
+        assert [slot.take() for slot in slots.values()] == [None, None]
+        assert not other.ended
+        with pytest.raises(Denied):
+            await replica.pipeline.subscribe(BUYER, serial="a1")
+        await replica.reaches(await shop.put(KEYS.admission(BUYER), AdmissionRecord(BUYER, revision, (("a3", 9.0),))))
+        assert taken(await replica.pipeline.subscribe(BUYER, serial="a3"))
+        with pytest.raises(Denied):
+            await replica.pipeline.subscribe(BUYER, serial="a1")
 
 
 async def test_an_offer_says_of_which_mesh_it_is_and_who_built_it() -> None:

@@ -20,7 +20,7 @@ from cluster.kv import Delete
 from smc.certificates import x509
 from smc.errors import Unavailable
 from smc.model import Name
-from smc.records import ReadyRecord, decode
+from smc.records import AdmissionRecord, ReadyRecord, RevocationRecord, decode
 from smc.xds import server, session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Type
@@ -168,6 +168,27 @@ async def test_a_credential_that_expires_ends_its_stream_and_opens_no_other_on_i
             assert replica.refused("unauthenticated") == 1
         code, _ = await answer_to(replica, credential, FIRST)
         assert code is Code.UNAVAILABLE, "and TLS refuses it as well"
+
+
+async def test_a_revoked_credential_ends_its_stream_and_opens_no_other_and_one_that_was_let_in_does() -> None:
+    async with world() as (mesh, replica):
+        buyer, store = await Client.of(mesh, "buyer"), await Client.of(mesh, "store")
+        async with buyer.connected(replica), store.connected(replica):
+            await until(lambda: buyer.is_complete and store.is_complete)
+            name = Name("shop", "buyer")
+            revision = await mesh.put(KEYS.revoked_proxy(name), RevocationRecord(name, None, "", "", 1.0))
+            await until(lambda: [s.proxy for s in replica.streams.sessions] == [Name("shop", "store")])
+            refusal = (Code.PERMISSION_DENIED, "the credential of shop/buyer is revoked: ask for a new token")
+            assert await answer_to(replica, buyer.credential, FIRST) == refusal
+            assert replica.refused("revoked") >= 1
+        again = await Client.of(mesh, "buyer")
+        (leaf,) = x509.load(again.credential.chain)[:1]
+        admitted = AdmissionRecord(name, revision, ((f"{leaf.serial_number:x}", again.credential.not_after),))
+        await mesh.put(KEYS.admission(name), admitted)
+        async with again.connected(replica):
+            await until(lambda: again.is_complete)
+            assert await answer_to(replica, buyer.credential, FIRST) == refusal
+            assert [session.proxy for session in replica.streams.sessions] == [name], "and took no place from it"
 
 
 async def test_a_proxy_speaks_for_itself_alone() -> None:

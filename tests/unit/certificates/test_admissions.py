@@ -1,0 +1,160 @@
+"""A revoked proxy is let in again by what was made since, and by nothing that was made before. All in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from cluster.kv import Guard, Operation, Outcome, Put
+from smc.certificates import admissions, x509
+from smc.certificates.requests import request_credential
+from smc.certificates.revoking import Revoked
+from smc.certificates.tokens import Token, create_token, redeem
+from smc.errors import Conflict, Denied, Invalid
+from smc.model import Identity, Name
+from smc.records import RevocationRecord, encode
+from tests.unit.certificates.issuer import Mesh, now
+
+pytestmark = pytest.mark.looptime
+
+PROXY = Name("shop", "buyer")
+PATH = f"proxy/{PROXY}"
+
+
+async def token_of(mesh: Mesh) -> Token:
+    text, _ = await create_token(mesh.kv, mesh.keys, PATH, ttl=600, now=now())
+    return Token.parse(text)
+
+
+async def join(mesh: Mesh, token: Token, key: x509.PublicKey | None = None) -> str:
+    """Returns the serial of the credential."""
+    public = key or x509.new_key().public_key()
+    _, chain = await redeem(mesh.kv, mesh.keys, mesh.keyring, token, public, now=now())
+    return f"{x509.load(chain)[0].serial_number:x}"
+
+
+async def renew(mesh: Mesh, serial: str) -> str:
+    """As the API does for the holder of a credential."""
+    guards = await admissions.check_credential(mesh.kv, mesh.keys, PROXY, serial)
+    chain = await request_credential(
+        mesh.kv, mesh.keys, mesh.keyring, PATH, x509.new_key().public_key(), "itself", guards=guards
+    )
+    return f"{x509.load(chain)[0].serial_number:x}"
+
+
+async def revoke(mesh: Mesh) -> None:
+    record = RevocationRecord(PROXY, None, "", "", now())
+    await mesh.kv.transact([Put(mesh.keys.revoked_proxy(PROXY), encode(record))])
+
+
+async def test_a_credential_from_before_is_not_renewed_and_one_from_after_is_again_and_again() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        before = await join(mesh, await token_of(mesh))
+        before = await renew(mesh, before)
+        await revoke(mesh)
+        with pytest.raises(Denied, match="shop/buyer is revoked"):
+            await renew(mesh, before)
+        after = await join(mesh, await token_of(mesh))
+        for _ in range(3):
+            after = await renew(mesh, after)
+        with pytest.raises(Denied):
+            await renew(mesh, before)
+
+
+async def test_a_second_revocation_ends_what_was_let_in_after_the_first() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        await revoke(mesh)
+        after = await join(mesh, await token_of(mesh))
+        await revoke(mesh)
+        with pytest.raises(Denied):
+            await renew(mesh, after)
+        assert await renew(mesh, await join(mesh, await token_of(mesh)))
+
+
+async def test_a_token_from_before_the_revocation_lets_nobody_in_used_or_not() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        unused, used = await token_of(mesh), await token_of(mesh)
+        key = x509.new_key().public_key()
+        serial = await join(mesh, used, key)
+        await revoke(mesh)
+        with pytest.raises(Denied, match="was revoked after this token was made"):
+            await join(mesh, unused)
+        with pytest.raises(Denied, match="was revoked after this token was made"):
+            await join(mesh, used, key)
+        with pytest.raises(Denied):
+            await renew(mesh, serial)
+
+
+async def test_who_asked_before_and_is_answered_after_is_refused() -> None:
+    mesh = await Mesh.make()
+    token = await token_of(mesh)
+    joining = asyncio.create_task(join(mesh, token))
+    await asyncio.sleep(1)  # the request is written, and nobody leads
+    await revoke(mesh)
+    async with mesh.leading():
+        with pytest.raises(Invalid, match="shop/buyer was revoked"):
+            await joining
+
+
+async def test_a_revocation_between_the_check_and_the_request_is_noticed() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        serial = await join(mesh, await token_of(mesh))
+        guards = await admissions.check_credential(mesh.kv, mesh.keys, PROXY, serial)
+        await revoke(mesh)
+        with pytest.raises(Conflict):
+            await request_credential(
+                mesh.kv, mesh.keys, mesh.keyring, PATH, x509.new_key().public_key(), "itself", guards=guards
+            )
+
+
+class Racing:
+    """A store in which a proxy is revoked just before the leader's answer is written."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.raced = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.mesh.kv, name)
+
+    async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
+        if not self.raced and any(operation.key.startswith(self.mesh.keys.answers) for operation in operations):
+            self.raced = True
+            await revoke(self.mesh)
+        return await self.mesh.kv.transact(operations, guards)
+
+
+async def test_a_revocation_in_the_middle_of_an_answer_wins() -> None:
+    mesh = await Mesh.make()
+    token = await token_of(mesh)
+    racing = replace(mesh, kv=Racing(mesh))  # type: ignore[arg-type]
+    async with racing.leading():
+        with pytest.raises(Invalid, match="shop/buyer was revoked"):
+            await join(mesh, token)
+
+
+async def test_nothing_is_signed_for_a_proxy_of_a_revoked_identity() -> None:
+    mesh = await Mesh.make()
+    mesh.wanted = replace(mesh.wanted, revoked=Revoked(banned={PROXY: Identity("shop", "buyer")}))
+    async with mesh.leading():
+        await asyncio.sleep(0.1)
+        with pytest.raises(Invalid, match="the identity shop/buyer of shop/buyer is revoked"):
+            await join(mesh, await token_of(mesh))
+
+
+async def test_an_admission_that_cannot_be_read_admits_nobody() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        await revoke(mesh)
+        serial = await join(mesh, await token_of(mesh))
+        await mesh.kv.transact([Put(mesh.keys.admission(PROXY), b"{}")])
+        with pytest.raises(Denied):
+            await renew(mesh, serial)
+        assert await renew(mesh, await join(mesh, await token_of(mesh)))
