@@ -38,6 +38,7 @@ from smc.model import (
     TrafficPolicy,
     Treatment,
 )
+from smc.records import CrlRecord
 from tests.unit.envoy import nouns
 from tests.unit.envoy.authority import Authority
 from tests.unit.envoy.rendering import Standalone, golden
@@ -225,6 +226,19 @@ _BRANCHES = (
     ),
     ((nouns.BUY,), {"books/bookstore-v1": 1000, "books/bookstore-v2": 3000}),
 )
+
+
+def _revoked() -> Mesh:
+    """A store that bars two certificates of its callers, has the list, and was told to connect anew."""
+    made = nouns.bookstore()
+    store = made.proxies[nouns.STORE_1.name]
+    assert store.certificate is not None
+    barred = replace(store.policy, barred=("0a" * 32, "0b" * 32))
+    anew = replace(store, policy=barred, certificate=replace(store.certificate, reconnect="1f"))
+    crl = CrlRecord(1, (1, 2), ("LIST 1\n", "LIST 2\n"))
+    return replace(made, proxies={**made.proxies, nouns.STORE_1.name: anew}, crl=crl)
+
+
 CASES: dict[str, tuple[Mesh, Name]] = {
     "caller": (nouns.bookstore(), nouns.BUYER.name),
     "caller-split": (
@@ -271,6 +285,7 @@ CASES: dict[str, tuple[Mesh, Name]] = {
     "tcp": (_tcp(), Name("shop", "cache")),
     "treated": (_treated(), Name("shop", "web")),
     "proxyless": (_proxyless(), Name("shop", "api")),
+    "server-revoked": (_revoked(), nouns.STORE_1.name),
     "nothing": (nouns.mesh(nouns.proxy(nouns.BUYER)), nouns.BUYER.name),
 }
 
