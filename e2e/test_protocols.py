@@ -314,6 +314,32 @@ async def test_an_identity_that_may_connect_gets_through_and_no_other(mesh: Prot
     assert [await mesh.greeting("bookthief") for _ in range(4)] == [""] * 4
 
 
+def _mode(mode: str) -> str:
+    return f"""\
+apiVersion: smc.io/v1alpha1
+kind: NamespaceConfig
+metadata: {{name: default, namespace: bookstore}}
+spec: {{mode: {mode}}}
+"""
+
+
+async def test_in_audit_who_may_not_connect_gets_through_and_is_counted(mesh: Protocols) -> None:
+    async def counted() -> int:
+        name = f"inbound.bookstore/cache|{CACHE}.rbac.shadow_denied"
+        return sum([await mesh.sidecar(server).admin.stat(name) for server in SERVERS])
+
+    await mesh.write_down(_target("connections", CONNECTIONS, "bookbuyer"), _mode("audit"))
+    try:
+        assert {await mesh.greeting() for _ in range(10)} == {"I am v1", "I am v2"}
+        assert await counted() == 0
+        assert {await mesh.greeting("bookthief") for _ in range(20)} == {"I am v1", "I am v2"}
+        assert await counted() == 20
+    finally:
+        await mesh.write_down(_mode("enforcing"))
+    assert [await mesh.greeting("bookthief") for _ in range(4)] == [""] * 4
+    assert await mesh.greeting()
+
+
 async def test_who_may_send_every_request_may_not_connect(mesh: Protocols) -> None:
     """The regression that the ancestor had: rules of HTTP opened every TCP port of their destination."""
     await mesh.write_down(_target("connections", CONNECTIONS, "bookbuyer"), _target("all", ALL_REQUESTS, "bookthief"))
