@@ -119,7 +119,7 @@ async def test_policy_refuses_a_path_at_the_server(world: World) -> None:
 
 
 async def test_traffic_of_an_application_without_any_setting_loses_nothing(world: World) -> None:
-    visitor = await world.mesh.visit_intercepted("bookbuyer", rate=50.0, url=BOOKS)
+    visitor = await world.mesh.visit_intercepted("bookbuyer", rate=100.0, url=BOOKS)
 
     async def answered(number: int) -> bool:
         return int((await visitor.counters())["answered"]) >= number

@@ -8,9 +8,10 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from envoy import _envoy
 
-from e2e.kit import invariants
+from e2e.kit import invariants, namespaces
 from e2e.kit.chaos import Chaos
 from e2e.kit.mesh import eventually
 from e2e.kit.prober import Connections, Prober, send, statuses, z_score
@@ -691,3 +692,37 @@ def test_the_bookstores_policy_means_what_the_demo_says() -> None:
         assert {match.methods for match in permission.http} == {("GET",), ("POST",)}
         assert not any(re2.fullmatch(match.path or ".*", "/admin") for match in permission.http)
         assert [bool(match.headers) for match in permission.http if match.methods == ("POST",)] == [True]
+
+
+NAMESPACES_AND_A_KILL = """
+import os, signal, subprocess
+from e2e.kit.namespaces import Namespaces
+network = Namespaces().__enter__()
+host = network.add("z")
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+print(host.name, subprocess.Popen(host.command("sleep", "600"), **quiet).pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_hosts_of_a_run_that_was_killed_are_taken_away_by_the_next_with_all_that_runs_there() -> None:
+    namespaces.require()
+    killed = subprocess.run(
+        [sys.executable, "-c", NAMESPACES_AND_A_KILL], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left, pid = killed.stdout.split()
+    with namespaces.Namespaces() as network:
+        own = network.add("y")
+        there = _names_of_hosts()
+        assert own.name in there
+        assert left not in there
+    assert own.name not in _names_of_hosts()
+    assert not Path("/etc/netns", own.name).exists()
+    with suppress(FileNotFoundError):  # whoever inherited it has waited for it already
+        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _names_of_hosts() -> list[str]:
+    shown = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=20, check=True).stdout
+    return [line.split()[0] for line in shown.splitlines()]

@@ -184,14 +184,12 @@ class Machine:
         return self.run("nft", "list", "ruleset")
 
     @contextmanager
-    def start(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    def start(self, *arguments: str, stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
         argv = [sys.executable, "-m", "smc", "proxy", "run", "--intercept", "--dir", str(self.directory), *arguments]
         environment = {name: value for name, value in os.environ.items() if name != "SMC_ENVOY"}
-        log = self.folder / "envoy.log"
         with subprocess.Popen(
-            [*self.command(*argv), "--envoy-log", str(log)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
-        ) as process:  # fmt: skip
+            self.command(*argv), stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
             try:
                 yield process
             finally:
@@ -250,6 +248,17 @@ def test_envoy_is_a_user_without_any_capability_that_reads_what_is_its_own(machi
         assert status(process.pid)["Gid"].split()[1] == "1337", "so that what it sends is not redirected either"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == Exit.STOPPED
+
+
+def test_envoy_may_lie_where_its_user_cannot_go_and_has_a_log_where_it_cannot_open_ours(machine: Machine) -> None:
+    machine.enrol()
+    (machine.folder / "private").mkdir(mode=0o700)
+    hidden = shutil.copy(envoy.find("", {}), machine.folder / "private" / "envoy")
+    here, there = socket.socketpair()
+    with here, there, machine.start("--envoy", hidden, stdout=here.fileno()) as process:
+        until(lambda: is_envoy(child(process)))
+        assert status(child(process))["Uid"].split()[0] == "1337"
+        assert (machine.directory / "envoy.log").stat().st_uid == 1337
 
 
 def test_rules_are_there_before_envoy_and_go_when_it_is_told_to_stop(machine: Machine) -> None:
