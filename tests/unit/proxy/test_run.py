@@ -273,6 +273,29 @@ async def test_an_expired_credential_and_a_token_join_anew(machine: Machine) -> 
     assert await stopped(task) == Exit.STOPPED
 
 
+async def test_a_revoked_credential_and_a_token_join_anew_in_the_same_directory(machine: Machine) -> None:
+    plane = ControlPlane(CA, failures=[(grpc.StatusCode.PERMISSION_DENIED, "it is revoked", "Denied")])
+    machine.mark("identity")
+    async with serving(plane, REPLICA) as join_port, serving(plane, REPLICA, mutual=True) as api:
+        old = machine.enrol(api=api)
+        task = asyncio.create_task(run_proxy(machine.settings(join=(join_port,), token=TOKEN.text())))
+        await until((machine.directory / READY).exists)
+    assert (len(plane.renewals), len(plane.joins)) == (1, 1)
+    assert credentials.read(machine.directory / CREDENTIAL) != old
+    assert await stopped(task) == Exit.STOPPED
+
+
+async def test_a_token_beside_a_good_credential_is_not_spent(machine: Machine) -> None:
+    plane = ControlPlane(CA)
+    machine.mark("identity")
+    async with serving(plane, REPLICA) as join_port, serving(plane, REPLICA, mutual=True) as api:
+        machine.enrol(api=api)
+        task = asyncio.create_task(run_proxy(machine.settings(join=(join_port,), token=TOKEN.text())))
+        await until((machine.directory / READY).exists)
+    assert not plane.joins
+    assert await stopped(task) == Exit.STOPPED
+
+
 def test_envoy_is_found_in_the_order_that_is_documented(tmp_path: Path, machine: Machine) -> None:
     here, there = str(machine.folder / "envoy"), shutil.which("true") or ""
     on_path = {"PATH": str(machine.folder)}
