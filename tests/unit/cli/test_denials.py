@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+from click.testing import CliRunner
 
 from smc.cli import denials
+from smc.cli.get import get
+from smc.cli.watching import Change
 from smc.v1 import smc_pb2 as pb
 
 NOW = 1_900_000_000.0
@@ -43,3 +50,59 @@ def test_data_has_numbers_and_times() -> None:
     }
     assert (document["denials"][2]["service"], document["denials"][2]["port"]) == (None, "plaintext")
     assert yaml.safe_load(denials.render(FOUND, "yaml"))["denials"][0]["wouldBeDenied"] == 0
+
+
+# ----------------------------------------------------------------------------------------------------------- --watch
+
+
+@dataclass
+class Asked:
+    """Answers one question after the other."""
+
+    answers: list[pb.DenialsResponse]
+
+    def call(self, _method: str, _request: Any, *, timeout: float = 0.0) -> pb.DenialsResponse:
+        return self.answers.pop(0)
+
+
+def test_changes_are_rows_and_what_is_forgotten_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = denials._teller("table")
+    tell([(Change.ADDED, FOUND[0])])
+    tell([(Change.MODIFIED, FOUND[1]), (Change.DELETED, FOUND[0])])
+    tell([(Change.DELETED, FOUND[1])])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["NAMESPACE", "WORKLOAD", "SERVICE"]
+    assert (first.split()[1], second.split()[1]) == ("till", "store-1")
+
+
+def test_each_change_is_a_json_document_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    denials._teller("json")([(Change.ADDED, FOUND[0]), (Change.DELETED, FOUND[1])])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["type"], line["denial"]["workload"]) for line in found] == [("ADDED", "till"), ("DELETED", "store-1")]
+
+
+def test_a_replica_that_does_not_answer_takes_nothing_along_and_is_named_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = pb.DenialsResponse(denials=FOUND[:1], unreachable=["replica-2"])
+    session: Any = Asked([pb.DenialsResponse(denials=FOUND), missing, missing, pb.DenialsResponse(denials=FOUND[:1])])
+    look = denials._looker(session, pb.DenialsRequest())
+    all_ = look({})
+    assert len(all_) == 3
+    assert look(all_) == all_
+    assert look(all_) == all_
+    assert len(look(all_)) == 1
+    assert capsys.readouterr().err.count("replica-2") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("denials", "store"), "denials have no names"),
+        (("denials", "-o", "name"), "denials have no names of their own"),
+    ],
+)
+def test_denials_have_no_names(arguments: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(get, [*arguments, "--credential", str(tmp_path), "--server", "127.0.0.1:1"])
+    assert found.exit_code == 2
+    assert why in found.output
