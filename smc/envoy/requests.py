@@ -66,11 +66,10 @@ class Request:
     headers: tuple[tuple[str, str], ...] = ()
     """(name, value) in the order in which they are sent; `host` is one of them."""
 
-    def header(self, name: str) -> bytes | None:
-        """What a rule on this header is held against: every value of it, joined; None without any."""
+    def values(self, name: str) -> tuple[bytes, ...]:
+        """Of a header, in order: a rule that one of them meets is met. Empty: there is no such header."""
         wanted = "host" if name == ":authority" else name
-        found = [value for known, value in self.headers if known == wanted]
-        return encoded(("; " if name == "cookie" else ",").join(found)) if found else None
+        return tuple(encoded(value) for known, value in self.headers if known == wanted)
 
 
 def encoded(text: str) -> bytes:
@@ -172,10 +171,10 @@ def unmet(match: HttpMatch, request: Request) -> Mapping[str, str]:
     if match.methods and request.method not in match.methods:
         found["method"] = f"the method {request.method} is not {' or '.join(match.methods)}"
     for name, expression in match.headers:
-        value = request.header(name)
-        if value is None:
+        values = request.values(name)
+        if not values:
             found[f"header {name}"] = f"there is no header {name}, which has to match {expression}"
-        elif not matches_whole(expression, value):
-            shown = value.decode(errors="replace")[:200]
+        elif not any(matches_whole(expression, value) for value in values):
+            shown = " and ".join(value.decode(errors="replace")[:200] for value in values[:10])
             found[f"header {name}"] = f"the header {name} is {shown}, which does not match {expression}"
     return found

@@ -96,10 +96,12 @@ def test_a_request_is_judged_as_envoy_judges_it(
     assert server.allowed is server.passes is allowed
 
 
-def test_several_values_of_a_header_are_one(store: Store) -> None:
-    request = Request("GET", "/beta", (("x-team", "a"), ("X-Team", "b")))
-    found = explain(store.build(), name("shop/buyer"), name("shop/store"), request)
-    assert found.verdict is Verdict.ALLOWED
+@pytest.mark.parametrize(
+    ("values", "verdict"), [(("a", "b"), Verdict.DENIED), (("c", "a,b"), Verdict.ALLOWED), ((), Verdict.DENIED)]
+)
+def test_one_value_of_a_header_has_to_match(store: Store, values: tuple[str, ...], verdict: Verdict) -> None:
+    request = Request("GET", "/beta", tuple(("x-team", value) for value in values))
+    assert explain(store.build(), name("shop/buyer"), name("shop/store"), request).verdict is verdict
 
 
 def test_what_allows_is_named_with_everything_that_it_was_compiled_from(store: Store) -> None:
