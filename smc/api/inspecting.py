@@ -13,7 +13,7 @@ from typing import NamedTuple
 from smc import explaining, manifests, registry
 from smc.api import waiting
 from smc.api.backends import Backends
-from smc.envoy.readable import plain, short
+from smc.envoy.readable import plain
 from smc.envoy.requests import Request
 from smc.envoy.routes import policy_sources
 from smc.envoy.snapshot import Generator
@@ -24,7 +24,7 @@ from smc.mesh import Mesh
 from smc.model import HttpMatch, Identity, Name
 from smc.records import CertificateRecord, ManifestRecord, encode
 from smc.v1 import smc_pb2 as pb
-from smc.xds.snapshot import Resource, Snapshot, Type
+from smc.xds.snapshot import Resource, Snapshot, Type, short
 
 MOST_SERVERS, MOST_PROBLEMS, MOST_GROUPS, MOST_NAMED, MOST_REACHED = 100, 100, 50, 20, 100
 MOST_COMPARED = 5_000

@@ -24,11 +24,6 @@ _MESSAGES: Mapping[Type, Any] = {
 }
 
 
-def short(type_: Type) -> str:
-    """How people call a type: `Cluster`, `ClusterLoadAssignment`."""
-    return type_.value.rpartition(".")[2]
-
-
 def plain(resource: Resource) -> dict[str, Any]:
     """The message, with the names of its fields as Envoy's documentation has them; PEM is text, and no key is in it."""
     message = _MESSAGES[resource.type].FromString(resource.body)

@@ -21,7 +21,7 @@ from smc.metrics import Metrics
 from smc.model import Name
 from smc.records import Laggard, Nack
 from smc.xds.slot import Offer, Slot
-from smc.xds.snapshot import Type
+from smc.xds.snapshot import Type, short
 from smc.xds.stream import Refusal, Request, Response, Stream
 from smc.xds.subscription import LONGEST_TEXT
 
@@ -303,11 +303,6 @@ class Session:
             awaited = self._awaited.popleft()
             self._metrics.convergence_time.observe(now - awaited.at)
             _end(awaited.span)
-
-
-def short(type_: Type) -> str:
-    """How people call a type: `Cluster`, `ClusterLoadAssignment`."""
-    return type_.value.rpartition(".")[2]
 
 
 def _child_of(context: SpanContext) -> Context:

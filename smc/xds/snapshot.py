@@ -30,6 +30,11 @@ class Type(Enum):
     __hash__ = object.__hash__
 
 
+def short(type_: Type) -> str:
+    """How people call a type: `Cluster`, `ClusterLoadAssignment`."""
+    return type_.value.rpartition(".")[2]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
     """A manifest at the revision that a resource was made from: whom to tell, and whom to suspect, after a NACK."""
