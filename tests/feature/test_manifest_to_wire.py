@@ -175,9 +175,7 @@ async def test_plaintext_comes_and_goes_with_permissive_and_is_routed_nowhere_as
         assert len(store.get(Type.ROUTE, "inbound|plaintext").virtual_hosts) > 1
         await acked(mesh, replica, await mode(mesh, "audit"))
         assert len(store.get(Type.LISTENER, "inbound").filter_chains) == chains
-        assert not store.get(Type.ROUTE, "inbound|plaintext").virtual_hosts, (
-            "what is open gets nothing more"
-        )
+        assert not store.get(Type.ROUTE, "inbound|plaintext").virtual_hosts, "what is open gets nothing more"
 
 
 async def test_a_mode_that_can_no_longer_be_read_is_enforcing_on_the_wire() -> None:
