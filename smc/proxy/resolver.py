@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import secrets
 import socket
@@ -39,6 +40,8 @@ AT_ONCE = 512
 TABLE_TIMEOUT, HOST_TIMEOUT = 1.0, 4.0
 """Seconds for an answer of Envoy, which is on this machine, and of one of the host's resolvers."""
 
+_GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FEW_PORTS, _PORTS_TRIED = 4096, 16
 _HEADER = struct.Struct(">6H")
 _RESPONSE, _OPCODE, _WANTED, _AVAILABLE, _CODE = 0x8000, 0x7800, 0x0100, 0x0080, 0x000F
 """Bits of the header: it is an answer; what kind of question; recursion is wanted, and is available; how it went."""
@@ -264,7 +267,8 @@ async def _exchange(to: tuple[str, int], message: bytes, timeout: float, group: 
         OSError, TimeoutError: there is none.
     """
     loop = asyncio.get_running_loop()
-    with _socket(socket.AF_INET6 if ":" in to[0] else socket.AF_INET, group) as connected:
+    family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) if group is None else _apart(family, group) as connected:
         connected.setblocking(False)
         connected.connect(to)
         await loop.sock_sendall(connected, message)
@@ -275,12 +279,35 @@ async def _exchange(to: tuple[str, int], message: bytes, timeout: float, group: 
                     return said
 
 
-def _socket(family: socket.AddressFamily, group: int | None) -> socket.socket:
-    """A socket that the kernel takes for one of `group`'s, as it remembers who made it.
+def _apart(family: socket.AddressFamily, group: int) -> socket.socket:
+    """A socket whose datagrams the kernel tells from those of applications, by its group and by its port.
 
-    The group of this thread's accesses to files is what counts, and that can be changed for it alone.
+    The group is what the rules go by. The port must be none that an application is given: the kernel remembers for half
+    a minute where datagrams from that port to that server went, without asking the rules again, and the application's
+    next question from there would go the same way.
+
+    Raises:
+        OSError: none can be made.
     """
-    if group is None or group == os.getegid():
+    made = _of_group(family, group)
+    for _ in range(_PORTS_TRIED):
+        try:
+            made.bind(("", secrets.choice(_ports())))
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                made.close()
+                raise
+        else:
+            return made
+    made.close()
+    raise OSError(errno.EADDRINUSE, "no port is free")
+
+
+def _of_group(family: socket.AddressFamily, group: int) -> socket.socket:
+    """The kernel remembers of a socket who made it: the group of this thread's accesses to files is what counts, and
+    that can be changed for the thread alone.
+    """
+    if group == os.getegid():
         return socket.socket(family, socket.SOCK_DGRAM)
     kernel = ctypes.CDLL(None)
     before = kernel.setfsgid(group)
@@ -290,3 +317,12 @@ def _socket(family: socket.AddressFamily, group: int | None) -> socket.socket:
         return socket.socket(family, socket.SOCK_DGRAM)
     finally:
         kernel.setfsgid(before)
+
+
+def _ports() -> range:
+    """Those that the kernel gives to nobody by itself: above its range, or below if there are few; all, if it gives
+    all.
+    """
+    first, last = map(int, _GIVEN_PORTS.read_text().split())
+    above, below = range(last + 1, 65536), range(1024, first)
+    return (above if len(above) >= min(_FEW_PORTS, len(below)) else below) or range(1024, 65536)

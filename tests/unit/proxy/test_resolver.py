@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -264,3 +265,31 @@ async def test_an_address_that_is_taken_is_an_error_that_says_so(tmp_path: Path)
         with pytest.raises(ProxyFailed, match=f"look-ups cannot be answered at {HERE}:{run.port}"):
             async with resolver.answering(group=None, listen=(HERE, run.port)):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("given", "ports"),
+    [
+        ("32768\t60999\n", range(61000, 65536)),
+        ("32768\t65000\n", range(1024, 32768)),
+        ("1024\t65000\n", range(65001, 65536)),
+        ("1024\t65535\n", range(1024, 65536)),
+    ],
+)
+def test_questions_to_the_host_come_from_ports_that_no_application_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, ports: range
+) -> None:
+    """Otherwise the kernel would take the application's next question from there for one of ours."""
+    monkeypatch.setattr(resolver, "_GIVEN_PORTS", tmp_path / "range")
+    (tmp_path / "range").write_text(given)
+    assert resolver._ports() == ports
+    with resolver._apart(socket.AF_INET, os.getegid()) as made:
+        assert made.getsockname()[1] in ports
+
+
+def test_no_free_port_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "_ports", lambda: [taken.getsockname()[1]])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", 0))
+        with pytest.raises(OSError, match="no port is free"):
+            resolver._apart(socket.AF_INET, os.getegid())
