@@ -24,7 +24,7 @@ from smc.errors import NotFound
 from smc.manifests import PolicyApi
 from smc.mesh import Mesh, build
 from smc.metrics import Metrics
-from smc.model import Name
+from smc.model import Name, Sidecar
 from smc.records import UnreadableRecord, traceparent
 from smc.xds.slot import NotAdmitted, Slot
 from smc.xds.snapshot import Snapshot
@@ -71,7 +71,10 @@ class Pipeline:
         """The generation and revision of the View that was built last."""
         self._failed = (0, 0), ""
         """The same of the View that could not be built last, and why."""
-        self._slots: dict[tuple[Name, str], Slot] = {}
+        self._slots: dict[Slot, Name] = {}
+        """Of every open stream, whose it is."""
+        self._only: dict[tuple[Name, str], Slot] = {}
+        """Of each proxy that has one stream for a service."""
         self._build_context: SpanContext | None = None
         self._publishing = asyncio.Lock()
         self._generating = threading.Lock()
@@ -127,13 +130,13 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         async with self._publishing:
             started = loop.time()
-            names = {name for (name, _), slot in self._slots.items() if everyone or slot.stale or name in mesh.affected}
+            names = {name for slot, name in self._slots.items() if everyone or slot.stale or name in mesh.affected}
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
             self.mesh, self._view = mesh, view
             self._build_context = context
             self._generation = view.generation
             anybody_is_revoked = bool(mesh.admitted or mesh.revoked_identities)
-            for (name, _), slot in self._slots.items():
+            for slot, name in self._slots.items():
                 if anybody_is_revoked and (why := mesh.refuses(name, slot.serial)):
                     # Before it is given anything of this Mesh: a key that took the place of its own, for one.
                     slot.end(why)
@@ -257,8 +260,8 @@ class Pipeline:
     async def subscribe(self, proxy: Name, service: str = "", serial: str = "") -> Slot:
         """A slot that holds the proxy's Snapshot now and gets every later one, until the credential is revoked.
 
-        A proxy has one for each `service`; a newer one of the same takes its place. `serial` is the credential's, in
-        hexadecimal.
+        A proxy has one for each `service`; a newer one of the same takes its place. Only a gRPC program has as many as
+        it calls others and is called. `serial` is the credential's, in hexadecimal.
 
         Raises:
             NotFound: no workload of that name.
@@ -279,15 +282,24 @@ class Pipeline:
                 slot.put(snapshots[proxy], mesh.revision, self._build_context)
             else:
                 slot.stale = True
-            if older := self._slots.get((proxy, service)):
-                older.end(f"a newer stream of {proxy} took its place")
-            self._slots[proxy, service] = slot
+            if not self.is_program(proxy):
+                if older := self._only.get((proxy, service)):
+                    older.end(f"a newer stream of {proxy} took its place")
+                    self._slots.pop(older, None)
+                self._only[proxy, service] = slot
+            self._slots[slot] = proxy
             return slot
+
+    def is_program(self, proxy: Name) -> bool:
+        """Whether it is a gRPC program, which has several streams."""
+        found = self.mesh.proxies.get(proxy) if self.mesh is not None else None
+        return found is not None and found.workload.sidecar is Sidecar.GRPC
 
     def unsubscribe(self, proxy: Name, slot: Slot, service: str = "") -> None:
         """Forget a slot; one that a newer subscription replaced is no error."""
-        if self._slots.get((proxy, service)) is slot:
-            del self._slots[proxy, service]
+        self._slots.pop(slot, None)
+        if self._only.get((proxy, service)) is slot:
+            del self._only[proxy, service]
 
 
 def _merge(earlier: View, later: View) -> View:

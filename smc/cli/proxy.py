@@ -50,6 +50,11 @@ Never redirected: what stays on this host; what the proxy itself sends; the cont
 the cloud's metadata (169.254.169.254, 168.63.129.16); connections that were open before; and, of what arrives, SSH
 (port 22) and Envoy's figures (port 15010). Further exceptions are the --exclude options.
 
+With --grpc there is no Envoy: a gRPC program that speaks xDS itself (`xds:///<service>.<namespace>:<port>`, or a
+server with xDS credentials) finds its bootstrap in --dir, for GRPC_XDS_BOOTSTRAP (grpc-bootstrap.json), beside it its
+certificate, kept fresh, and a way to every replica. It has to run as the same user. The Workload has to say
+`sidecar: grpc`.
+
 Traffic is redirected before Envoy runs, and until this is told to stop; what Envoy does not take is refused. Should
 this be killed, the redirection stays; `smc proxy clean` ends it.
 
@@ -127,6 +132,7 @@ def proxy() -> None:
     epilog=examples(
         "SMC_TOKEN=<token> smc proxy run --dir /var/lib/smc/buyer --join 192.0.2.1",
         "sudo -E smc proxy run --dir /var/lib/smc/buyer --join 192.0.2.1 --intercept",
+        "smc proxy run --dir /var/lib/smc/quotes --join 192.0.2.1 --grpc",
     ),
 )
 @click.option(
@@ -147,6 +153,7 @@ def proxy() -> None:
 @click.option(
     "--admin", default="", metavar="HOST:PORT", help="Envoy's admin interface. Default: port 15000, loopback."
 )
+@click.option("--grpc", is_flag=True, help="Serve a gRPC program that speaks xDS itself; there is no Envoy.")
 @click.option("--re2-max-program-size", type=click.IntRange(1), default=None, hidden=True)
 @click.option("--stop-timeout", type=float, default=10.0, show_default=True, help="Seconds that Envoy has to end.")
 @interception_options
@@ -181,6 +188,9 @@ def run(
         raise click.UsageError(
             "--exclude-…, --proxy-uid and --backend say something of --intercept, which is not given"
         )
+
+    if intercept and settings["grpc"]:
+        raise click.UsageError("--intercept redirects to Envoy, and with --grpc there is none: give one of the two")
 
     logs.to_stderr(logging.INFO)
     if re2_max_program_size is not None:

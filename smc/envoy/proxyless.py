@@ -30,17 +30,39 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 
 from smc.envoy import messages, names, routes, tls, traffic
+from smc.envoy.bootstrap import CERTIFICATE, KEY, ROOTS
 from smc.model import Destination, Inbound, Upstream, Workload
 from smc.xds.snapshot import Resource, Type
 
 PROVIDER = "mesh"
 """The certificate provider in the bootstrap: the workload's certificate and key, and the roots."""
 
+VARIABLE = "GRPC_XDS_BOOTSTRAP"
+"""Of the program's environment: where its bootstrap is."""
+
 SERVER_LISTENER = "grpc/server?xds.resource.listening_address="
 """How the name of a server's Listener begins; its address follows."""
 
 _ANY_ADDRESS = ("0.0.0.0", "[::]")  # noqa: S104 - the application's words, nothing is bound here
 _Hcm = http_connection_manager_pb2.HttpConnectionManager
+
+
+def bootstrap(node_id: str, xds: str, files: str) -> dict[str, Any]:
+    """GRPC's bootstrap (`GRPC_XDS_BOOTSTRAP`): `xds` is the target of the control plane, in plaintext; `files` the
+    directory of the workload's certificate.
+    """
+    watched = {
+        "certificate_file": f"{files}/{CERTIFICATE}",
+        "private_key_file": f"{files}/{KEY}",
+        "ca_certificate_file": f"{files}/{ROOTS}",
+        "refresh_interval": "1s",
+    }
+    return {
+        "xds_servers": [{"server_uri": xds, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}],
+        "node": {"id": node_id},
+        "certificate_providers": {PROVIDER: {"plugin_name": "file_watcher", "config": watched}},
+        "server_listener_resource_name_template": f"{SERVER_LISTENER}%s",
+    }
 
 
 def listeners(destination: Destination, mesh_domain: str, *, same_namespace: bool) -> tuple[Resource, ...]:

@@ -1,4 +1,7 @@
-"""The life of a proxy: get a credential or use the one there is, start Envoy, keep both going until told to stop."""
+"""The life of a proxy: get a credential or use the one there is, start Envoy, keep both going until told to stop.
+
+Or, for a gRPC program, what stands there in place of Envoy.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -19,10 +23,11 @@ from smc.certificates import credential as credentials
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
 from smc.envoy import bootstrap as bootstraps
+from smc.envoy import proxyless
 from smc.errors import Denied, Expired, Invalid, NotFound, SmcError
 from smc.injector.rules import Interception
 from smc.model import Name
-from smc.proxy import denials, enrolment, envoy, interception, resolver
+from smc.proxy import denials, enrolment, envoy, interception, program, resolver
 from smc.proxy.enrolment import CREDENTIAL, Enrolment
 from smc.proxy.join import join
 from smc.proxy.renewal import LEFT_BEHIND, LEFT_BEHIND_HINT, is_left_behind, keep_fresh, renew
@@ -42,7 +47,8 @@ async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.
 
     It must be called in the main thread. What went wrong is on standard error and in the log, never with a key or a
     token. Once Envoy is live and holds its workload's certificate, and only then, there is a file `ready` in the
-    directory. SIGUSR1 goes on to Envoy, which then opens its logs anew.
+    directory; beside a gRPC program, once there is what that needs. SIGUSR1 goes on to Envoy, which then opens its
+    logs anew.
 
     With interception the rules come first, and Envoy second: what begins in between is refused, not let through. They
     are taken back when it is told to stop, and only then; a failure leaves them, and what they redirect is refused.
@@ -117,15 +123,29 @@ class _Run:
         self._died()
         self._intercept_again()
         # Before the token is used: a machine without Envoy should not spend it.
-        executable = envoy.find(self._settings.envoy, os.environ)
+        executable = "" if self._settings.grpc else envoy.find(self._settings.envoy, os.environ)
         entered = await envoy.first(self._enter(), self._stop.wait())
         if entered is None:
             return
         self._entered = credential, enrolled = entered
         self._intercept(enrolled)
+        async with asyncio.TaskGroup() as tasks:
+            fresh = tasks.create_task(
+                keep_fresh(directory, credential, enrolled, news=self._news, now=self._now, renewed=self._renewed),
+                name="proxy: renewal",
+            )
+            if self._settings.grpc:
+                beside = program.serve(directory, self._who, news=self._news, ready=self._program_ready)
+                await envoy.first(beside, self._stop.wait())
+            else:
+                await self._run_envoy(executable, tasks)
+            fresh.cancel()
+
+    async def _run_envoy(self, executable: str, tasks: asyncio.TaskGroup) -> None:
+        credential, enrolled = self._who()
         admin = self._write_bootstrap(credential, enrolled)
         flags = bootstraps.flags(
-            str(directory / BOOTSTRAP),
+            str(self._settings.directory / BOOTSTRAP),
             concurrency=self._settings.concurrency,
             log_level=self._settings.envoy_log_level,
         )
@@ -140,21 +160,15 @@ class _Run:
                 tasks.create_task(envoy.watch_secrets(admin, self._news), name="proxy: secrets"),
             ]
 
-        async with asyncio.TaskGroup() as tasks:
-            fresh = tasks.create_task(
-                keep_fresh(directory, credential, enrolled, news=self._news, now=self._now, renewed=self._renewed),
-                name="proxy: renewal",
-            )
-            await envoy.supervise(
-                command,
-                stop=self._stop,
-                user=self._user,
-                log=self._log,
-                stop_timeout=self._settings.stop_timeout,
-                started=started,
-                died=self._died,
-            )
-            fresh.cancel()
+        await envoy.supervise(
+            command,
+            stop=self._stop,
+            user=self._user,
+            log=self._log,
+            stop_timeout=self._settings.stop_timeout,
+            started=started,
+            died=self._died,
+        )
 
     async def _enter(self) -> tuple[Credential, Enrolment]:
         """The credential that is there, if it is still good, or one for the token."""
@@ -257,7 +271,8 @@ class _Run:
     def _renewed(self, credential: Credential, enrolled: Enrolment) -> None:
         self._entered = credential, enrolled
         self._intercept(enrolled)
-        self._write_bootstrap(credential, enrolled)
+        if not self._settings.grpc:
+            self._write_bootstrap(credential, enrolled)
 
     def _intercept_again(self) -> None:
         """A machine that has joined before is closed from here on, whatever becomes of its credential or of Envoy."""
@@ -283,13 +298,20 @@ class _Run:
     async def _report_ready(self, admin: str, enrolled: Enrolment) -> None:
         await envoy.wait_until_ready(admin, intercepts=self.intercepts)
         pid = self._process.pid if self._process is not None else 0
-        text = json.dumps({"proxy": enrolled.proxy, "pid": pid, "admin": admin}) + "\n"
+        self._ready(enrolled, pid=pid, admin=admin)
+
+    def _program_ready(self) -> None:
+        bootstrap = str((self._settings.directory / program.BOOTSTRAP).absolute())
+        self._ready(self._who()[1], **{proxyless.VARIABLE: bootstrap})
+
+    def _ready(self, enrolled: Enrolment, **what: Any) -> None:
+        text = json.dumps({"proxy": enrolled.proxy, **what}) + "\n"
         try:
             enrolment.write_file(self._settings.directory / READY, text)
         except OSError as e:
             # A full disk must not take Envoy with it.
             _log.warning("the file ready cannot be written", error=str(e))
-        _log.info("ready", proxy=enrolled.proxy, mesh=enrolled.mesh, admin=admin)
+        _log.info("ready", proxy=enrolled.proxy, mesh=enrolled.mesh, **what)
 
     def _died(self) -> None:
         """Envoy does not run, or not any more: it is not ready, and nothing that is beside it goes on."""

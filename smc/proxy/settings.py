@@ -94,5 +94,7 @@ class ProxySettings:
     """Where Envoy's output goes; None: where ours goes, or `envoy.log` in the directory if Envoy cannot open that."""
     stop_timeout: float = 10.0
     """Seconds that Envoy has to end after SIGTERM before it is killed."""
+    grpc: bool = False
+    """It stands beside a gRPC program in place of Envoy: see `smc.proxy.program`."""
     interception: InterceptionSettings | None = None
     """None: the application names its proxy itself."""

@@ -41,6 +41,8 @@ FIRST_REQUEST = 10.0
 MOST_OF_ONE = 3
 """Streams of one proxy on one service: the one that is served, one that takes its place, and one that it has not read
 to the end."""
+MOST_OF_A_PROGRAM = 100
+"""The same of a gRPC program, which has one for each service that it calls, and one to be called."""
 MOST_REPORTED = 100
 """Laggards and NACKs in one report."""
 BALANCE_EVERY = 1.0
@@ -257,8 +259,8 @@ class Streams:
     def _one_of(self, proxy: Name, service: Service) -> Iterator[None]:
         """Bound what one proxy can hold: what it does not read is kept, also after the end of the stream."""
         key = proxy, service.name
-        if self._calls[key] >= MOST_OF_ONE:
-            text = f"{proxy} has {MOST_OF_ONE} streams here already, open or with an end that it has not read"
+        if self._calls[key] >= (MOST_OF_A_PROGRAM if self._pipeline.is_program(proxy) else MOST_OF_ONE):
+            text = f"{proxy} has {self._calls[key]} streams here already, open or with an end that it has not read"
             raise Refused(Status.RESOURCE_EXHAUSTED, "too_many_of_one", text)
         self._calls[key] += 1
         try:
