@@ -20,8 +20,9 @@ from smc.certificates.initialise import initialise
 from smc.certificates.issuing import Issuer
 from smc.certificates.rotating import Acks
 from smc.certificates.signers.local import LocalSigner
-from smc.leading import COMPACT_EVERY, KEEP_HISTORY, LAST_RETRY, Duties, compact
+from smc.leading import COMPACT_EVERY, KEEP_HISTORY, LAST_RETRY, Duties, _wanted, compact
 from smc.mesh import Mesh
+from smc.mesh.reading import Revoked
 from smc.model import Identity, MeshConfig, Name, Observation, Service
 from smc.records import CertificateRecord, Keys, QuarantineRecord, ReadyRecord, SyncedRecord, decode, encode
 from smc.registry import Registry
@@ -277,3 +278,32 @@ async def test_cancelling_leaves_no_task_behind() -> None:
         led.have(BUYER)
         await asyncio.sleep(10)
     assert asyncio.all_tasks() == before
+
+
+# ---------------------------------------------------------------------------------------------------- who is revoked
+
+
+async def test_the_issuer_is_told_who_is_revoked_who_shares_their_key_and_whom_nothing_is_signed_for() -> None:
+    bad, good, out = (Name("shop", name) for name in ("bad", "good", "out"))
+    proxies = {name: proxy(name) for name in (bad, good, out)}
+    for name in (bad, good):
+        proxies[name] = replace(proxies[name], workload=replace(proxies[name].workload, identity=STORE))
+    revoked = replace(
+        mesh(MeshConfig(), proxies),
+        identities=frozenset({STORE, Identity("shop", "out")}),
+        revoked_proxies={bad: Revoked(7, STORE), Name("shop", "gone"): Revoked(5, STORE), good: Revoked(3, None)},
+        revoked_identities={Identity("shop", "out"): True},
+        admitted={bad: (), Name("shop", "gone"): (), good: ("a1",)},
+    )
+
+    async def meshes() -> AsyncGenerator[Mesh, None]:
+        yield revoked
+
+    (wanted,) = [one async for one in _wanted(meshes())]
+    assert wanted.identities == {STORE}
+    assert wanted.revoked.since == {STORE: 7}
+    assert wanted.revoked.others == {STORE: {good}}
+    assert (wanted.revoked.identities, wanted.revoked.banned) == (
+        {Identity("shop", "out")},
+        {out: Identity("shop", "out")},
+    )

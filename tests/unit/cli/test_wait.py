@@ -11,13 +11,23 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
+from cluster.kv import Put
 from smc.api import waiting
 from smc.api.backends import ProxyStatus
 from smc.certificates import credential as credentials
+from smc.certificates import x509
 from smc.cli.program import program
 from smc.cli.session import Config
-from smc.model import MeshConfig, Name
-from smc.records import Nack, QuarantineRecord
+from smc.model import Identity, MeshConfig, Name
+from smc.records import (
+    CertificateRecord,
+    CrlRecord,
+    IssuedCertificate,
+    Nack,
+    QuarantineRecord,
+    RevokedCertificate,
+    encode,
+)
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.api.replica import SERVICE, UNREACHABLE, Replica, member, running
 
@@ -192,3 +202,43 @@ async def test_a_terminal_shows_how_many_have_it_unless_it_is_to_be_plain(
         os.close(ours)
     assert ("\r\x1b[K1 of 2 proxies have ACKed it …" in shown) == live
     assert "2 of 2 proxies have ACKed it" in shown.rpartition("\x1b[K")[2]
+
+
+# ------------------------------------------------------------------------------------------------------ revocations
+
+
+async def _certify(desk: Desk) -> CertificateRecord:
+    """The identity of the store has a certificate."""
+    identity = Identity("shop", "store-1")
+    made = await desk.replica.certified(identity.uri("mesh.example"), x509.new_key())
+    serial = f"{x509.load(made.chain)[0].serial_number:x}"
+    record = CertificateRecord(identity, made.chain, b"sealed", serial, 0.0, 9e9, 1)
+    await desk.replica.kv.transact([Put(desk.replica.keys.certificate(identity), encode(record))])
+    return record
+
+
+async def test_revoke_waits_for_the_leader_and_says_so_when_it_has_not_done_its_part(desk: Desk) -> None:
+    await _certify(desk)
+    result = await desk.smc("cert", "revoke", "--proxy", "shop/store-1", "--wait=0.5s")
+    assert result.exit_code == 6, result.output
+    assert "proxy/shop/store-1 revoked" in result.output
+    assert "after 0.5 s the leader has not listed all of its certificates yet" in result.output
+
+
+async def test_revoke_returns_once_the_certificates_are_listed_and_every_proxy_has_acked_it(desk: Desk) -> None:
+    record = await _certify(desk)
+    waiting_ = asyncio.create_task(desk.smc("cert", "revoke", "--proxy", "shop/store-1", "--wait=10s"))
+    await asyncio.sleep(0.5)
+    assert not waiting_.done()
+    listed = IssuedCertificate(record.serial, 1, "0a", 9e9, 1)
+    crl = CrlRecord(1, (1,), ("LIST",), (RevokedCertificate(record.identity, listed, 1.0),))
+    await desk.replica.kv.transact([Put(desk.replica.keys.crl, encode(crl))])
+    result = await waiting_
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 proxies have ACKed it" in result.output
+
+
+async def test_revoke_wants_one_of_two(desk: Desk) -> None:
+    for given in ([], ["--proxy", "shop/a", "--identity", "shop/a"]):
+        result = await desk.smc("cert", "revoke", *given)
+        assert result.exit_code == 2, result.output
