@@ -1,0 +1,214 @@
+"""gRPC programs without a proxy beside them are in the mesh like all others: told by xDS, judged, known by identity."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from e2e.kit.mesh import Mesh, eventually
+from smc.demo.bookstore import Placement
+from smc.demo.local import Plan
+from smc.demo.processes import Process, ProcessFailed
+from smc.proxy.program import BOOTSTRAP, WORKLOAD
+from tests.drawn import Place
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PORT = 50051
+TARGET = f"xds:///quotes.shop:{PORT}"
+GET, DELETE = "/shop.Quotes/Get", "/shop.Quotes/Delete"
+
+
+def _manifest(group: str, kind: str, name: str, spec: dict[str, Any], namespace: str = "shop") -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": group, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _service(name: str) -> dict[str, Any]:
+    return _manifest("smc.io/v1alpha1", "Service", name, {"ports": [{"port": PORT, "protocol": "grpc"}]})
+
+
+def _policy(*methods: str) -> list[dict[str, Any]]:
+    """The caller may call these, of both versions."""
+    account = {"kind": "ServiceAccount", "namespace": "shop"}
+    matches = [{"name": f"m{n}", "pathRegex": f"{method}$", "methods": ["*"]} for n, method in enumerate(methods)]
+    return [
+        _manifest("specs.smi-spec.io/v1alpha4", "HTTPRouteGroup", "quotes", {"matches": matches}),
+        _manifest(
+            "access.smi-spec.io/v1alpha3",
+            "TrafficTarget",
+            "quotes",
+            {
+                "destination": account | {"name": "quotes"},
+                "rules": [{"kind": "HTTPRouteGroup", "name": "quotes"}],
+                "sources": [account | {"name": "caller"}],
+            },
+        ),
+    ]
+
+
+def _split(v1: int, v2: int) -> dict[str, Any]:
+    backends = [{"service": f"quotes-{version}", "weight": weight} for version, weight in (("v1", v1), ("v2", v2))]
+    return _manifest(
+        "split.smi-spec.io/v1alpha4", "TrafficSplit", "quotes", {"service": "quotes", "backends": backends}
+    )
+
+
+class Programs(Mesh):
+    """A mesh of gRPC programs alone."""
+
+    async def program(self, name: str, account: str, services: Sequence[str] = ()) -> Place:
+        """A workload without Envoy: its `smc proxy run --grpc` is ready when this returns."""
+        place = Place("shop", name, account, self._addresses.take())
+        spec = {"address": place.address, "serviceAccount": account, "services": list(services), "sidecar": "grpc"}
+        await self.write_all(_manifest("smc.io/v1alpha1", "Workload", name, spec))
+        await self._join(Placement("shop", name, account), place.address, ["--grpc"])
+        return place
+
+    async def write_all(self, *documents: dict[str, Any], wait: bool = False) -> None:
+        path = self.directory / "programs.yaml"
+        await asyncio.to_thread(path.write_text, "\n---\n".join(json.dumps(document) for document in documents))
+        await self.smc("apply", "-f", str(path), *(["--wait"] if wait else []))
+
+    def start(self, place: Place, name: str, *arguments: str) -> Process:
+        """Run the program of a workload; what it says is in its log."""
+        directory = self.sidecars[f"shop/{place.name}"].directory
+        argv = [sys.executable, "-m", "e2e.kit.grpc_program", *arguments]
+        return self.children.process(name, argv, role="app", env={"GRPC_XDS_BOOTSTRAP": str(directory / BOOTSTRAP)})
+
+
+class Asking:
+    """What the calls of a program that asks have come to."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._read = 0
+
+    def all(self) -> list[dict[str, Any]]:
+        lines = self.process.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    async def next(self, number: int) -> list[dict[str, Any]]:
+        """So many that are answered from now on."""
+        before = len(self.all())
+        await eventually(lambda: len(self.all()) >= before + number, timeout=30, what=f"{number} more calls")
+        return self.all()[before : before + number]
+
+    async def until(self, wanted: set[Any], key: str = "version", number: int = 20) -> None:
+        async def so() -> bool:
+            return {answer.get(key, answer["status"]) for answer in await self.next(number)} == wanted
+
+        await eventually(so, timeout=30, what=f"calls come to {wanted}")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh() -> AsyncIterator[Programs]:
+    async with Programs(Plan(workloads=(), manifests=())) as running:
+        await running.write_all(*map(_service, ("quotes", "quotes-v1", "quotes-v2")))
+        for version in ("v1", "v2"):
+            place = await running.program(f"quotes-{version}", "quotes", ("quotes", f"quotes-{version}"))
+            await running.start(place, f"app-{version}", "serve", f"{place.address}:{PORT}", version).start()
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def caller(mesh: Programs) -> AsyncIterator[Asking]:
+    """It calls 50 times a second from the first test to the last."""
+    place = await mesh.program("caller", "caller")
+    await mesh.write_all(*_policy(GET))
+    process = mesh.start(place, "app-caller", "ask", TARGET, GET, "--rate", "50")
+    await process.start()
+    asking = Asking(process)
+    await asking.until({"v1", "v2"}, number=40)
+    yield asking
+
+
+async def test_both_ends_know_each_other_by_identity(mesh: Programs, caller: Asking) -> None:
+    found = await caller.next(50)
+    assert {answer["caller"] for answer in found} == {"spiffe://demo.smc.internal/ns/shop/sa/caller"}
+    # And the caller takes nobody else for the service: the servers get another identity, and it is not told.
+    stranger = await mesh.program("stranger", "stranger")
+    server = mesh.start(stranger, "app-stranger", "serve", f"{stranger.address}:{PORT}", "stranger")
+    await server.start()
+    endpoint = {"address": stranger.address, "serviceAccount": "quotes", "services": ["quotes-v2"], "sidecar": "grpc"}
+    await mesh.write_all(_manifest("smc.io/v1alpha1", "Workload", "impostor", endpoint))
+    assert {answer["version"] for answer in await caller.next(100)} == {"v1", "v2"}
+    await server.kill()
+
+
+async def test_what_policy_does_not_allow_the_server_refuses(mesh: Programs, caller: Asking) -> None:
+    place = await mesh.program("other", "other")
+    for asker, name, method in (
+        (place, "app-other", GET),
+        (Place("shop", "caller", "caller", ""), "app-delete", DELETE),
+    ):
+        process = mesh.start(asker, name, "ask", TARGET, method, "--rate", "50")
+        await process.start()
+        found = await Asking(process).next(40)
+        assert {(answer["status"], answer["error"]) for answer in found} == {
+            ("PERMISSION_DENIED", "Unauthorized RPC rejected")
+        }
+        if method == DELETE:
+            await mesh.write_all(*_policy(GET, DELETE), wait=True)
+            await Asking(process).until({"OK"}, key="status")
+            await mesh.write_all(*_policy(GET), wait=True)
+            await Asking(process).until({"PERMISSION_DENIED"}, key="status")
+        await process.kill()
+
+
+async def test_a_split_moves_calls_that_go_on_without_a_failure(mesh: Programs, caller: Asking) -> None:
+    await mesh.write_all(_split(90, 10), wait=True)
+    await caller.next(50)
+    counted = Counter(answer["version"] for answer in await caller.next(500))
+    assert 15 <= counted["v2"] <= 95, f"a tenth of 500 is 50, give or take 5 deviations: {counted}"
+    for v1, v2, left in ((0, 100, {"v2"}), (100, 0, {"v1"})):
+        await mesh.write_all(_split(v1, v2), wait=True)
+        await caller.until(left)
+    assert Counter(answer["status"] for answer in caller.all()).keys() == {"OK"}
+
+
+async def test_whichever_replica_dies_calls_go_on_and_news_arrive(mesh: Programs, caller: Asking) -> None:
+    for replica, split, left in (
+        (mesh.replicas[0], _split(0, 100), {"v2"}),
+        (mesh.replicas[1], _split(100, 0), {"v1"}),
+    ):
+        await replica.process.kill()
+        await eventually(partial(_written, mesh, split), timeout=60, every=1, what="policy can be written")
+        await caller.until(left)
+        await replica.start()
+        await replica.until_ready()
+    assert Counter(answer["status"] for answer in caller.all()).keys() == {"OK"}
+
+
+async def _written(mesh: Programs, document: dict[str, Any]) -> bool:
+    try:
+        await mesh.write_all(document)
+    except ProcessFailed:
+        return False
+    return True
+
+
+async def test_certificates_are_replaced_while_calls_go_on(mesh: Programs, caller: Asking) -> None:
+    files = [mesh.sidecars[f"shop/{name}"].directory / WORKLOAD / "certificate.pem" for name in ("caller", "quotes-v1")]
+    before = [await asyncio.to_thread(Path.read_text, path) for path in files]
+    config = {"certificates": {"workloadTTL": "20s"}}
+    document = {"apiVersion": "smc.io/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"}, "spec": config}
+    await mesh.write_all(document)
+
+    def replaced() -> bool:
+        return all(path.read_text() != text for path, text in zip(files, before, strict=True))
+
+    await eventually(replaced, timeout=30, what="both have another certificate")
+    # New connections show it, and are taken: a replica of a service that was away comes back under the new one.
+    await asyncio.sleep(25)  # longer than the life of a certificate
+    assert {answer["status"] for answer in await caller.next(50)} == {"OK"}
+    assert Counter(answer["status"] for answer in caller.all()).keys() == {"OK"}
