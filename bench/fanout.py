@@ -1,4 +1,4 @@
-"""One changed endpoint, and how long it takes to reach every proxy that it concerns; `make bench`.
+"""One changed endpoint or split, and how long it takes to reach every proxy that it concerns; `make bench`.
 
 A real etcd, a real replica (`smc serve`) and the clients are processes of their own. The clock starts before a record
 of the registry is put into etcd, as the leader would put what an informer saw, and stops when the last stream has it.
@@ -17,15 +17,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
+import uvloop
 
 from bench import floor, sameness, stage
+from bench.client import Client
 from bench.figures import Machine, Spread, Usage, cpu
 from bench.sameness import Kept
-from bench.shape import Shape
-from bench.streams import FOLLOWS, Streams, Tally, channel
+from bench.shape import Change, Shape
+from bench.streams import DELTA, FOLLOWS, SOTW, Streams, Tally, Variant
 from cluster.etcd import EtcdKV
 from cluster.kv import KV, Put
 from smc.certificates import credential
@@ -98,7 +99,7 @@ class Report:
     floor_opened: Opened
     """Of the floor, which sends each stream one message."""
     changes: Mapping[str, Changed]
-    """`all`, `few` and `none`, by whom the change concerns; `floor`: ready bytes to all over bare gRPC."""
+    """By the value of Change, and `<value>, sotw` where streams are of that variant; `floor`: ready bytes to all."""
     ratios: Mapping[str, float]
     kept: Mapping[str, Kept]
 
@@ -147,6 +148,7 @@ def _ratios(changes: Mapping[str, Changed]) -> Mapping[str, float]:
 
     return {
         "last_all_to_floor": round(last(everybody) / last(ready), 2),
+        "cpu_split_to_all": round(changes["split"].cpu_ms.median / everybody.cpu_ms.median, 2),
         "cpu_all_to_floor": round(everybody.cpu_ms.median / ready.cpu_ms.median, 2),
         "last_few_to_all": round(last(few) / last(everybody), 3),
         "cpu_few_to_all": round(few.cpu_ms.median / everybody.cpu_ms.median, 3),
@@ -192,43 +194,56 @@ async def _fan_out(
 ) -> tuple[Opened, dict[str, Changed], bytes]:
     """Returns also the last push to all, as it was on the wire."""
     pid = replica.process.pid
-    async with _opened(replica.xds, pid, credentials) as (streams, opened):
-        say(f"changing an endpoint {rounds} times for all, for few, and for nobody")
-        services = {"all": shape.everybody, "few": shape.few, "none": shape.nobody}
-        found: dict[str, list[_Round]] = {what: [] for what in services}
+
+    async def measure(
+        streams: Streams, opened: Opened, kinds: Sequence[Change], rounds: int, since: int
+    ) -> dict[Change, list[_Round]]:
+        found: dict[Change, list[_Round]] = {what: [] for what in kinds}
         # In turn, so that what else happens on the machine meets all alike.
         for number in range(-1, rounds):
-            for what, service in services.items():
-                change = shape.change(keys, service, number + 1)
+            for what in kinds:
+                puts = list(shape.change(keys, what, since + number + 1))
 
-                async def put(change: Put = change) -> None:
-                    await kv.transact([change])
+                async def put(puts: list[Put] = puts) -> None:
+                    await kv.transact(puts)
 
-                one = await _round(streams, pid, opened.idle_cpu_percent, put, shape.concerned(service))
+                one = await _round(streams, pid, opened.idle_cpu_percent, put, shape.concerned(what))
                 if number >= 0:  # the first of each is for the caches
                     found[what].append(one)
-        changes = {what: _changed(shape.concerned(services[what]), some) for what, some in found.items()}
-        return opened, changes, found["all"][-1].tally.last
+        return found
+
+    async with _opened(replica.xds, pid, credentials) as (streams, opened):
+        say(f"making each change {rounds} times")
+        found = await measure(streams, opened, tuple(Change), rounds, 0)
+    changes = {what.value: _changed(shape.concerned(what), some) for what, some in found.items()}
+    say("the same in the state-of-the-world variant")
+    async with _opened(replica.xds, pid, credentials, variant=SOTW) as (streams, opened_again):
+        whole = await measure(streams, opened_again, (Change.ALL, Change.SPLIT), rounds, rounds + 1)
+    changes |= {f"{what.value}, sotw": _changed(shape.concerned(what), some) for what, some in whole.items()}
+    return opened, changes, found[Change.ALL][-1].tally.last
 
 
 async def _measure_floor(
     process: Process, target: str, credentials: Mapping[Name, Credential], rounds: int
 ) -> tuple[Opened, Changed]:
     asks = next(iter(credentials.values()))
-    async with (
-        _opened(target, process.pid, credentials, first=Type.ENDPOINT, follows={}) as (streams, opened),
-        channel(target, asks) as asking,
-    ):
-        push: Any = asking.unary_unary(floor.PUSH)
+    async with _opened(target, process.pid, credentials, first=Type.ENDPOINT, follows={}) as (streams, opened):
+        answered = asyncio.Event()
+        asking = await Client.connect(target, asks, floor.PUSH, lambda _client, _message: answered.set())
 
         async def write() -> None:
-            await push(b"")
+            answered.clear()
+            asking.write(b"")
+            await answered.wait()
 
-        # The first is for the caches.
-        found = [
-            await _round(streams, process.pid, opened.idle_cpu_percent, write, len(credentials))
-            for _ in range(rounds + 1)
-        ]
+        try:
+            # The first is for the caches.
+            found = [
+                await _round(streams, process.pid, opened.idle_cpu_percent, write, len(credentials))
+                for _ in range(rounds + 1)
+            ]
+        finally:
+            asking.close()
         return opened, _changed(len(credentials), found[1:])
 
 
@@ -240,9 +255,10 @@ async def _opened(
     *,
     first: Type = Type.CLUSTER,
     follows: Mapping[Type, tuple[Type, ...]] = FOLLOWS,
+    variant: Variant = DELTA,
 ) -> AsyncIterator[tuple[Streams, Opened]]:
     """Streams to a server that was idle, and what it cost to open them."""
-    async with Streams(target, credentials, first=first, follows=follows) as streams:
+    async with Streams(target, credentials, first=first, follows=follows, variant=variant) as streams:
         before, started = Usage.of(pid), time.monotonic()
         tally = await streams.open(stage.OPEN)
         seconds = time.monotonic() - started
@@ -374,7 +390,7 @@ def table(report: Report) -> str:
 
 
 def _row(first: str, *others: str) -> str:
-    return f"{first:<10}" + "".join(f"{other:>13}" if len(other) > 9 else f"{other:>10}" for other in others)
+    return f"{first:<12}" + "".join(f"{other:>13}" if len(other) > 9 else f"{other:>10}" for other in others)
 
 
 def _or_dash(value: float | None) -> str:
@@ -393,7 +409,7 @@ def main(streams: int, services: int, endpoints: int, changes: int, as_json: boo
         if changes < 1:
             raise Invalid(f"{changes} changes are too few: at least 1")
         shape = Shape(services, endpoints, streams)
-        report = asyncio.run(run(shape, changes, say=lambda text: print(text, file=sys.stderr)))
+        report = uvloop.run(run(shape, changes, say=lambda text: print(text, file=sys.stderr)))
     except SmcError as e:
         raise click.ClickException(str(e)) from None
     print(json.dumps(asdict(report), indent=1) if as_json else table(report))

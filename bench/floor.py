@@ -1,23 +1,25 @@
-"""The floor: a gRPC server that writes bytes which are ready to all of its streams, and does nothing else.
+"""The floor: the transport alone. It writes bytes which are ready to all of its streams, and does nothing else.
 
-It shows what grpc.aio and TLS cost with the same clients, connections and messages. Run as a process:
+It shows what HTTP/2 and TLS cost with the same clients, connections and messages. Run as a process:
 `python -m bench.floor <host:port> <directory of a credential> <file with the message>`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
-import grpc
-import grpc.aio
+import uvloop
 
-from bench.streams import METHOD
+from bench.streams import DELTA
 from smc.certificates import credential
-from smc.tls import ServerTLS, server_credentials
+from smc.serve import GC_THRESHOLDS
+from smc.tls import ServerTLS
+from smc.xds import transport
+from smc.xds.transport import Call
 
 PUSH = "/bench.Floor/Push"
 """Writes the message to every stream; the answer comes when all are written."""
@@ -26,22 +28,24 @@ PUSH = "/bench.Floor/Push"
 class Floor:
     def __init__(self, message: bytes) -> None:
         self._message = message
-        self._calls: dict[Any, None] = {}
+        self._calls: dict[Call, None] = {}
 
-    async def stream(self, _requests: Any, call: Any) -> None:
+    async def stream(self, call: Call) -> None:
         """Answer the first request with the message, and read what comes after it."""
         await call.read()
-        await call.write(self._message)
+        call.write(self._message)
         self._calls[call] = None
         try:
-            while await call.read() is not grpc.aio.EOF:
+            while await call.read() is not None:
                 pass
         finally:
             del self._calls[call]
 
-    async def push(self, _request: bytes, _call: Any) -> bytes:
-        await asyncio.gather(*(call.write(self._message) for call in self._calls))
-        return b""
+    async def push(self, asked: Call) -> None:
+        while await asked.read() is not None:
+            for call in self._calls:
+                call.write(self._message)
+            asked.write(b"")
 
 
 async def serve(address: str, directory: Path, message: bytes) -> None:
@@ -49,28 +53,18 @@ async def serve(address: str, directory: Path, message: bytes) -> None:
     own = credential.read(directory)
     tls = ServerTLS(own.chain, own.key, own.roots_pem)
     floor = Floor(message)
-    service, _, method = METHOD[1:].partition("/")
-    push_service, _, push_method = PUSH[1:].partition("/")
-    server = grpc.aio.server(
-        options=[("grpc.server.max_pending_requests", 20_000), ("grpc.server.max_pending_requests_hard_limit", 40_000)]
-    )
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                service, {method: grpc.stream_stream_rpc_method_handler(floor.stream)}
-            ),
-            grpc.method_handlers_generic_handler(
-                push_service, {push_method: grpc.unary_unary_rpc_method_handler(floor.push)}
-            ),
-        )
-    )
-    server.add_secure_port(address, server_credentials(lambda: tls, require_client=True))
-    await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await stop.wait()
-    await server.stop(None)
+    async with transport.serving(
+        {DELTA.method: floor.stream, PUSH: floor.push},
+        lambda: tls,
+        address=address,
+        max_connection_age=3600,
+        max_connections=100_000,
+    ):
+        await stop.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]).read_bytes()))
+    gc.set_threshold(*GC_THRESHOLDS)
+    uvloop.run(serve(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]).read_bytes()))

@@ -7,11 +7,11 @@ times are of one thread that has a core for itself, without etcd, gRPC or stream
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.figures import Spread
-from bench.shape import Shape
+from bench.shape import Change, Shape
 from cluster.kv import KeyValue, Put, View
 from smc import plugins
 from smc.envoy.snapshot import Generator
@@ -40,7 +40,7 @@ class Kept:
 
 
 def measure(shape: Shape, rounds: int) -> Mapping[str, Kept]:
-    """Change an endpoint that concerns all, few and no proxies, so many times each."""
+    """Make each change of an endpoint so many times."""
     keys = Keys("bench")
     items: dict[str, KeyValue] = {}
     records = [*shape.records(keys), *_authority(shape, keys)]
@@ -51,13 +51,13 @@ def measure(shape: Shape, rounds: int) -> Mapping[str, Kept]:
     snapshots = {name: generator.snapshot(mesh, name) for name in shape.proxies}
     found: dict[str, Kept] = {}
     revision = 1
-    for what, service in {"all": shape.everybody, "few": shape.few, "none": shape.nobody}.items():
+    for what in (Change.ALL, Change.FEW, Change.NONE, Change.MANY):
         build_ms: list[float] = []
         snapshots_ms: list[float] = []
         worst: tuple[int, int] = (0, 0)
         for number in range(rounds):
             revision += 1
-            view = _view(items, [shape.change(keys, service, number)], revision=revision)
+            view = _view(items, shape.change(keys, what, number), revision=revision)
             started = time.perf_counter()
             mesh = build(mesh, view, policies)
             built = time.perf_counter()
@@ -68,8 +68,8 @@ def measure(shape: Shape, rounds: int) -> Mapping[str, Kept]:
             shared = {id(snapshot.sets[Type.ENDPOINT]) for snapshot in new}
             worst = max(worst, (len(new), len(shared)))
             snapshots = made
-        found[what] = Kept(
-            shape.concerned(service),
+        found[what.value] = Kept(
+            shape.concerned(what),
             len(snapshots) - worst[0],
             *worst,
             Spread.of(build_ms),
@@ -97,7 +97,7 @@ def _authority(shape: Shape, keys: Keys) -> list[Put]:
     ]
 
 
-def _view(items: dict[str, KeyValue], puts: list[Put], *, revision: int) -> View:
+def _view(items: dict[str, KeyValue], puts: Sequence[Put], *, revision: int) -> View:
     """The next View: what is put, over what is there."""
     for put in puts:
         before = items.get(put.key)

@@ -1,13 +1,15 @@
 """The mesh that is benchmarked, as records: how many of everything, and who is told of what.
 
 Every workload is an endpoint of one service and may have a stream. Two services are special: `few` is told to the
-workloads of the first service only, `nobody` to none. All others are told to everybody.
+workloads of the first service only, `nobody` to none. All others are told to everybody, and the traffic to the second of
+them is split between its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 
 from cluster.kv import Put
@@ -23,12 +25,29 @@ from smc.model import (
     Workload,
     WorkloadPort,
 )
-from smc.records import Keys, ReadyRecord, SyncedRecord, encode
+from smc.records import Keys, ManifestRecord, ReadyRecord, SyncedRecord, encode
 
 SOURCE = "bench"
 """The registry's source: none of the replica's own informers, so nobody writes it but the benchmark."""
 NAMESPACES = 10
+MANY = 100
+"""Load assignments that change at once, if there are as many: they fit into one transaction."""
 APP_PORT = 8080
+
+
+class Change(Enum):
+    """What is changed again and again."""
+
+    ALL = "all"
+    """One endpoint of a service that everybody is told of."""
+    FEW = "few"
+    """The same of one that the workloads of one service are told of."""
+    NONE = "none"
+    """And of one that nobody is."""
+    MANY = "many"
+    """One endpoint of each of MANY services that everybody is told of."""
+    SPLIT = "split"
+    """One weight of a split that everybody has."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +58,10 @@ class Shape:
     streams: int
 
     def __post_init__(self) -> None:
-        if self.services < 3:
-            raise Invalid(f"{self.services} services are too few: two are told to few and to nobody, so at least 3")
+        if self.services < 5:
+            raise Invalid(
+                f"{self.services} services are too few: two are told to few and to nobody, three are in a split"
+            )
         if not 1 <= self.endpoints <= 250:
             raise Invalid(f"{self.endpoints} endpoints of a service: from 1 to 250")
         if not self.endpoints < self.streams <= self.services * self.endpoints:
@@ -52,23 +73,11 @@ class Shape:
     @cached_property
     def names(self) -> tuple[Name, ...]:
         """Of the services."""
-        return tuple(Name(f"ns-{n % NAMESPACES}", f"svc-{n:03}") for n in range(self.services))
+        return tuple(Name(f"ns-{max(0, n - 2) % NAMESPACES}", f"svc-{n:03}") for n in range(self.services))
 
-    @property
-    def everybody(self) -> Name:
-        return self.names[0]
-
-    @property
-    def few(self) -> Name:
-        return self.names[-2]
-
-    @property
-    def nobody(self) -> Name:
-        return self.names[-1]
-
-    def concerned(self, service: Name) -> int:
-        """How many of the streams are told of `service`."""
-        return {self.few: self.endpoints, self.nobody: 0}.get(service, self.streams)
+    def concerned(self, what: Change) -> int:
+        """How many of the streams a change is pushed to."""
+        return {Change.FEW: self.endpoints, Change.NONE: 0}.get(what, self.streams)
 
     @cached_property
     def workloads(self) -> tuple[Workload, ...]:
@@ -119,11 +128,50 @@ class Shape:
         for workload in self.workloads:
             yield Put(keys.workload(SOURCE, workload.name), encode(workload))
             yield Put(keys.ready(workload.name), encode(ReadyRecord(workload.name)))
+        yield self._split(keys, 0)
         yield Put(keys.synced(SOURCE), encode(SyncedRecord(SOURCE)))
 
-    def change(self, keys: Keys, service: Name, number: int) -> Put:
-        """One endpoint of `service` gets another weight; each number from 0 on makes another one."""
+    def change(self, keys: Keys, what: Change, number: int) -> tuple[Put, ...]:
+        """The writes, for one transaction; each number from 0 on makes another one of a kind."""
+        first, _root, *others = self.names[:-2]
+        match what:
+            case Change.ALL:
+                return (self._reweighted(keys, first, number),)
+            case Change.MANY:
+                return tuple(self._reweighted(keys, name, number) for name in (first, *others)[:MANY])
+            case Change.FEW:
+                return (self._reweighted(keys, self.names[-2], number),)
+            case Change.NONE:
+                return (self._reweighted(keys, self.names[-1], number),)
+            case Change.SPLIT:
+                return (self._split(keys, 1 + number),)
+
+    def _reweighted(self, keys: Keys, service: Name, number: int) -> Put:
+        """One endpoint of `service` gets another weight."""
         before = self._endpoints[service]
         first, *others = before.endpoints
         changed = replace(before, endpoints=(replace(first, weight=2 + number), *others))
         return Put(keys.endpoints(SOURCE, service), encode(changed))
+
+    def _split(self, keys: Keys, weight: int) -> Put:
+        """The manifest that splits the second service's traffic between its neighbours: 100 to `weight`."""
+        one, root, other = self.names[:3]
+        backends = [{"service": one.name, "weight": 100}, {"service": other.name, "weight": weight}]
+        record = ManifestRecord(
+            group="split.smi-spec.io",
+            version="v1alpha4",
+            kind="TrafficSplit",
+            name=root,
+            object={
+                "apiVersion": "split.smi-spec.io/v1alpha4",
+                "kind": "TrafficSplit",
+                "metadata": {"name": root.name, "namespace": root.namespace},
+                "spec": {"service": root.name, "backends": backends},
+            },
+            text="",
+            file="bench",
+            line=1,
+            created=0.0,
+            author="bench",
+        )
+        return Put(keys.manifest(record.id), encode(record))

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import uvloop
 
 from bench import stage
 from bench.figures import Machine, cpu
-from bench.shape import Shape
+from bench.shape import Change, Shape
 from bench.streams import Known, Streams, Tally
 from cluster.etcd import EtcdKV
 from cluster.kv import KV
@@ -249,7 +250,7 @@ class _Weather:
     async def _pushed(self) -> int:
         """Change an endpoint that all are told of. Streams that do not remember would have to be told again later."""
         tally = self._streams.tally(len(self._credentials))
-        await self._kv.transact([self._shape.change(self._keys, self._shape.everybody, self._changes)])
+        await self._kv.transact(list(self._shape.change(self._keys, Change.ALL, self._changes)))
         self._changes += 1
         await tally.reached(PUSHED)
         await self._streams.quiet(QUIET)
@@ -302,7 +303,7 @@ def main(streams: int, services: int, kinds: tuple[str, ...], as_json: bool) -> 
     """Measure what it takes until the last of many proxies that come back at once is served again."""
     try:
         shape = Shape(services, ENDPOINTS, streams)
-        report = asyncio.run(run(shape, kinds or KINDS, say=lambda text: print(text, file=sys.stderr)))
+        report = uvloop.run(run(shape, kinds or KINDS, say=lambda text: print(text, file=sys.stderr)))
     except SmcError as e:
         raise click.ClickException(str(e)) from None
     print(json.dumps(asdict(report), indent=1) if as_json else table(report))

@@ -1,4 +1,4 @@
-"""Delta xDS streams as many Envoys would have them: one mTLS connection each, everything ACKed, nothing looked into.
+"""xDS streams as many Envoys would have them: one mTLS connection each, everything ACKed, nothing looked into.
 
 A push costs this side one read, a look at two fields, and one write of an ACK that is put together from bytes. Streams
 that remember what they are sent look at each resource too.
@@ -7,29 +7,27 @@ that remember what they are sent look at each resource too.
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-import grpc.aio
+from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
+from bench.client import Client
 from bench.shape import APP_PORT
-from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.envoy import names
 from smc.errors import Unavailable
 from smc.model import Name
+from smc.xds.framing import Status
 from smc.xds.snapshot import Type
 
-METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 FOLLOWS: Mapping[Type, tuple[Type, ...]] = {
     Type.CLUSTER: (Type.ENDPOINT, Type.SECRET),
     Type.ENDPOINT: (Type.LISTENER,),
@@ -43,20 +41,19 @@ _NAMES: Mapping[Type, tuple[str, ...]] = {
     Type.ROUTE: (names.OUTBOUND, names.inbound_route(APP_PORT)),
 }
 _BY_URL = {type_.value.encode(): type_ for type_ in Type}
-_RESOURCE, _TYPE_URL, _NONCE, _REMOVED = 2, 4, 5, 6
-"""The fields of a DeltaDiscoveryResponse that are looked at."""
+_VERSION_INFO, _RESOURCE, _TYPE_URL, _NONCE, _REMOVED = 1, 2, 4, 5, 6
+"""The fields of a response that are looked at; of a state-of-the-world one the first, and not the last."""
 _VERSION, _NAME = 1, 3
 """The same of one of its resources."""
-_ACK = {
-    type_: discovery_pb2.DeltaDiscoveryRequest(type_url=type_.value).SerializeToString() + b"\x32" for type_ in Type
-}
-"""A request up to the length of its response_nonce, which is field 6."""
 _RESUMED = (Type.CLUSTER, Type.ENDPOINT, Type.SECRET, Type.ROUTE, Type.LISTENER)
 """In which order a stream that resumes asks. The answer to the last one says that the server has read them all."""
 _WILDCARDS = frozenset((Type.CLUSTER, Type.LISTENER))
 """The types of which a stream that resumes is answered although it has everything: with an empty response."""
 RETRY = 0.1, 1.0
 """Seconds, from and to, after which a stream that a server did not take is opened again: chance says which."""
+
+HANDSHAKES = 100
+"""TLS handshakes at the same time: proxies on machines of their own would not have to wait for each other here."""
 
 Known = MutableMapping[Name, dict[Type, dict[str, str]]]
 """What each proxy holds: by type, the version of each resource by name."""
@@ -70,7 +67,7 @@ class Tally:
         self._reached = asyncio.Event()
         self.received: list[float] = []
         self.acked: list[float] = []
-        """When the ACK of each push was handed to gRPC."""
+        """When the ACK of each push was handed to TLS."""
         self.bytes = 0
         """Of messages, before TLS and HTTP/2 framing."""
         self.asked = 0
@@ -112,28 +109,32 @@ class Streams:
         *,
         first: Type = Type.CLUSTER,
         follows: Mapping[Type, tuple[Type, ...]] = FOLLOWS,
+        variant: Variant | None = None,
         known: Known | None = None,
         retry: bool = False,
     ) -> None:
         """Each credential's proxy gets a stream. It asks for `first`, and then for what `follows`.
 
         Args:
-            known: is kept up to date. A proxy that holds something says so (`initial_resource_versions`), and asks for
-                everything at once. None: nobody holds anything, and nobody remembers.
+            variant: None: delta.
+            known: is kept up to date, by delta streams. A proxy that holds something says so
+                (`initial_resource_versions`), and asks for everything at once. None: nobody holds anything, and nobody
+                remembers.
             retry: a stream that the server does not take, or ends before it is in sync, is opened again.
         """
         self._target = target
         self._credentials = credentials
-        self._first = first
-        self._follows = follows
-        self._known = known
+        self.first = first
+        self.follows = follows
+        self.variant = variant or DELTA
+        self.known = known
         self._retry = retry
-        self._resumptions = {
+        self.resumptions = {
             proxy: _resumption(proxy, known[proxy]) for proxy in credentials if known and known.get(proxy)
         }
-        self._tally = Tally(0)
+        self.counted = Tally(0)
         self._tasks: list[asyncio.Task[None]] = []
-        self._stack = AsyncExitStack()
+        self._shaking = asyncio.Semaphore(HANDSHAKES)
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,8 +150,6 @@ class Streams:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        await self._stack.aclose()
-        gc.collect()  # a connection ends with the last call on it, and some calls are part of a cycle
 
     async def open(self, timeout: float) -> Tally:
         """Open all at once; returns when each has been answered all that it asked for.
@@ -161,8 +160,7 @@ class Streams:
         tally = self.tally(0)
         synced = [asyncio.Event() for _ in self._credentials]
         for (proxy, credential), event in zip(self._credentials.items(), synced, strict=True):
-            opened = await self._stack.enter_async_context(channel(self._target, credential))
-            self._tasks.append(asyncio.create_task(self._run(opened, proxy, event)))
+            self._tasks.append(asyncio.create_task(self._run(proxy, credential, event)))
         waiting = asyncio.gather(*(event.wait() for event in synced))
         first_of: list[asyncio.Future[Any]] = [waiting, *self._tasks]
         try:
@@ -178,8 +176,8 @@ class Streams:
 
     def tally(self, wanted: int) -> Tally:
         """Count every push from now on, in place of the tally before."""
-        self._tally = Tally(wanted)
-        return self._tally
+        self.counted = Tally(wanted)
+        return self.counted
 
     @property
     def alive(self) -> int:
@@ -195,79 +193,139 @@ class Streams:
     async def quiet(self, seconds: float) -> None:
         """Until nothing came for so long."""
         before = -1
-        while len(self._tally.received) != before:
-            before = len(self._tally.received)
+        while len(self.counted.received) != before:
+            before = len(self.counted.received)
             await asyncio.sleep(seconds)
         self.check()
 
-    async def _run(self, opened: grpc.aio.Channel, proxy: Name, synced: asyncio.Event) -> None:
+    async def _run(self, proxy: Name, credential: Credential, synced: asyncio.Event) -> None:
         while True:
-            call: Any = opened.stream_stream(METHOD)()
-            # The call itself knows why it ended; InvalidStateError is what a write after that raises.
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._follow(call, proxy, synced)
-            code = await call.code()
-            if not self._retry or synced.is_set() or code is not grpc.StatusCode.UNAVAILABLE:
-                raise Unavailable(f"the stream of {proxy} ended: {code.name}: {await call.details()}")
+            conversation = _Conversation(self, proxy, synced)
+            try:
+                async with self._shaking:
+                    client = await Client.connect(self._target, credential, self.variant.method, conversation.hear)
+            except OSError as e:
+                status, text = Status.UNAVAILABLE, str(e)
+            else:
+                try:
+                    conversation.begin(client)
+                    status, text = await client.ended
+                finally:
+                    client.close()
+            if not self._retry or synced.is_set() or status != Status.UNAVAILABLE:
+                raise Unavailable(f"the stream of {proxy} ended with status {status}: {text}")
             await asyncio.sleep(random.uniform(*RETRY))
 
-    async def _follow(self, call: Any, proxy: Name, synced: asyncio.Event) -> None:
-        """ACK whatever comes, until the stream ends."""
 
-        async def ask(request: bytes) -> None:
-            self._tally.asked += len(request)
-            await call.write(request)
+class _Conversation:
+    """What one client says on one stream: it asks for what follows, and ACKs whatever comes."""
 
-        follows, unanswered = self._follows, {self._first}
-        if resumption := self._resumptions.get(proxy):
-            follows, unanswered = {}, set(_WILDCARDS)
-            for request in resumption:
-                await ask(request)
-        else:
-            await ask(_request(self._first, _NAMES.get(self._first, ()), node=str(proxy)))
-        heard: set[Type] = set()
-        while (message := await call.read()) is not grpc.aio.EOF:
-            received = time.monotonic()
-            type_, nonce = _head(message)
-            await call.write(b"".join((_ACK[type_], bytes((len(nonce),)), nonce)))
-            self._tally.note(received, message)
-            if self._known is not None:
-                _remember(self._known.setdefault(proxy, {}).setdefault(type_, {}), message)
-            if synced.is_set():
-                continue
-            unanswered.discard(type_)
-            if type_ not in heard:
-                heard.add(type_)
-                for next_ in follows.get(type_, ()):
-                    asked = _NAMES[next_] if next_ is not Type.ENDPOINT else _clusters(message)
-                    await ask(_request(next_, asked))
-                    unanswered.add(next_)
-            if not unanswered:
-                synced.set()
+    def __init__(self, streams: Streams, proxy: Name, synced: asyncio.Event) -> None:
+        self._streams = streams
+        self._proxy = proxy
+        self._synced = synced
+        self._resumption = streams.resumptions.get(proxy, ())
+        self._unanswered = set(_WILDCARDS) if self._resumption else {streams.first}
+        self._heard: set[Type] = set()
+        self._asked: dict[Type, tuple[str, ...]] = {}
+
+    def begin(self, client: Client) -> None:
+        first = self._streams.first
+        self._say(client, *(self._resumption or (self._ask(first, _NAMES.get(first, ()), node=str(self._proxy)),)))
+
+    def hear(self, client: Client, message: bytes) -> None:
+        received = time.monotonic()
+        streams, known = self._streams, self._streams.known
+        type_, version, nonce = _head(message)
+        client.write(streams.variant.ack(type_, self._asked.get(type_, ()), version, nonce))
+        streams.counted.note(received, message)
+        if known is not None:
+            _remember(known.setdefault(self._proxy, {}).setdefault(type_, {}), message)
+        if self._synced.is_set():
+            return
+        self._unanswered.discard(type_)
+        if type_ not in self._heard and not self._resumption:
+            self._heard.add(type_)
+            for next_ in streams.follows.get(type_, ()):
+                names_ = _NAMES[next_] if next_ is not Type.ENDPOINT else streams.variant.clusters(message)
+                self._say(client, self._ask(next_, names_))
+                self._unanswered.add(next_)
+        if not self._unanswered:
+            self._synced.set()
+
+    def _ask(self, type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
+        self._asked[type_] = asked
+        return self._streams.variant.request(type_, asked, node)
+
+    def _say(self, client: Client, *requests: bytes) -> None:
+        self._streams.counted.asked += sum(map(len, requests))
+        client.write(*requests)
 
 
-def channel(target: str, credential: Credential) -> grpc.aio.Channel:
-    """A connection of its own, shared with no other channel."""
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
-    options = [
-        ("grpc.ssl_target_name_override", x509.replica_host(credential.trust_domain)),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.initial_reconnect_backoff_ms", int(RETRY[0] * 1000)),
-        ("grpc.max_reconnect_backoff_ms", int(RETRY[0] * 1000)),
-    ]
-    return grpc.aio.secure_channel(target, tls, options)
+# ------------------------------------------------------------------------------------------------------- what is said
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Of the protocol."""
+
+    method: str
+    request: Callable[[Type, tuple[str, ...], str], bytes]
+    """Asks for these names; with the node's id in the first of a stream."""
+    ack: Callable[[Type, tuple[str, ...], bytes, bytes], bytes]
+    """Of the type, when these names were asked for: the response with that version and nonce."""
+    clusters: Callable[[bytes], tuple[str, ...]]
+    """The Clusters of a response that have a load assignment: those that are called `<namespace>/<service>|<port>`."""
 
 
 @lru_cache
-def _request(type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
+def _delta_request(type_: Type, asked: tuple[str, ...], node: str) -> bytes:
     message = discovery_pb2.DeltaDiscoveryRequest(type_url=type_.value, resource_names_subscribe=asked)
+    return _signed(message, node)
+
+
+@lru_cache
+def _sotw_request(type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
+    return _signed(discovery_pb2.DiscoveryRequest(type_url=type_.value, resource_names=asked), node)
+
+
+def _signed(message: Any, node: str) -> bytes:
     if node:
         message.node.CopyFrom(base_pb2.Node(id=node, user_agent_name="bench"))
     data: bytes = message.SerializeToString()
     return data
+
+
+_DELTA_ACK = {
+    type_: discovery_pb2.DeltaDiscoveryRequest(type_url=type_.value).SerializeToString() + b"\x32" for type_ in Type
+}
+"""A request up to the length of its response_nonce, which is field 6."""
+
+
+def _delta_ack(type_: Type, _asked: tuple[str, ...], _version: bytes, nonce: bytes) -> bytes:
+    return b"".join((_DELTA_ACK[type_], bytes((len(nonce),)), nonce))
+
+
+def _sotw_ack(type_: Type, asked: tuple[str, ...], version: bytes, nonce: bytes) -> bytes:
+    """The request again, with version_info, which is field 1, and response_nonce, which is field 5."""
+    asking = _sotw_request(type_, asked)
+    return b"".join((asking, b"\x0a", bytes((len(version),)), version, b"\x2a", bytes((len(nonce),)), nonce))
+
+
+def _delta_clusters(message: bytes) -> tuple[str, ...]:
+    response = discovery_pb2.DeltaDiscoveryResponse.FromString(message)
+    return tuple(resource.name for resource in response.resources if "/" in resource.name)
+
+
+def _sotw_clusters(message: bytes) -> tuple[str, ...]:
+    response = discovery_pb2.DiscoveryResponse.FromString(message)
+    found = (cluster_pb2.Cluster.FromString(resource.value).name for resource in response.resources)
+    return tuple(name for name in found if "/" in name)
+
+
+_SERVICE = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
+DELTA = Variant(f"{_SERVICE}/DeltaAggregatedResources", _delta_request, _delta_ack, _delta_clusters)
+SOTW = Variant(f"{_SERVICE}/StreamAggregatedResources", _sotw_request, _sotw_ack, _sotw_clusters)
 
 
 def _resumption(proxy: Name, held: Mapping[Type, Mapping[str, str]]) -> tuple[bytes, ...]:
@@ -299,23 +357,13 @@ def _name_and_version(resource: bytes) -> tuple[str, str]:
     return fields[_NAME].decode(), fields[_VERSION].decode()
 
 
-def _clusters(message: bytes) -> tuple[str, ...]:
-    """The Clusters of a response that have a load assignment: those that are called `<namespace>/<service>|<port>`."""
-    response = discovery_pb2.DeltaDiscoveryResponse.FromString(message)
-    return tuple(resource.name for resource in response.resources if "/" in resource.name)
-
-
-def _head(message: bytes) -> tuple[Type, bytes]:
-    """The type and the nonce of a response."""
-    type_ = nonce = None
-    for number, value in _fields(message):
-        if number == _TYPE_URL:
-            type_ = _BY_URL[value]
-        elif number == _NONCE:
-            nonce = value
-        if type_ is not None and nonce is not None:
-            return type_, nonce
-    raise Unavailable("the server sent a response without a type or a nonce")
+def _head(message: bytes) -> tuple[Type, bytes, bytes]:
+    """The type, the version of the whole and the nonce of a response."""
+    found = {number: value for number, value in _fields(message) if number != _RESOURCE}
+    try:
+        return _BY_URL[found[_TYPE_URL]], found.get(_VERSION_INFO, b""), found[_NONCE]
+    except KeyError:
+        raise Unavailable("the server sent a response without a type or a nonce") from None
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:

@@ -4,8 +4,8 @@ HTTP/2 itself (frames, HPACK, windows, what a peer may not do) is libnghttp2's, 
 bytes in memory: so a connection costs no buffer of its own, and each new one sees the certificate and roots of that
 moment. What is here joins the two to a socket, and bounds what a peer can make the server hold:
 
-- who does not finish the handshake in HANDSHAKE seconds is cut off, and so is who opens no stream in IDLE, or answers
-  no PING;
+- who is silent in the middle of the handshake is cut off, and so is who takes HANDSHAKE seconds for it, opens no stream
+  in IDLE, or answers no PING;
 - what a call does not read is not acknowledged, so a peer can send one window more and waits then;
 - of what a peer does not read, nothing is turned into frames beyond a small buffer. What was to be written stays the
   caller's own bytes, shared by all calls that were given the same.
@@ -30,11 +30,12 @@ from smc.tls import ServerTLS, server_context
 from smc.xds import framing
 from smc.xds.framing import Malformed, Status
 
-HANDSHAKE = 10.0
-"""Seconds that a new connection has until TLS is up."""
 SWEEP = 5.0
 """Seconds between two looks at every connection. A peer that has said nothing in two of them is asked whether it is
-there; what has not answered two later is gone."""
+there; what has not answered two later is gone. Between two looks everybody is heard who has said something: however
+slow a storm makes this server, nobody is cut off for that."""
+HANDSHAKE = 60.0
+"""Seconds that a new connection has until TLS is up; but it must not be silent for two sweeps."""
 IDLE = 60.0
 """Seconds after which a connection without a stream is ended."""
 GRACE = 1.0
@@ -267,7 +268,7 @@ class _Connection(asyncio.Protocol):
         self._last = False
         """The connection ends with the calls that it has."""
         self._timer: asyncio.TimerHandle | None = None
-        """Ends whatever has its time now: the handshake, the connection's life, or its grace."""
+        """Ends whatever has its time now: the connection's life, or its grace."""
         self._quiet = 0
         """Sweeps since the peer said anything."""
         self._idle = 0
@@ -293,7 +294,6 @@ class _Connection(asyncio.Protocol):
             return
         self._transport.set_write_buffer_limits(high=_FRAMED)
         self._tls = self._server.context().wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._timer = self._loop.call_later(HANDSHAKE, self._fail, "the TLS handshake took too long")
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -363,8 +363,8 @@ class _Connection(asyncio.Protocol):
             self._tls.do_handshake()
         finally:
             self._send_encrypted()
-        self._stop_timer()
         self._up = True
+        self._idle = 0
         self.certificate = ssl.DER_cert_to_PEM_cert(self._tls.getpeercert(binary_form=True) or b"")
         self.http2.initiate_connection(_SETTINGS)
         self.http2.set_local_window_size(_WINDOW)
@@ -395,14 +395,17 @@ class _Connection(asyncio.Protocol):
 
     def sweep(self) -> None:
         """Look after it; every SWEEP seconds."""
-        if not self._up or self._closing:
+        if self._closing:
             return
         self._quiet += 1
         self._idle = 0 if self._calls else self._idle + 1
-        if self._quiet >= 4:
+        if not self._up:
+            if self._quiet > 2 or self._idle * SWEEP >= HANDSHAKE:
+                self._fail("the TLS handshake took too long")
+        elif self._quiet >= 4:
             self._transport.abort()
         elif self._idle * SWEEP >= IDLE:
-            self.retire("")
+            self.retire("it has no stream")
         elif self._quiet == 2:
             self.http2.ping()
             self.flush()

@@ -32,7 +32,7 @@ def report() -> Any:
 @pytest.fixture(scope="module")
 def storms() -> Any:
     """A replica that starts after the leader was killed waits for the next one: let that not take 10 s."""
-    shape = "--streams", "12", "--services", "3"
+    shape = "--streams", "12", "--services", "5"
     ran = bench("storm", *shape, "--kind", "cut", "--kind", "failover", "--json", SMC_LEASE_TTL="2s")
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -45,7 +45,9 @@ def test_every_stream_is_answered_all_that_a_cold_envoy_asks_for(report: Any) ->
 
 def test_a_changed_endpoint_is_pushed_to_those_whom_it_concerns_and_to_nobody_else(report: Any) -> None:
     concerned = {what: changed["streams"] for what, changed in report["changes"].items()}
-    assert concerned == {"all": 5, "few": 2, "none": 0, "floor": 5}
+    assert concerned == {
+        "all": 5, "few": 2, "none": 0, "many": 5, "split": 5, "all, sotw": 5, "split, sotw": 5, "floor": 5,
+    }  # fmt: skip
     assert all(changed["unexpected_pushes"] == 0 for changed in report["changes"].values())
 
 
@@ -54,6 +56,7 @@ def test_whom_a_change_does_not_concern_keeps_the_very_snapshot_that_he_had(repo
         "all": (5, 0),
         "few": (2, 3),
         "none": (0, 5),
+        "many": (5, 0),
     }
 
 

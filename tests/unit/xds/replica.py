@@ -202,7 +202,7 @@ async def said_on(call: Any, *messages: bytes) -> tuple[grpc.StatusCode, str]:
     # A write that meets the end of the call makes gRPC's client forget the status and say INTERNAL: who is refused
     # without having said anything says nothing.
     refused = asyncio.ensure_future(call.code())
-    await asyncio.wait((refused,), timeout=0.05)
+    await asyncio.wait((refused,), timeout=0.3)
     if refused.done():
         return refused.result(), await call.details()
     try:

@@ -393,14 +393,31 @@ async def test_a_full_server_takes_no_connection_until_one_is_gone() -> None:
 # --------------------------------------------------------------------------------------------------------- who is gone
 
 
-async def test_who_does_not_finish_the_handshake_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert transport.HANDSHAKE == 10.0
-    monkeypatch.setattr(transport, "HANDSHAKE", 0.2)
+async def test_who_is_silent_in_the_middle_of_the_handshake_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert transport.SWEEP == 5.0
+    monkeypatch.setattr(transport, "SWEEP", 0.1)
     async with world() as made:
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(b"\x16\x03\x01")
         async with asyncio.timeout(5):
             assert await reader.read() == b""
+        writer.close()
+
+
+async def test_who_takes_too_long_for_the_handshake_is_cut_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "SWEEP", 0.1)
+    monkeypatch.setattr(transport, "HANDSHAKE", 1.0)
+    async with world() as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        began = time.monotonic()
+        ended = asyncio.ensure_future(reader.read())
+        for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
+            writer.write(bytes((byte,)))
+            await asyncio.wait((ended,), timeout=0.05)
+            if ended.done():
+                break
+        assert ended.done()
+        assert 0.8 < time.monotonic() - began < 10
         writer.close()
 
 
