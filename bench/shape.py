@@ -1,8 +1,8 @@
 """The mesh that is benchmarked, as records: how many of everything, and who is told of what.
 
 Every workload is an endpoint of one service and may have a stream. Two services are special: `few` is told to the
-workloads of the first service only, `nobody` to none. All others are told to everybody, and the traffic to the second of
-them is split between its neighbours.
+workloads of the first service only, `nobody` to none. All others are told to everybody, and the traffic to the
+second of them is split between its neighbours.
 """
 
 from __future__ import annotations

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Sent(NamedTuple):
+    """The counters of what was sent of one type: looked up once, for they are counted with each push."""
+
+    pushes: Counter
+    resources: Counter
+    bytes: Counter
 
 
 class Metrics:
@@ -57,3 +67,11 @@ class Metrics:
         self.api_calls = Counter(
             "smc_api_calls_total", "API calls, by method and status", ["method", "code"], registry=r
         )
+        self._sent: dict[str, Sent] = {}
+
+    def sent(self, type_: str) -> Sent:
+        """What was sent of a type, by the name that people have for it."""
+        if type_ not in self._sent:
+            counters = self.pushes, self.resources_sent, self.bytes_sent
+            self._sent[type_] = Sent(*(counter.labels(type_) for counter in counters))
+        return self._sent[type_]

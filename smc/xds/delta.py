@@ -10,8 +10,14 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from smc.xds import messages
-from smc.xds.snapshot import Resource
+from smc.xds.snapshot import Resource, Type
 from smc.xds.stream import Request, Response
+
+MOST_SHARED = 16 * 1024 * 1024
+"""Bytes of responses that are kept for the next stream that is sent the same."""
+
+_NONCE = b"\x2a"
+"""In front of a nonce and its length: field 5 of a response."""
 
 
 def request(message: Any) -> Request:
@@ -34,7 +40,11 @@ def request(message: Any) -> Request:
 
 
 class Encoder:
-    """Writes DeltaDiscoveryResponses. A Resource is encoded once, for all streams that share the encoder."""
+    """Writes DeltaDiscoveryResponses.
+
+    A Resource is encoded once for all streams that share the encoder, and a response once for all that say the same:
+    what differs is the nonce, which is a part of its own.
+    """
 
     def __init__(self, identifier: str) -> None:
         """
@@ -43,14 +53,34 @@ class Encoder:
         """
         self._control_plane = base_pb2.ControlPlane(identifier=identifier)
         self._encoded: WeakKeyDictionary[Resource, bytes] = WeakKeyDictionary()
+        self._shared: dict[tuple[Type, str, tuple[Resource, ...], tuple[str, ...]], bytes] = {}
+        self._held = 0
+        """Bytes in these."""
 
-    def encode(self, response: Response) -> bytes:
-        """The serialised message."""
+    def encode(self, response: Response) -> tuple[bytes, bytes]:
+        """The serialised message, in two parts of which the first is shared."""
+        nonce = response.nonce.encode()
+        return self._without_nonce(response), b"".join((_NONCE, bytes((len(nonce),)), nonce))
+
+    def _without_nonce(self, response: Response) -> bytes:
+        if response.type is Type.SECRET:
+            return self._write(response)  # a key that was replaced is not kept
+        key = response.type, response.version, response.resources, response.removed
+        written = self._shared.get(key)
+        if written is None:
+            written = self._write(response)
+            self._held += len(written)
+            if self._held > MOST_SHARED:
+                self._shared.clear()
+                self._held = len(written)
+            self._shared[key] = written
+        return written
+
+    def _write(self, response: Response) -> bytes:
         message = discovery_pb2.DeltaDiscoveryResponse(
             system_version_info=response.version,
             type_url=response.type.value,
             removed_resources=response.removed,
-            nonce=response.nonce,
             control_plane=self._control_plane,
         )
         # Concatenated messages are one, with the elements of their repeated fields in a row.

@@ -91,7 +91,8 @@ class _Variant:
     """The class of what clients say."""
     decoder: Callable[[], Callable[[Any], Request]]
     """Makes what reads the requests of one stream."""
-    encode: Callable[[Response, Stream], bytes]
+    encode: Callable[[Response, Stream], Sequence[bytes]]
+    """The message in parts, of which some are shared between streams."""
 
 
 class Refused(Exception):
@@ -142,7 +143,7 @@ class Streams:
         self._sotw = _Variant(
             discovery_pb2.DiscoveryRequest,
             lambda: sotw.Decoder().request,
-            lambda response, stream: states.encode(response, stream.whole),
+            lambda response, stream: (states.encode(response, stream.whole),),
         )
 
     @property
@@ -214,7 +215,7 @@ class Streams:
             return read(await call.read())
 
         def send(response: Response) -> int:
-            return call.write(variant.encode(response, stream))
+            return call.write(*variant.encode(response, stream))
 
         session = Session(
             proxy,

@@ -279,11 +279,11 @@ class Session:
             raise Ended(f"the proxy did not read for {WRITE_DEADLINE:.0f} s") from None
         finally:
             _end(span)
-        type_ = short(response.type)
-        self._metrics.pushes.labels(type_).inc()
-        self._metrics.bytes_sent.labels(type_).inc(size)
+        sent = self._metrics.sent(short(response.type))
+        sent.pushes.inc()
+        sent.bytes.inc(size)
         if response.resources:
-            self._metrics.resources_sent.labels(type_).inc(len(response.resources))
+            sent.resources.inc(len(response.resources))
 
     def _settle(self, now: float) -> None:
         """Tell what the last requests and the passing time have changed."""

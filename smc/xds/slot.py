@@ -41,7 +41,11 @@ class Slot:
         self.stale = False
         """The proxy should have something newer than what was put last, and that could not be made."""
         self._newest: Offer | None = None
-        self._changed = asyncio.Event()
+        self._happened = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Set to the deadline or to an earlier one: they come and go far more often than one passes."""
 
     @property
     def waiting(self) -> bool:
@@ -51,7 +55,7 @@ class Slot:
     def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
         self._newest = Offer(snapshot, revision, asyncio.get_running_loop().time(), build)
         self.stale = False
-        self._changed.set()
+        self.wake()
 
     def take(self) -> Offer | None:
         """The newest offer, once; None when it was taken already."""
@@ -61,17 +65,35 @@ class Slot:
     def end(self, reason: str) -> None:
         """Ask the stream to end. The first reason stays."""
         self.ended = self.ended or reason
-        self._changed.set()
+        self.wake()
 
     def wake(self) -> None:
         """Let `changed` return: something else happened that the stream waits for."""
-        self._changed.set()
+        self._happened = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def changed(self, deadline: float | None) -> None:
         """Return after the next `put`, `end` or `wake` since it last returned, or at `deadline` on the loop's clock."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-        self._changed.clear()
+        if not self._happened:
+            self._deadline = deadline
+            self._set_timer()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = self._deadline = None
+        self._happened = False
+
+    def _set_timer(self) -> None:
+        if self._deadline is not None and (self._timer is None or self._timer.when() > self._deadline):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._passed, self._deadline)
+
+    def _passed(self, time: float) -> None:
+        self._timer = None
+        if self._deadline is not None and self._deadline <= time:
+            self.wake()
+        else:
+            self._set_timer()

@@ -106,6 +106,8 @@ class Stream:
         self._pending: tuple[Snapshot, int] | None = None
         self._acked = 0
         self._versions: dict[Type, str] = {}
+        self._idle = False
+        """The sequence has ended, and nothing was said or sent since: nothing but an offer leads on."""
         self._awaited: dict[tuple[Type, str], set[tuple[Type, str]]] = {}
         """What the client should ask for next, and the Clusters and listeners that it needs it for."""
         self._patience: float | None = None
@@ -140,6 +142,7 @@ class Stream:
         _check(request, subscription)
         self._now = now
         self._refusals = None
+        self._idle = False
         first, subscription.heard = not subscription.heard, True
         flight = subscription.flight
         if flight is not None and flight.nonce == request.nonce:
@@ -163,6 +166,7 @@ class Stream:
                 target = self._target.sets.get(type_, EMPTY)
                 flight = subscription.send(target.resources, now)
                 if flight is not None:
+                    self._idle = False
                     self._expect(type_, flight)
                     resources = tuple(flight.resources.values())
                     sent.append(Response(type_, resources, flight.removed, target.version, flight.nonce))
@@ -295,11 +299,13 @@ class Stream:
 
     def _proceed(self) -> None:
         """Go as far as the ACKs allow; at the end of the sequence begin the next one."""
-        while self._target is None or self._is_done():
-            if self._target is not None:
+        while self._target is None or self._idle or self._is_done():
+            if self._target is not None and not self._idle:
                 self._settle(self._target)
+                self._idle = True
             if self._pending is None:
                 return
+            self._idle = False
             (snapshot, self._revision), self._pending = self._pending, None
             self._begin(snapshot)
 
@@ -335,7 +341,10 @@ class Stream:
         return self._is_quiet(self._subscriptions.values())
 
     def _is_quiet(self, subscriptions: Iterable[Subscription]) -> bool:
-        return all(subscription.quiet for subscription in subscriptions) and not self._is_waiting()
+        for subscription in subscriptions:  # a loop, for it is run some ten times a push
+            if not subscription.quiet:
+                return False
+        return not self._is_waiting()
 
     def _is_waiting(self) -> bool:
         """The client has yet to ask for what something that it was sent warms on."""

@@ -8,7 +8,7 @@ from google.rpc import status_pb2
 
 from smc.xds import delta
 from smc.xds.stream import ProtocolError, Request, Response
-from tests.unit.xds.resources import CLUSTER, ENDPOINT, SECRET, assignment, cluster
+from tests.unit.xds.resources import CLUSTER, ENDPOINT, SECRET, assignment, cluster, secret
 
 
 def test_a_request_is_read_whole() -> None:
@@ -49,7 +49,7 @@ def test_resource_locators_are_an_error() -> None:
 
 def test_a_response_is_written_whole() -> None:
     given = Response(ENDPOINT, (assignment("a", "one"), assignment("b", "two")), ("c", "d"), "v", "3")
-    message = discovery_pb2.DeltaDiscoveryResponse.FromString(delta.Encoder("replica-1").encode(given))
+    message = discovery_pb2.DeltaDiscoveryResponse.FromString(b"".join(delta.Encoder("replica-1").encode(given)))
     assert [(r.name, r.version, r.resource.type_url, r.resource.value) for r in message.resources] == [
         ("a", given.resources[0].version, ENDPOINT.value, b"one"),
         ("b", given.resources[1].version, ENDPOINT.value, b"two"),
@@ -60,13 +60,35 @@ def test_a_response_is_written_whole() -> None:
 
 
 def test_an_empty_response_says_who_answers() -> None:
-    encoded = delta.Encoder("replica-1").encode(Response(SECRET, (), (), "v", "1"))
+    encoded = b"".join(delta.Encoder("replica-1").encode(Response(SECRET, (), (), "v", "1")))
     assert discovery_pb2.DeltaDiscoveryResponse.FromString(encoded).control_plane.identifier == "replica-1"
 
 
-def test_a_resource_is_encoded_once_and_forgotten_with_it() -> None:
+def test_a_response_is_written_once_for_all_who_are_told_the_same() -> None:
     encoder = delta.Encoder("replica-1")
-    given = Response(CLUSTER, (cluster("a"),), (), "v", "1")
+    a, b = cluster("a"), cluster("b")
+    (first, _), (again, _) = (encoder.encode(Response(CLUSTER, (a,), (), "v", nonce)) for nonce in ("1", "2"))
+    assert first is again
+    for other in (
+        Response(CLUSTER, (b,), (), "v", "1"),
+        Response(CLUSTER, (a,), (), "w", "1"),
+        Response(CLUSTER, (a,), ("b",), "v", "1"),
+        Response(CLUSTER, (a, b), (), "v", "1"),
+    ):
+        assert encoder.encode(other)[0] != first
+
+
+def test_what_is_kept_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = delta.Encoder("replica-1")
+    monkeypatch.setattr(delta, "MOST_SHARED", 10_000)
+    for number in range(1_000):
+        encoder.encode(Response(CLUSTER, (cluster(f"c{number}"),), (), "v", "1"))
+        assert sum(map(len, encoder._shared.values())) <= 10_000
+
+
+def test_a_secret_is_encoded_once_and_forgotten_with_it() -> None:
+    encoder = delta.Encoder("replica-1")
+    given = Response(SECRET, (secret("a"),), (), "v", "1")
     assert encoder.encode(given) == encoder.encode(given)
     assert len(encoder._encoded) == 1
     del given
