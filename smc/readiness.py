@@ -86,7 +86,8 @@ class Readiness:
 
 
 async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterable[Mesh]) -> None:
-    """Take back the readiness of workloads that are gone: one of that name that comes later has to prove its own.
+    """Take back the readiness of workloads that are gone, and what their proxies said of their trust: one of that name
+    that comes later has to prove its own.
 
     Raises:
         Deposed: another replica leads.
@@ -122,6 +123,6 @@ async def _delete(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> boo
         absent = [keys.manifest(f"{GROUP}/Workload/{name}")]
         absent += [f"{keys.source(source)}workloads/{name}" for source in sorted(mesh.synced)]
         guards = [Guard(item.key, mod_revision=item.mod_revision), *(Guard(key, create_revision=0) for key in absent)]
-        outcome = await leadership.transact([Delete(item.key)], guards)
+        outcome = await leadership.transact([Delete(item.key), Delete(keys.trusts + name)], guards)
         complete = complete and isinstance(outcome, Committed)
     return complete

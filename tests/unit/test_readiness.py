@@ -191,6 +191,15 @@ async def test_a_workload_that_is_gone_loses_its_record_and_no_other_does() -> N
         assert ready(store) == [A, C]
 
 
+async def test_what_the_proxy_of_a_workload_that_is_gone_said_of_its_trust_goes_with_it() -> None:
+    store = MemoryStore()
+    async with forgetting(store) as (meshes, _):
+        store.transact([Put(KEYS.trust(name), b"") for name in (A, B)], ())
+        meshes.have(A, C)
+        await asyncio.sleep(1)
+        assert [item.key for item in store.list(KEYS.trusts, 0)] == [KEYS.trust(A)]
+
+
 async def test_what_went_while_nobody_led_is_forgotten_by_the_next_leader() -> None:
     store = MemoryStore()
     async with forgetting(store) as (meshes, _):
