@@ -53,8 +53,9 @@ class _Percent:
 class _Fraction:
     def read(self, node: Node, field: str, findings: Findings) -> Any:
         value = node.value if isinstance(node.value, float) else 0.0
-        share = round(value * WHOLE / 100)
-        return share if 0 < share <= WHOLE else findings.add(node, field, f"{value} is not from 0.0001 to 100")
+        # What no share can be is not rounded: a number that is too long is read as infinite.
+        share = round(value * WHOLE / 100) if 0 < value <= 100 else 0
+        return share or findings.add(node, field, f"{value} is not from 0.0001 to 100")
 
 
 _COUNT = Integer(1, 1_000_000)

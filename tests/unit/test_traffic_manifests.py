@@ -98,6 +98,10 @@ def test_what_is_left_out_has_a_default_or_stays_as_it_is() -> None:
             'spec.fault.abort.percent: must be a number, not the string "half"',
         ),
         (
+            "{service: web, fault: {abort: {status: 503, percent: 1e999}}}",
+            "spec.fault.abort.percent: inf is not from 0.0001 to 100",
+        ),
+        (
             "{service: web, rateLimit: {requests: 10, burst: 9}}",
             "spec.rateLimit.burst: 9 is less than the 10 requests of each 1 s",
         ),
