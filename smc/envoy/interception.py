@@ -36,7 +36,8 @@ gone. No other chain notices.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -84,7 +85,7 @@ def chain(destination: Destination, address: str, config: MeshConfig) -> bytes:
 
 
 def outbound(
-    chains: bytes,
+    chains: Mapping[tuple[str, int], bytes],
     http_ports: Collection[int],
     tcp_ports: Collection[int],
     config: MeshConfig,
@@ -93,7 +94,8 @@ def outbound(
     """What the application dials.
 
     Args:
-        chains: joined results of `chain`.
+        chains: results of `chain`, by the address and the port that they are for: a host that is let out never takes
+            a service's place there, and Envoy would refuse both.
         http_ports: every port at which a service speaks HTTP: each has its RouteConfiguration.
         tcp_ports: every port at which a service speaks TCP.
         config: the mesh's.
@@ -110,7 +112,7 @@ def outbound(
             name, last = _named("virtual", port), tcp.to(names.NOWHERE, config)
         found.append(_chain(name, _Match(prefix_ranges=[_range(_VIRTUAL)]), port, last))
         if config.egress is Egress.DENY:
-            found += _let_out(port, config)
+            found += _let_out(port, config, {address for address, taken in chains if taken == port})
     wanted = [names.outbound_route(port) for port in sorted(http_ports)]
     message = listener_pb2.Listener(
         name=names.OUTBOUND,
@@ -128,7 +130,7 @@ def outbound(
     return messages.resource(
         Type.LISTENER,
         names.OUTBOUND,
-        messages.serialised(message) + chains,
+        messages.serialised(message) + b"".join(chains.values()),
         sources=sources,
         warms=tuple((Type.ROUTE, route) for route in wanted),
     )
@@ -191,10 +193,15 @@ def _requests(route: str, config: MeshConfig, *filters: Any) -> Any:
     return listeners.network_filter(manager)
 
 
-def _let_out(port: int | None, config: MeshConfig) -> Iterator[Any]:
-    """What may leave although egress is denied, and the answer to requests that may not."""
+def _let_out(port: int | None, config: MeshConfig, taken: AbstractSet[str]) -> Iterator[Any]:
+    """What may leave although egress is denied, and the answer to requests that may not.
+
+    Not what is dialled at the `taken` addresses: those are services' at this port.
+    """
     hosts = [host for host in config.egress_hosts if host.port is None or host.port == port]
-    addresses = [_alone(host.host) for host in hosts if _is_address(host)]
+    # A host may be named with its port and without, and Envoy refuses an address that stands in a chain twice.
+    named = dict.fromkeys(host.host for host in hosts if _is_address(host) and host.host not in taken)
+    addresses = [_alone(address) for address in named]
     if addresses:
         yield _chain(_named("addresses", port), _Match(prefix_ranges=addresses), port, tcp.to(names.ORIGINAL, config))
     if sni := sorted({host.host for host in hosts if not _is_address(host)}):

@@ -408,7 +408,7 @@ class _Settings:
     def _dialled(self, outbound: Outbound, addresses: Mapping[Name, str]) -> tuple[ResourceSet, ResourceSet]:
         """The listeners and routes of applications that dial each service; one without an address waits for it."""
         hosts: defaultdict[int, list[routes.VirtualHost]] = defaultdict(list)
-        chains: list[bytes] = []
+        chains: dict[tuple[str, int], bytes] = {}
         tcp_ports: set[int] = set()
         sources: list[tuple[str, int]] = []
         for destination in outbound.destinations:
@@ -416,7 +416,7 @@ class _Settings:
             if address is None:
                 continue
             if not interception.shares_a_chain(destination, address):
-                chains.append(self._dialled_chains(destination, address))
+                chains[address, destination.port] = self._dialled_chains(destination, address)
             if destination.protocol is Protocol.TCP:
                 tcp_ports.add(destination.port)
                 sources.extend(destination.sources)
@@ -425,7 +425,7 @@ class _Settings:
                 hosts[destination.port].append(self._dialled_hosts(destination, address, same))
         table = (self._answers(f, f.service.namespace == outbound.namespace) for f in outbound.frontends or ())
         listening = [
-            interception.outbound(b"".join(chains), hosts.keys(), tcp_ports, self.config, sources),
+            interception.outbound(chains, hosts.keys(), tcp_ports, self.config, sources),
             interception.dns(b"".join(table)),
         ]
         routed = [routes.dialled(port, found) for port, found in sorted(hosts.items())]

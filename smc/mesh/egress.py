@@ -1,4 +1,4 @@
-"""Beside the third stage: the hosts that egress lets through and that services answer to. The service wins."""
+"""The hosts that egress lets through and that services answer to, or have as their address. The service wins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MESH_CONFIG = f"{GROUP}/MeshConfig/{MESH_WIDE}/{CONFIG_NAME}"
 @dataclass(slots=True)
 class EgressHosts(Tables):
     services: Index[EgressHost, Name] = field(default_factory=Index)
-    """host -> the services that answer to it, in a namespace at least"""
+    """host -> the services that answer to it, in a namespace at least, or are dialled at it"""
 
     def update(self, records: Records, sources: Sources, problems: Problems) -> None:
         config = records.config
@@ -50,6 +50,6 @@ def _answering(
 ) -> list[EgressHost]:
     if service is None or not wanted:
         return []
-    spelled = hosts(service.name, config.mesh_domain, same_namespace=True)
+    spelled = (*hosts(service.name, config.mesh_domain, same_namespace=True), service.address)
     ports = (None, *(port.number for port in service.ports))
     return [wanted[host, port] for host in spelled for port in ports if (host, port) in wanted]

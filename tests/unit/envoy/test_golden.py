@@ -300,9 +300,25 @@ def test_the_configuration_reads_as_it_should(case: str) -> None:
     assert found == path.read_text(), "read the difference; if it is meant, run again with UPDATE_GOLDEN=1"
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "proxyless"])
+_ODD_HOSTS = (
+    EgressHost("10.96.0.7"),
+    EgressHost("10.96.0.8", 6379),
+    EgressHost("192.0.2.7"),
+    EgressHost("192.0.2.7", 80),
+)
+"""Addresses of services, and one that is named twice."""
+ODD: dict[str, tuple[Mesh, Name]] = {
+    "an address that is let out twice, and two that are services'": (
+        _intercepted(MeshConfig(egress=Egress.DENY, egress_hosts=_ODD_HOSTS)),
+        Name("shop", "web"),
+    ),
+}
+"""What somebody may write, and no proxy may be cut off by."""
+
+
+@pytest.mark.parametrize("case", [*(case for case in CASES if case != "proxyless"), *ODD])
 def test_envoy_finds_the_configuration_valid(case: str, tmp_path: Path) -> None:
-    mesh, proxy = CASES[case]
+    mesh, proxy = (CASES | ODD)[case]
     workload = mesh.proxies[proxy].workload
     secrets = Authority().secrets(workload.identity.uri(nouns.TRUST_DOMAIN))
     alone = Standalone(tmp_path, workload, secrets, watched=False)

@@ -165,6 +165,14 @@ def test_a_host_that_egress_lets_through_and_that_is_a_service_is_the_service(st
     assert id_ not in store.build(mesh).problems
 
 
+def test_an_address_that_egress_lets_through_and_that_is_a_services_is_the_service(store: Store) -> None:
+    store.apply(written.config_text("deny", hosts=("10.96.0.7:80", "10.96.0.8")))
+    store.apply(written.service_text("shop/till", 80, address="10.96.0.7"))
+    (problem,) = store.build().problems["smc.io/MeshConfig/-/default"]
+    assert problem.reason == "HostIsService"
+    assert "10.96.0.7:80 is service shop/till" in problem.message
+
+
 def test_without_a_mesh_record_there_is_no_mesh(store: Store) -> None:
     """Whose mesh it is, is not known: to tell the proxies anything would cut them off."""
     mesh = store.build()
