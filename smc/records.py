@@ -315,7 +315,9 @@ class CertificateRecord:
     replaced: tuple[IssuedCertificate, ...] = ()
     """Those of the identity before this one that had not expired yet when it was written, the oldest first."""
     reconnect: str = ""
-    """The serial of the one of them with which its proxies were told to make all their connections anew; "": never."""
+    """The serial of the one, of them or this, with which its proxies were told to make all their connections anew; "":
+    never.
+    """
     written: int = 0
     """The revision at which its key was first written; 0: at that of this record."""
 

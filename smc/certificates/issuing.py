@@ -24,7 +24,7 @@ from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
 from smc.errors import Invalid, SmcError
 from smc.model import Identity, MeshConfig
-from smc.records import CertificateRecord, Keys, decode, encode
+from smc.records import CertificateRecord, CrlRecord, Keys, decode, encode
 
 BATCH = 32
 """Certificates in one transaction: a new mesh of many identities costs few revisions, and no half of a revision."""
@@ -307,16 +307,17 @@ class _Term:
 
     async def _issue(self, identities: Sequence[Identity], ttl: timedelta) -> None:
         made: list[CertificateRecord] = []
+        listed: frozenset[Identity] | None = None
         for identity in identities:
             # A local signer never waits for anything, and the streams must not wait for the whole batch.
             await asyncio.sleep(0)
             held = self._held[identity]
             try:
-                made.append(
-                    await self.make(held.record, held.mod_revision)
-                    if held.record is not None
-                    else await self._make(identity, ttl)
-                )
+                if held.record is not None:
+                    made.append(await self.make(held.record, held.mod_revision))
+                else:
+                    listed = await self._listed() if listed is None else listed
+                    made.append(await self._first(identity, ttl, anew=identity in listed))
             except SmcError as e:
                 self._failed(identity, str(e))
         if not made:
@@ -353,6 +354,19 @@ class _Term:
         made = await self._make(before.identity, self.workload_ttl)
         replaced = tuple(one for one in issued(before, revision) if one.not_after > now)
         return replace(made, replaced=replaced, reconnect=before.reconnect)
+
+    async def _first(self, identity: Identity, ttl: timedelta, *, anew: bool) -> CertificateRecord:
+        """The certificate of an identity that has none. With `anew` its proxies are to connect anew with it: their old
+        connections were made with certificates that are revoked, so nothing that is asked on them is let through.
+        """
+        made = await self._make(identity, ttl)
+        return replace(made, reconnect=made.serial) if anew else made
+
+    async def _listed(self) -> frozenset[Identity]:
+        """The identities of which certificates are revoked."""
+        item = await self._kv.get(self._keys.crl)
+        revoked = decode(CrlRecord, item.value, key=item.key).revoked if item is not None else ()
+        return frozenset(one.identity for one in revoked)
 
     async def _make(self, identity: Identity, ttl: timedelta) -> CertificateRecord:
         key = x509.new_key()

@@ -211,6 +211,8 @@ async def test_a_revoked_identity_loses_its_record_at_once_and_gets_another_key_
         again = await mesh.certified(STORE)
         assert again.serial != first.serial
         assert await listed(mesh) == {first.serial}, "the old key stays out"
+        assert again.reconnect == again.serial, "on connections that were made with the old one nothing is let through"
+        assert (first.reconnect, (await mesh.certified(BUYER)).reconnect) == ("", "")
 
 
 async def test_the_certificates_of_an_identity_that_no_workload_has_any_more_are_listed() -> None:
