@@ -24,7 +24,7 @@ from smc.demo.local import MESH
 from smc.demo.processes import ProcessFailed
 from smc.demo.programs import Sidecar
 from smc.proxy.join import presented_chain
-from smc.records import BundleRecord, IntermediateRecord, RotationRecord
+from smc.records import BundleRecord, IntermediateRecord, RotationRecord, TrustRecord
 
 mesh = module_mesh()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -136,10 +136,10 @@ class _Rotation:
 
 
 @contextmanager
-def _asleep(*sidecars: Sidecar) -> Iterator[None]:
-    """`smc proxy run` and its Envoy do nothing; their connections stay."""
-    pids = [pid for sidecar in sidecars for pid in (sidecar.process.pid, sidecar.envoy_pid) if pid]
-    assert len(pids) == 2 * len(sidecars)
+def _asleep(sidecar: Sidecar, *, envoy: bool = True) -> Iterator[None]:
+    """`smc proxy run`, and its Envoy if so said, do nothing; their connections stay."""
+    pids = [sidecar.process.pid, *([sidecar.envoy_pid] if envoy else [])]
+    assert all(pids)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -201,9 +201,14 @@ async def test_the_next_leader_goes_on_with_the_root_in_every_phase(mesh: Mesh, 
             if phase == "publishing":
                 awake.enter_context(_asleep(sleeper))
             rotation = _Rotation(mesh, "--root")
-            await rotation.at(phase)
-            if phase != "publishing":
+            if phase == "signing":
+                await rotation.at(phase)
                 awake.enter_context(_asleep(sleeper))
+            if phase == "retiring":
+                # What signing waits for it has done; what comes after that it will not hear of. Its stream stays.
+                await eventually(lambda: _shows_what_is_new(mesh, sleeper), timeout=30, what="it has renewed")
+                awake.enter_context(_asleep(sleeper, envoy=False))
+            await rotation.at(phase)
             await leader.kill()
             assert not leader.process.alive
             await eventually(lambda: _another_leads(mesh, key), timeout=10, what="another replica leads")
@@ -253,6 +258,14 @@ async def test_a_proxy_that_is_away_is_named_and_left_behind_by_force_alone(mesh
     await again.until_ready()
     await eventually(lambda: _connected(mesh), timeout=20, what="every proxy is connected")
     await _check_wire(mesh)
+
+
+async def _shows_what_is_new(mesh: Mesh, sidecar: Sidecar) -> bool:
+    """Whether its proxy has said that its credential is of the newest intermediate, of two that there are."""
+    key = f"{KEYS.trusts}{sidecar.workload}"
+    said = records.decode(TrustRecord, (await _stored(mesh, key))[key])
+    intermediates = await _intermediates(mesh)
+    return len(intermediates) == 2 and said.issuer == x509.key_id(intermediates[-1])
 
 
 async def _another_leads(mesh: Mesh, key: object) -> bool:
