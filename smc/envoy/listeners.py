@@ -161,6 +161,7 @@ def tcp_chains(
     app_port: int,
     callers: tuple[Identity, ...],
     barred: tuple[str, ...],
+    banned: tuple[Identity, ...],
     mode: Mode,
     trust_domain: str,
     config: MeshConfig,
@@ -168,8 +169,9 @@ def tcp_chains(
     """As `http_chain`, the two of a port that speaks TCP. Of all `callers` alone may connect, of none nobody.
 
     Unless the mode is ENFORCING: then whoever has an identity may, and the first bytes of who is no caller are counted.
-    `barred` is as in a Policy. TLS itself refuses these certificates when they are shown; what is open by one of them
-    is cut because the chain is then another.
+    `barred` and `banned` are as in a Policy. TLS itself refuses barred certificates when they are shown; what is open
+    by one of them is cut because the chain is then another. Whoever is banned is cut at the first byte, until the
+    certificates are barred too.
     """
     name, sni = names.cluster(service, port), names.sni(service, port, config.mesh_domain)
     connected = [tcp.to_application(app_port, config)]
@@ -177,7 +179,7 @@ def tcp_chains(
         context = tls.downstream(trust_domain, callers, tls.NOT_HTTP)
     else:
         context = tls.downstream(trust_domain, offered=tls.NOT_HTTP)
-        connected.insert(0, tcp.counting(name, callers, trust_domain))
+        connected.insert(0, tcp.counting(name, callers, trust_domain, banned))
     manager = _from_proxies(config)
     manager.route_config.CopyFrom(route_pb2.RouteConfiguration(name=names.HEALTH))
     manager.http_filters.extend([_health(app_port), router()])

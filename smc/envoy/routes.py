@@ -20,7 +20,7 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.type.matcher.v3 import path_pb2, regex_pb2, string_pb2
 
-from smc.envoy import messages, names, traffic
+from smc.envoy import messages, names, tls, traffic
 from smc.model import (
     Destination,
     Egress,
@@ -229,11 +229,12 @@ def _judged(app_port: int, rules: bytes, limit: RateLimit | None) -> Any:
     return route if limit is None else traffic.rate_limited(route, limit)
 
 
-def permissions(policy: Policy, trust_domain: str, mode: Mode = Mode.ENFORCING) -> bytes:
+def permissions(policy: Policy, trust_domain: str, mode: Mode = Mode.ENFORCING, *, known: bool = False) -> bytes:
     """The union of all Permissions as an RBACPerRoute in a serialised Any; without any, everything is denied.
 
     Unless the mode is ENFORCING, what that would deny is let through and counted. Only certificates that are barred are
-    refused in every mode: to have one is no matter of policy.
+    refused in every mode: to have one is no matter of policy. With `known` it is let through for workloads of this mesh
+    alone, where TLS takes whatever the authority has signed, such as an operator's credential.
     """
     # `rules` must be present whatever it holds: an RBACPerRoute without rules switches the filter off.
     rules = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
@@ -248,7 +249,8 @@ def permissions(policy: Policy, trust_domain: str, mode: Mode = Mode.ENFORCING) 
         anybody = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
         anybody.policies[mode.value].permissions.add(any=True)
         revoked = [_caller(identity, trust_domain) for identity in policy.banned]
-        anybody.policies[mode.value].principals.extend(_without([rbac_pb2.Principal(any=True)], policy.barred, revoked))
+        everybody = _workload(trust_domain) if known else rbac_pb2.Principal(any=True)
+        anybody.policies[mode.value].principals.extend(_without([everybody], policy.barred, revoked))
         rbac = filter_pb2.RBAC(rules=anybody, shadow_rules=rules)
     config = filter_pb2.RBACPerRoute(rbac=rbac)
     return messages.serialised(messages.packed(config))
@@ -271,11 +273,15 @@ def _policy(permission: Permission, trust_domain: str, barred: tuple[str, ...]) 
 
 
 def _caller(identity: Identity, trust_domain: str) -> Any:
-    return rbac_pb2.Principal(
-        authenticated=rbac_pb2.Principal.Authenticated(
-            principal_name=string_pb2.StringMatcher(exact=identity.uri(trust_domain))
-        )
-    )
+    return _shown(string_pb2.StringMatcher(exact=identity.uri(trust_domain)))
+
+
+def _workload(trust_domain: str) -> Any:
+    return _shown(tls.of_workloads(trust_domain))
+
+
+def _shown(uri: Any) -> Any:
+    return rbac_pb2.Principal(authenticated=rbac_pb2.Principal.Authenticated(principal_name=uri))
 
 
 def _without(principals: list[Any], barred: tuple[str, ...], revoked: Sequence[Any] = ()) -> list[Any]:

@@ -317,7 +317,7 @@ class _Settings:
             if inbound.protocol is Protocol.TCP:
                 held = proxy.policy.at(inbound.numbers).of_connections
                 callers = tuple(sorted({caller for permission in held.permissions for caller in permission.sources}))
-                chains.append(self._tcp_chains(inbound, callers, held.barred, proxy.mode))
+                chains.append(self._tcp_chains(inbound, callers, held.barred, held.banned, proxy.mode))
                 sources.extend(routes.policy_sources(held))
             else:
                 chains.append(self._http_chains(inbound))
@@ -459,7 +459,8 @@ class _Settings:
 
     def _answered(self, policy: Policy, app_port: int, numbers: tuple[int, ...], mode: Mode) -> Resource:
         held = policy.at(numbers)
-        return self._interned.resource(routes.answered(app_port, self._rules(held, mode), routes.policy_sources(held)))
+        rules = routes.permissions(held, self.trust_domain, mode, known=True)
+        return self._interned.resource(routes.answered(app_port, rules, routes.policy_sources(held)))
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
         return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)
@@ -474,9 +475,17 @@ class _Settings:
             for service, port in inbound.services
         )
 
-    def _tcp_chain(self, inbound: Inbound, callers: tuple[Identity, ...], barred: tuple[str, ...], mode: Mode) -> bytes:
+    def _tcp_chain(
+        self,
+        inbound: Inbound,
+        callers: tuple[Identity, ...],
+        barred: tuple[str, ...],
+        banned: tuple[Identity, ...],
+        mode: Mode,
+    ) -> bytes:
+        held = (callers, barred, banned, mode)
         return b"".join(
-            listeners.tcp_chains(service, port, inbound.port, callers, barred, mode, self.trust_domain, self.config)
+            listeners.tcp_chains(service, port, inbound.port, *held, self.trust_domain, self.config)
             for service, port in inbound.services
         )
 

@@ -13,9 +13,8 @@ from envoy.config.listener.v3 import listener_components_pb2
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as filter_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
-from envoy.type.matcher.v3 import string_pb2
 
-from smc.envoy import logs, messages, names
+from smc.envoy import logs, messages, names, tls
 from smc.model import Identity, MeshConfig, Target
 
 _Tcp = tcp_proxy_pb2.TcpProxy
@@ -58,21 +57,27 @@ def to_application(app_port: int, config: MeshConfig) -> Any:
     return _filter(proxy, logs.tcp(names.INBOUND, config))
 
 
-def counting(name: str, callers: Sequence[Identity], trust_domain: str) -> Any:
-    """A network filter that lets everybody pass, and counts under `name` who is none of `callers`."""
-    rules = rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW)
-    if callers:
-        rules.policies["callers"].permissions.add(any=True)
-        rules.policies["callers"].principals.extend(
-            rbac_pb2.Principal(
-                authenticated=rbac_pb2.Principal.Authenticated(
-                    principal_name=string_pb2.StringMatcher(exact=caller.uri(trust_domain))
-                )
-            )
-            for caller in callers
-        )
-    config = filter_pb2.RBAC(stat_prefix=f"{names.INBOUND}.{name}.", shadow_rules=rules)
+def counting(name: str, callers: Sequence[Identity], trust_domain: str, banned: Sequence[Identity] = ()) -> Any:
+    """A network filter that lets all but `banned` pass, and counts under `name` who is none of `callers`."""
+    config = filter_pb2.RBAC(
+        stat_prefix=f"{names.INBOUND}.{name}.",
+        shadow_rules=_of(rbac_pb2.RBAC.ALLOW, "callers", callers, trust_domain),
+    )
+    if banned:
+        config.rules.CopyFrom(_of(rbac_pb2.RBAC.DENY, "banned", banned, trust_domain))
     return listener_components_pb2.Filter(name="envoy.filters.network.rbac", typed_config=messages.packed(config))
+
+
+def _of(action: Any, called: str, identities: Sequence[Identity], trust_domain: str) -> Any:
+    """What is done with these, whatever they send. A policy that names none would be refused."""
+    rules = rbac_pb2.RBAC(action=action)
+    if identities:
+        rules.policies[called].permissions.add(any=True)
+        rules.policies[called].principals.extend(
+            rbac_pb2.Principal(authenticated=rbac_pb2.Principal.Authenticated(principal_name=uri))
+            for uri in tls.exactly(identities, trust_domain)
+        )
+    return rules
 
 
 def _outbound(config: MeshConfig, **where: Any) -> Any:

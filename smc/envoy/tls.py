@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
@@ -45,8 +46,7 @@ def downstream(
     Without them any workload identity of this mesh, and policy decides what it may do. Credentials of proxies,
     operators and replicas are for the control plane: they are refused here.
     """
-    anybody = [string_pb2.StringMatcher(prefix=f"spiffe://{trust_domain}/ns/")]
-    accepted = anybody if identities is None else exactly(identities, trust_domain)
+    accepted = [of_workloads(trust_domain)] if identities is None else exactly(identities, trust_domain)
     return tls_pb2.DownstreamTlsContext(
         common_tls_context=_common(accepted, offered),
         require_client_certificate=messages.TRUE,
@@ -56,7 +56,12 @@ def downstream(
     )
 
 
-def exactly(identities: tuple[Identity, ...], trust_domain: str) -> list[Any]:
+def of_workloads(trust_domain: str) -> Any:
+    """A matcher of the URIs of this mesh's workloads. Its authority signs others too, for the control plane alone."""
+    return string_pb2.StringMatcher(prefix=f"spiffe://{trust_domain}/ns/")
+
+
+def exactly(identities: Sequence[Identity], trust_domain: str) -> list[Any]:
     """A matcher of each identity's URI; one of nobody's if there is none, and never an empty list."""
     accepted = [identity.uri(trust_domain) for identity in identities] or [nobody(trust_domain)]
     return [string_pb2.StringMatcher(exact=uri) for uri in accepted]

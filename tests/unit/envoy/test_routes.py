@@ -182,13 +182,24 @@ def test_a_certificate_that_is_barred_is_refused_in_every_mode(mode: Mode) -> No
     assert "Hash=0f;" in str(principal.and_ids.ids[1].not_id)
 
 
+def test_an_application_without_a_proxy_lets_no_certificate_in_but_those_of_workloads() -> None:
+    """TLS alone takes whatever the authority has signed there, in every mode: an operator's, a proxy's."""
+    rules = routes.permissions(Policy(()), nouns.TRUST_DOMAIN, Mode.AUDIT, known=True)
+    (route,) = message(routes.answered(8080, rules, ())).virtual_hosts[0].routes
+    config = filter_pb2.RBACPerRoute()
+    route.typed_per_filter_config[routes.RBAC].Unpack(config)
+    (policy,) = config.rbac.rules.policies.values()
+    (principal,) = policy.principals
+    assert principal.authenticated.principal_name.prefix == "spiffe://books.example/ns/"
+
+
 def _plaintext(services: list[tuple[Name, int]], namespace: str) -> Any:
     rules = routes.permissions(Policy(()), nouns.TRUST_DOMAIN, Mode.PERMISSIVE)
     return message(
         routes.plaintext(
             [
                 routes.VirtualHost.of_application(
-                    name, port, 8080, rules, (), "mesh", same_namespace=name.namespace == namespace
+                    name, port, 8080, rules, (), None, "mesh", same_namespace=name.namespace == namespace
                 )
                 for name, port in services
             ]
