@@ -2,6 +2,10 @@
 
 What is evaluated are the compiled nouns that Envoy's configuration is made from, so the answer is that of the wire,
 with every quarantine that holds at the two proxies. Pure: a Mesh and a Request in, an Explanation out.
+
+It is about rules, and the request of a proxy that is well: what a TrafficPolicy does on the way (faults, limits, retries),
+certificates that are revoked one by one, and endpoints that a health check has put out, are not looked at. Applications
+without a proxy are explained as if they had one.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ class Server:
     allowed: bool
     """By policy, or by the proxy itself."""
     mode: Mode = Mode.ENFORCING
-    """What its proxy does about a request that is not allowed."""
+    """What its proxy does about a request of this caller that is not allowed."""
     by: tuple[Permission, ...] = ()
     """Each of which allows it; empty although it is allowed: the proxy answers itself, to anyone."""
     misses: tuple[Miss, ...] = ()
@@ -221,7 +225,8 @@ def _server(
 ) -> Server:
     identity = proxy.workload.identity
     of = (proxy.workload.name, identity, inbound.port, ready)
-    mode = proxy.mode
+    # Who is revoked may nothing in any mode, and is among nobody's sources.
+    mode = Mode.ENFORCING if source in proxy.policy.banned else proxy.mode
     left_out = tuple(sorted({record.manifest for record in proxy.quarantined}))
     request = None
     if protocol is not Protocol.TCP:

@@ -213,6 +213,12 @@ def test_where_denials_are_only_counted_the_request_passes(store: Store, mode: s
     assert server.misses
 
 
+def test_an_identity_that_is_revoked_is_denied_in_every_mode(store: Store) -> None:
+    store.apply(namespace_text("shop", "audit"))
+    store.revoke_identity("shop/buyer")
+    assert explained(store, "/books/1")[0].verdict is Verdict.DENIED
+
+
 def test_a_permission_that_the_servers_proxy_goes_without_allows_nothing(store: Store) -> None:
     target = "access.smi-spec.io/TrafficTarget/shop/reading"
     store.quarantine("shop/store", target, store.build().manifests[target].mod_revision)
