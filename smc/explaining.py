@@ -3,9 +3,9 @@
 What is evaluated are the compiled nouns that Envoy's configuration is made from, so the answer is that of the wire,
 with every quarantine that holds at the two proxies. Pure: a Mesh and a Request in, an Explanation out.
 
-It is about rules, and the request of a proxy that is well: what a TrafficPolicy does on the way (faults, limits, retries),
-certificates that are revoked one by one, and endpoints that a health check has put out, are not looked at. Applications
-without a proxy are explained as if they had one.
+It is about rules. What a TrafficPolicy does on the way (faults, limits, retries), certificates that are revoked one by
+one, and endpoints that a health check has put out, are not looked at. Applications without a proxy are explained as if
+they had one.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ What a proxy does to requests, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
@@ -50,6 +51,8 @@ from smc.envoy import clusters, logs, messages, names, routes, tcp, tls, traffic
 from smc.model import Identity, MeshConfig, Mode, Name
 from smc.xds.snapshot import Resource, Type
 
+IpAddress = IPv4Address | IPv6Address
+
 _Hcm = http_connection_manager_pb2.HttpConnectionManager
 # Envoy reads an empty list as every private address: name one that nobody can have.
 _NOBODY_INTERNAL = _Hcm.InternalAddressConfig(
@@ -57,8 +60,12 @@ _NOBODY_INTERNAL = _Hcm.InternalAddressConfig(
 )
 
 
-def outbound(address: str, config: MeshConfig) -> Resource:
-    """What the application uses as its HTTP proxy."""
+def outbound(address: str, app_address: str, config: MeshConfig) -> Resource:
+    """What the application uses as its HTTP proxy.
+
+    Whoever gets in here speaks with the workload's identity. So where others reach `address`, only who comes from this
+    very host does, and the application itself if it lives at another `app_address`; all others meet no chain.
+    """
     manager = connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
     manager.rds.CopyFrom(fetched(names.OUTBOUND))
     manager.upgrade_configs.append(_upgrade(routes.CONNECT))
@@ -68,9 +75,25 @@ def outbound(address: str, config: MeshConfig) -> Resource:
         name=names.OUTBOUND,
         address=messages.socket_address(address, names.OUTBOUND_PORT),
         traffic_direction=base_pb2.OUTBOUND,
-        filter_chains=[listener_components_pb2.FilterChain(filters=[network_filter(manager)])],
+        filter_chains=[
+            listener_components_pb2.FilterChain(name=name, filter_chain_match=match, filters=[network_filter(manager)])
+            for name, match in _callers(ip_address(address), ip_address(app_address))
+        ],
     )
     return messages.resource(Type.LISTENER, names.OUTBOUND, message, warms=((Type.ROUTE, names.OUTBOUND),))
+
+
+def _callers(address: IpAddress, application: IpAddress) -> Iterator[tuple[str, Any]]:
+    """Names and matches of the chains that let them in."""
+    match = listener_components_pb2.FilterChainMatch
+    if address.is_loopback:
+        yield "", None
+        return
+    yield "host", match(source_type=match.SAME_IP_OR_LOOPBACK)
+    if not application.is_loopback and application != address:
+        alone = messages.uint32(application.max_prefixlen)
+        source = address_pb2.CidrRange(address_prefix=str(application), prefix_len=alone)
+        yield "application", match(source_prefix_ranges=[source])
 
 
 def inbound(

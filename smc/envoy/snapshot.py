@@ -98,7 +98,7 @@ class Generator:
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = []
         if workload.sidecar is Sidecar.EXPLICIT:
-            listening.append(settings.outbound_listener(workload.address))
+            listening.append(settings.outbound_listener(workload.address, workload.app_address))
         if served:  # Envoy refuses a listener without a filter chain
             listening.append(settings.inbound_listener(proxy, served))
         return _Own(
@@ -306,8 +306,8 @@ class _Settings:
         same = self.config is mesh.config or self.config == mesh.config
         return same and self.trust_domain == mesh.trust_domain
 
-    def outbound_listener(self, address: str) -> Resource:
-        return self._interned.resource(listeners.outbound(address, self.config))
+    def outbound_listener(self, address: str, app_address: str) -> Resource:
+        return self._interned.resource(listeners.outbound(address, app_address, self.config))
 
     def inbound_listener(self, proxy: Proxy, served: tuple[Inbound, ...]) -> Resource:
         chains: list[bytes] = []

@@ -311,7 +311,9 @@ _ODD_HOSTS = (
     EgressHost("192.0.2.7", 80),
 )
 """Addresses of services, and one that is named twice."""
+_FAR = nouns.workload("shop/far", "192.0.2.7", app_address="192.0.2.8")
 ODD: dict[str, tuple[Mesh, Name]] = {
+    "an application beside its proxy's host": (nouns.mesh(nouns.proxy(_FAR)), _FAR.name),
     "a revoked identity where connections are only counted": (
         _tcp(Mode.AUDIT, banned=True),
         Name("shop", "cache"),

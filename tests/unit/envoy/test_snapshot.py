@@ -318,3 +318,23 @@ def test_no_hash_seed_enters_a_version() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "app_address", "chains"),
+    [
+        ("127.0.1.1", "127.0.0.1", [""]),
+        ("192.0.2.7", "127.0.0.1", ["host"]),
+        ("192.0.2.7", "192.0.2.7", ["host"]),
+        ("192.0.2.7", "192.0.2.8", ["host", "application"]),
+    ],
+)
+def test_nobody_on_the_network_speaks_with_the_identity_of_an_explicit_proxy(
+    address: str, app_address: str, chains: list[str]
+) -> None:
+    web = nouns.workload("shop/web", address, app_address=app_address)
+    snapshot = Generator(nouns.open_key).snapshot(nouns.mesh(nouns.proxy(web)), web.name)
+    listener = message(snapshot.of_type(Type.LISTENER)["outbound"])
+    assert [chain.name for chain in listener.filter_chains] == chains
+    own_host = [chain.filter_chain_match.source_type == 1 for chain in listener.filter_chains]
+    assert own_host == [name == "host" for name in chains]
