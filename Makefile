@@ -24,6 +24,7 @@ check: setup ## Format, lint, types, layers, generated code, no private key in t
 bench: setup ## The benchmarks; figures go to standard output, see bench/README.md.
 	$(BIN)/python -m bench.fanout $(BENCH_ARGS)
 	$(BIN)/python -m bench.storm $(STORM_ARGS)
+	$(BIN)/python -m bench.scale $(SCALE_ARGS)
 
 setup: .venv/.stamp
 

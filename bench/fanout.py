@@ -197,8 +197,8 @@ async def _fan_out(
 
     async def measure(
         streams: Streams, opened: Opened, kinds: Sequence[Change], rounds: int, since: int
-    ) -> dict[Change, list[_Round]]:
-        found: dict[Change, list[_Round]] = {what: [] for what in kinds}
+    ) -> dict[Change, list[Round]]:
+        found: dict[Change, list[Round]] = {what: [] for what in kinds}
         # In turn, so that what else happens on the machine meets all alike.
         for number in range(-1, rounds):
             for what in kinds:
@@ -207,19 +207,19 @@ async def _fan_out(
                 async def put(puts: list[Put] = puts) -> None:
                     await kv.transact(puts)
 
-                one = await _round(streams, pid, opened.idle_cpu_percent, put, shape.concerned(what))
+                one = await one_round(streams, pid, opened.idle_cpu_percent, put, shape.concerned(what))
                 if number >= 0:  # the first of each is for the caches
                     found[what].append(one)
         return found
 
-    async with _opened(replica.xds, pid, credentials) as (streams, opened):
+    async with opening(replica.xds, pid, credentials) as (streams, opened):
         say(f"making each change {rounds} times")
         found = await measure(streams, opened, tuple(Change), rounds, 0)
-    changes = {what.value: _changed(shape.concerned(what), some) for what, some in found.items()}
+    changes = {what.value: summary(shape.concerned(what), some) for what, some in found.items()}
     say("the same in the state-of-the-world variant")
-    async with _opened(replica.xds, pid, credentials, variant=SOTW) as (streams, opened_again):
+    async with opening(replica.xds, pid, credentials, variant=SOTW) as (streams, opened_again):
         whole = await measure(streams, opened_again, (Change.ALL, Change.SPLIT), rounds, rounds + 1)
-    changes |= {f"{what.value}, sotw": _changed(shape.concerned(what), some) for what, some in whole.items()}
+    changes |= {f"{what.value}, sotw": summary(shape.concerned(what), some) for what, some in whole.items()}
     return opened, changes, found[Change.ALL][-1].tally.last
 
 
@@ -227,7 +227,7 @@ async def _measure_floor(
     process: Process, target: str, credentials: Mapping[Name, Credential], rounds: int
 ) -> tuple[Opened, Changed]:
     asks = next(iter(credentials.values()))
-    async with _opened(target, process.pid, credentials, first=Type.ENDPOINT, follows={}) as (streams, opened):
+    async with opening(target, process.pid, credentials, first=Type.ENDPOINT, follows={}) as (streams, opened):
         answered = asyncio.Event()
         asking = await Client.connect(target, asks, floor.PUSH, lambda _client, _message: answered.set())
 
@@ -239,16 +239,16 @@ async def _measure_floor(
         try:
             # The first is for the caches.
             found = [
-                await _round(streams, process.pid, opened.idle_cpu_percent, write, len(credentials))
+                await one_round(streams, process.pid, opened.idle_cpu_percent, write, len(credentials))
                 for _ in range(rounds + 1)
             ]
         finally:
             asking.close()
-        return opened, _changed(len(credentials), found[1:])
+        return opened, summary(len(credentials), found[1:])
 
 
 @asynccontextmanager
-async def _opened(
+async def opening(
     target: str,
     pid: int,
     credentials: Mapping[Name, Credential],
@@ -286,7 +286,7 @@ async def _opened(
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
+class Round:
     """One write and what came of it; all times in seconds."""
 
     started: float
@@ -297,9 +297,9 @@ class _Round:
     unexpected: int
 
 
-async def _round(
+async def one_round(
     streams: Streams, pid: int, idle_percent: float, write: Callable[[], Awaitable[None]], concerned: int
-) -> _Round:
+) -> Round:
     tally = streams.tally(concerned)
     client, server = time.process_time(), cpu(pid)
     started = time.monotonic()
@@ -313,14 +313,14 @@ async def _round(
     await asyncio.sleep(SETTLE)
     streams.check()
     server = cpu(pid) - server - idle_percent / 100 * (time.monotonic() - started)
-    return _Round(started, written, tally, server, client, len(tally.received) - concerned)
+    return Round(started, written, tally, server, client, len(tally.received) - concerned)
 
 
-def _changed(streams: int, rounds: Sequence[_Round]) -> Changed:
-    def spread(time_of: Callable[[_Round], float]) -> Spread | None:
+def summary(streams: int, rounds: Sequence[Round]) -> Changed:
+    def spread(time_of: Callable[[Round], float]) -> Spread | None:
         return Spread.of([(time_of(one) - one.started) * 1000 for one in rounds]) if streams else None
 
-    def per_push(value_of: Callable[[_Round], float]) -> float | None:
+    def per_push(value_of: Callable[[Round], float]) -> float | None:
         return round(statistics.median(value_of(one) / streams for one in rounds), 1) if streams else None
 
     return Changed(

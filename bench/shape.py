@@ -56,6 +56,8 @@ class Shape:
     endpoints: int
     """Of each service."""
     streams: int
+    reach: int | None = None
+    """Of how many services each workload with a stream is told; None: of all but two."""
 
     def __post_init__(self) -> None:
         if self.services < 5:
@@ -82,20 +84,36 @@ class Shape:
     @cached_property
     def workloads(self) -> tuple[Workload, ...]:
         """In the order in which they get a stream: those of the first service first."""
-        told = tuple(sorted(self.names[:-2]))
-        told_first = tuple(sorted(self.names[:-1]))
         return tuple(
             Workload(
                 name=Name(service.namespace, f"{service.name}-{m:03}"),
                 address=f"10.{n // 250}.{n % 250}.{m + 1}",
-                identity=Identity(service.namespace, f"{service.name}-{'ab'[m * 2 // self.endpoints]}"),
+                identity=self._identity(service, m),
                 ports=(WorkloadPort("", APP_PORT),),
                 services=(service.name,),
-                reachable=told_first if n == 0 else told,
+                # Those without a stream are told of nothing: nobody asks.
+                reachable=self._told[n] if n * self.endpoints + m < self.streams else (),
             )
             for n, service in enumerate(self.names)
             for m in range(self.endpoints)
         )
+
+    @cached_property
+    def _told(self) -> tuple[tuple[Name, ...], ...]:
+        """Which services the workloads of each one are told of."""
+        names = self.names[:-2]
+        everything = tuple(sorted(names))
+        told = [
+            everything if self.reach is None else tuple(sorted((names * 2)[n % len(names) :][: self.reach]))
+            for n in range(self.services)
+        ]
+        return tuple(sorted((*told[0], self.names[-2]))), *told[1:]
+
+    def _identity(self, service: Name, number: int) -> Identity:
+        """Two a service, each of half its workloads; one a namespace if the mesh is large."""
+        if self.reach is not None:
+            return Identity(service.namespace, "default")
+        return Identity(service.namespace, f"{service.name}-{'ab'[number * 2 // self.endpoints]}")
 
     @property
     def proxies(self) -> tuple[Name, ...]:
@@ -104,7 +122,7 @@ class Shape:
 
     @cached_property
     def identities(self) -> tuple[Identity, ...]:
-        """Two a service, each of half its workloads."""
+        """All that a workload has."""
         return tuple(sorted({workload.identity for workload in self.workloads}))
 
     @cached_property

@@ -77,3 +77,12 @@ def test_streams_that_come_back_with_all_they_hold_are_sent_no_resource_by_eithe
 
 def test_streams_that_came_back_are_sent_what_changes_from_then_on(storms: Any) -> None:
     assert {kind: storm["pushed"] for kind, storm in storms["warm"].items()} == {"cut": 12, "failover": 12}
+
+
+def test_a_replica_of_a_large_mesh_pushes_a_change_to_the_few_whom_it_concerns() -> None:
+    ran = bench("scale", "--services", "12", "--streams", "20", "--changes", "1", "--json", SMC_LEASE_TTL="2s")
+    assert ran.returncode == 0, ran.stderr
+    (scale,) = json.loads(ran.stdout)["scales"]
+    assert scale["services"] == 12
+    assert {what: changed["streams"] for what, changed in scale["changes"].items()} == {"few": 10, "none": 0}
+    assert all(changed["unexpected_pushes"] == 0 for changed in scale["changes"].values())

@@ -1,0 +1,164 @@
+"""A large mesh: what a replica needs to build it from nothing, and then for a change that concerns few.
+
+As in `fanout`, a real etcd, a real replica and the clients are processes of their own. Each proxy is told of REACH
+services, as in a mesh of this size it would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import uvloop
+
+from bench import stage
+from bench.fanout import Changed, Opened, one_round, opening, summary
+from bench.figures import Machine, Usage
+from bench.shape import Change, Shape
+from cluster.etcd import EtcdKV
+from cluster.kv import Put
+from smc.demo import programs
+from smc.demo.addresses import Addresses
+from smc.demo.processes import Children
+from smc.errors import SmcError
+from smc.records import Keys
+
+ENDPOINTS = 10
+"""Of each service."""
+REACH = 10
+BUILT = 120.0
+"""Seconds in which a replica must be ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    services: int
+    records: int
+    """In etcd, certificates not counted."""
+    ready_seconds: float
+    """From the start of a replica's process until it answers new streams. It finds its certificates made."""
+    ready_cpu_seconds: float
+    resident_mb: float
+    """Then; in 1,000,000 bytes."""
+    opened: Opened
+    changes: Mapping[str, Changed]
+    """`few` concerns ENDPOINTS proxies, `none` nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    machine: Machine
+    scales: Sequence[Scale]
+
+
+async def run(sizes: Sequence[int], streams: int, rounds: int, *, say: Callable[[str], None]) -> Report:
+    """Measure a mesh of each size.
+
+    Raises:
+        SmcError: a program does not start, or a stream does not get what it should.
+    """
+    machine = Machine.here()
+    return Report(machine, [await _measure(Shape(size, ENDPOINTS, streams, REACH), rounds, say=say) for size in sizes])
+
+
+async def _measure(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> Scale:
+    with tempfile.TemporaryDirectory(prefix="smc-bench-") as name, Addresses() as addresses:
+        directory = Path(name)
+        async with Children(directory) as children:
+            etcd = programs.Etcd(children, await programs.find_etcd(), [addresses.take()])
+            await etcd.start()
+            kv = EtcdKV(etcd.endpoints)
+            try:
+                keys = Keys(stage.MESH)
+                say(f"writing {shape.services} services with {shape.endpoints} endpoints each")
+                authority, roots = await stage.mesh(kv, keys, shape, directory)
+                leader = stage.replica(children, etcd, "replica-0", addresses.take(), directory)
+                await leader.start()
+                await leader.until_ready(BUILT)
+                await stage.certified(kv, keys, shape, leader.process)
+                say("starting another replica")
+                replica = stage.replica(children, etcd, "replica-1", addresses.take(), directory)
+                started = time.monotonic()
+                await replica.start()
+                await replica.until_ready(BUILT)
+                ready, usage = time.monotonic() - started, Usage.of(replica.process.pid)
+                # It serves alone, so that no stream is sent elsewhere, and leads: that is in what a change costs.
+                await leader.kill()
+                await _led(replica)
+                credentials = await stage.credentials(authority, roots, shape.proxies)
+                say(f"opening {shape.streams} streams")
+                pid = replica.process.pid
+                async with opening(replica.xds, pid, credentials) as (opened, cost):
+                    say(f"making each change {rounds} times")
+                    changes = {}
+                    for what in (Change.FEW, Change.NONE):
+                        found = []
+                        for number in range(rounds + 1):
+                            puts = list(shape.change(keys, what, number))
+
+                            async def put(puts: list[Put] = puts) -> None:
+                                await kv.transact(puts)
+
+                            found.append(
+                                await one_round(opened, pid, cost.idle_cpu_percent, put, shape.concerned(what))
+                            )
+                        changes[what.value] = summary(shape.concerned(what), found[1:])
+            finally:
+                await kv.close()
+    records = sum(1 for _ in shape.records(keys))
+    resident = round(usage.resident / 1e6, 1)
+    return Scale(shape.services, records, round(ready, 2), round(usage.cpu, 2), resident, cost, changes)
+
+
+async def _led(replica: programs.Replica) -> None:
+    async def leads() -> bool:
+        return (await replica.metrics())["smc_leader"] == 1
+
+    await replica.process.until(leads, "it led", timeout=BUILT)
+    await asyncio.sleep(2)  # what a new leader looks through; and by then nobody counts on the old one
+
+
+def table(report: Report) -> str:
+    """The report for people: one line for each size."""
+    machine = report.machine
+    heads = ("ready s", "CPU s", "RSS MB", "RSS kB/str.", "few last ms", "few CPU ms", "none CPU ms")
+    lines = [
+        f"{machine.cpus} cores of {machine.model}, Python {machine.python}, load {machine.load:g}; "
+        f"{report.scales[0].opened.streams} mTLS delta streams, each told of {REACH} services",
+        "",
+        f"{'services':>8}" + "".join(f"{head:>13}" for head in heads),
+    ]
+    for scale in report.scales:
+        few, none = scale.changes["few"], scale.changes["none"]
+        last = few.acked_ms.median if few.acked_ms else 0.0
+        figures = (
+            scale.ready_seconds, scale.ready_cpu_seconds, scale.resident_mb, scale.opened.rss_kb_per_stream, last,
+            few.cpu_ms.median, none.cpu_ms.median,
+        )  # fmt: skip
+        lines.append(f"{scale.services:>8}" + "".join(f"{figure:>13.1f}" for figure in figures))
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--services", "sizes", type=int, multiple=True, default=(1000, 10000), show_default=True, help="A size.")
+@click.option("--streams", default=1000, show_default=True, help="Streams, each of another workload.")
+@click.option("--changes", default=10, show_default=True, help="Rounds of each kind of change.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
+def main(sizes: tuple[int, ...], streams: int, changes: int, as_json: bool) -> None:
+    """Measure what a large mesh costs: a cold build, and a change after it that concerns few."""
+    try:
+        report = uvloop.run(run(sizes, streams, changes, say=lambda text: print(text, file=sys.stderr)))
+    except SmcError as e:
+        raise click.ClickException(str(e)) from None
+    print(json.dumps(asdict(report), indent=1) if as_json else table(report))
+
+
+if __name__ == "__main__":
+    main()
