@@ -55,7 +55,7 @@ from envoy.extensions.filters.udp.dns_filter.v3 import dns_filter_pb2
 from envoy.type.v3 import range_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from smc.envoy import clusters, listeners, logs, messages, names, tcp
+from smc.envoy import clusters, http, logs, messages, names, tcp
 from smc.model import Destination, Egress, EgressHost, Frontend, MeshConfig, Protocol
 from smc.xds.snapshot import Resource, Type
 
@@ -186,11 +186,11 @@ def _named(what: str, port: int | None) -> str:
 
 
 def _requests(route: str, config: MeshConfig, *filters: Any) -> Any:
-    manager = listeners.connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
-    manager.rds.CopyFrom(listeners.fetched(route))
-    manager.http_filters.extend([listeners.faults(), *filters, listeners.router()])
+    manager = http.connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
+    manager.rds.CopyFrom(http.fetched(route))
+    manager.http_filters.extend([http.faults(), *filters, http.router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
-    return listeners.network_filter(manager)
+    return http.network_filter(manager)
 
 
 def _let_out(port: int | None, config: MeshConfig, taken: AbstractSet[str]) -> Iterator[Any]:
@@ -210,7 +210,7 @@ def _let_out(port: int | None, config: MeshConfig, taken: AbstractSet[str]) -> I
             _named("tls", port), match, port, _port_as_dialled(), _forwarded(), tcp.to(names.PASSTHROUGH, config)
         )
     match = _Match(transport_protocol="raw_buffer", application_protocols=_HTTP)
-    yield _chain(_named("elsewhere", port), match, port, _requests(names.OUTBOUND, config, listeners.forward_proxy()))
+    yield _chain(_named("elsewhere", port), match, port, _requests(names.OUTBOUND, config, http.forward_proxy()))
 
 
 def _port_as_dialled() -> Any:

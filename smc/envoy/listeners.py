@@ -13,16 +13,9 @@ Callers' health checks of a TCP port ask what those of HTTP ask, over HTTP/2, an
 same SNI and ALPN `h2`, which the connections themselves do not offer. A check that only connects would not see a dead
 application behind a living proxy, since the handshake is the proxy's, and would be one more connection to a living one.
 
-What a proxy does to requests, and why:
-
-- A peer is trusted with nothing but its certificate. `x-envoy-*` from anybody is dropped (everyone counts as external),
-  and so is `x-forwarded-client-cert`; inbound sets that header anew from the TLS connection.
-- Inbound, where policy judges paths and headers, the application must see what was judged: paths are normalised, a path
-  with an escaped slash is refused (400), and a header with an underscore is dropped, since many applications cannot
-  tell it from its twin with a hyphen. Outbound changes nothing on the way to hosts outside the mesh.
-- No timeout ends a request that runs; only headers have to arrive within a minute.
-- WebSockets are let through. Between proxies they are streams of HTTP/2, but routes and policy see what the application
-  sees, a GET with its path; as with any request, what is already open is not judged again.
+What inbound does to requests beside `http.py`: the application must see what policy has judged. Paths are normalised, a
+path with an escaped slash is refused (400), and a header with an underscore is dropped, since many applications cannot
+tell it from its twin with a hyphen. `x-forwarded-client-cert` is set anew from the TLS connection.
 """
 
 from __future__ import annotations
@@ -33,31 +26,18 @@ from typing import Any
 
 from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
-from envoy.config.rbac.v3 import rbac_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
-from envoy.extensions.filters.http.dynamic_forward_proxy.v3 import dynamic_forward_proxy_pb2
-from envoy.extensions.filters.http.fault.v3 import fault_pb2
-from envoy.extensions.filters.http.health_check.v3 import health_check_pb2
-from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
-from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as filter_pb2
-from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from envoy.type.matcher.v3 import string_pb2
-from envoy.type.v3 import percent_pb2
 
-from smc.envoy import clusters, logs, messages, names, routes, tcp, tls, traffic
+from smc.envoy import http, logs, messages, names, routes, tcp, tls
 from smc.model import Identity, MeshConfig, Mode, Name
 from smc.xds.snapshot import Resource, Type
 
 IpAddress = IPv4Address | IPv6Address
 
 _Hcm = http_connection_manager_pb2.HttpConnectionManager
-# Envoy reads an empty list as every private address: name one that nobody can have.
-_NOBODY_INTERNAL = _Hcm.InternalAddressConfig(
-    cidr_ranges=[address_pb2.CidrRange(address_prefix="255.255.255.255", prefix_len=messages.uint32(32))]
-)
 
 
 def outbound(address: str, app_address: str, config: MeshConfig) -> Resource:
@@ -66,17 +46,19 @@ def outbound(address: str, app_address: str, config: MeshConfig) -> Resource:
     Whoever gets in here speaks with the workload's identity. So where others reach `address`, only who comes from this
     very host does, and the application itself if it lives at another `app_address`; all others meet no chain.
     """
-    manager = connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
-    manager.rds.CopyFrom(fetched(names.OUTBOUND))
-    manager.upgrade_configs.append(_upgrade(routes.CONNECT))
-    manager.http_filters.extend([faults(), forward_proxy(), router()])
+    manager = http.connections(names.OUTBOUND, logs.http(names.OUTBOUND, config))
+    manager.rds.CopyFrom(http.fetched(names.OUTBOUND))
+    manager.upgrade_configs.append(http.upgrade(routes.CONNECT))
+    manager.http_filters.extend([http.faults(), http.forward_proxy(), http.router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     message = listener_pb2.Listener(
         name=names.OUTBOUND,
         address=messages.socket_address(address, names.OUTBOUND_PORT),
         traffic_direction=base_pb2.OUTBOUND,
         filter_chains=[
-            listener_components_pb2.FilterChain(name=name, filter_chain_match=match, filters=[network_filter(manager)])
+            listener_components_pb2.FilterChain(
+                name=name, filter_chain_match=match, filters=[http.network_filter(manager)]
+            )
             for name, match in _callers(ip_address(address), ip_address(app_address))
         ],
     )
@@ -141,26 +123,26 @@ def inbound(
 def http_chain(service: Name, port: int, app_port: int, trust_domain: str, config: MeshConfig) -> bytes:
     """A serialised Listener with the filter chain of one service port and nothing else."""
     manager = _from_proxies(config)
-    manager.rds.CopyFrom(fetched(names.inbound_route(app_port)))
+    manager.rds.CopyFrom(http.fetched(names.inbound_route(app_port)))
     name = names.cluster(service, port)
-    manager.http_filters.extend([_health(app_port), _deny_all(name), _rate_limit(), router()])
+    manager.http_filters.extend([http.health(app_port), http.deny_all(name), http.rate_limit(), http.router()])
     manager.http2_protocol_options.allow_connect = True
     manager.forward_client_cert_details = _Hcm.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
     _judge_what_the_application_sees(manager)
     match = _reached_by(names.sni(service, port, config.mesh_domain))
-    return _only(_chain(name, match, tls.downstream(trust_domain), network_filter(manager)))
+    return _only(_chain(name, match, tls.downstream(trust_domain), http.network_filter(manager)))
 
 
 def plaintext_chain(config: MeshConfig, app_port: int | None = None) -> bytes:
     """As `http_chain`, requests without TLS, from nobody known: to a port that is dialled, else by each one's host."""
     manager = _from_proxies(config)
     manager.codec_type = _Hcm.AUTO
-    manager.rds.CopyFrom(fetched(names.PLAINTEXT_ROUTE if app_port is None else names.inbound_route(app_port)))
-    manager.http_filters.extend([_deny_all(names.PLAINTEXT), _rate_limit(), router()])
+    manager.rds.CopyFrom(http.fetched(names.PLAINTEXT_ROUTE if app_port is None else names.inbound_route(app_port)))
+    manager.http_filters.extend([http.deny_all(names.PLAINTEXT), http.rate_limit(), http.router()])
     manager.forward_client_cert_details = _Hcm.SANITIZE
     _judge_what_the_application_sees(manager)
-    return _plaintext_chain(app_port, network_filter(manager))
+    return _plaintext_chain(app_port, http.network_filter(manager))
 
 
 def plaintext_tcp_chain(config: MeshConfig, app_port: int, trust_domain: str) -> bytes:
@@ -205,7 +187,7 @@ def tcp_chains(
         connected.insert(0, tcp.counting(name, callers, trust_domain, banned))
     manager = _from_proxies(config)
     manager.route_config.CopyFrom(route_pb2.RouteConfiguration(name=names.HEALTH))
-    manager.http_filters.extend([_health(app_port), router()])
+    manager.http_filters.extend([http.health(app_port), http.router()])
     health = _reached_by(sni)
     health.application_protocols.extend(tls.HTTP)
     carrying = _chain(name, _reached_by(sni), context, *connected)
@@ -213,7 +195,7 @@ def tcp_chains(
         carrying.metadata.filter_metadata["smc"]["barred"] = barred
     return _only(
         carrying,
-        _chain(f"{name}|{names.HEALTH}", health, tls.downstream(trust_domain), network_filter(manager)),
+        _chain(f"{name}|{names.HEALTH}", health, tls.downstream(trust_domain), http.network_filter(manager)),
     )
 
 
@@ -239,7 +221,7 @@ def _reached_by(sni: str) -> Any:
 
 def _from_proxies(config: MeshConfig) -> Any:
     """What other proxies open, whatever for."""
-    manager = connections(names.INBOUND, logs.http(names.INBOUND, config))
+    manager = http.connections(names.INBOUND, logs.http(names.INBOUND, config))
     manager.codec_type = _Hcm.HTTP2
     common = manager.common_http_protocol_options
     common.headers_with_underscores_action = protocol_pb2.HttpProtocolOptions.DROP_HEADER
@@ -253,87 +235,3 @@ def _judge_what_the_application_sees(manager: Any) -> None:
     manager.normalize_path.value = True
     manager.merge_slashes = True
     manager.path_with_escaped_slashes_action = _Hcm.REJECT_REQUEST
-
-
-def connections(stat_prefix: str, access_log: Iterable[Any]) -> Any:
-    """What all HTTP connection managers have in common."""
-    return _Hcm(
-        stat_prefix=stat_prefix,
-        access_log=access_log,
-        use_remote_address=messages.TRUE,
-        skip_xff_append=True,
-        internal_address_config=_NOBODY_INTERNAL,
-        # Everyone is external, so without this every hop would give a request a new id.
-        preserve_external_request_id=True,
-        server_header_transformation=_Hcm.PASS_THROUGH,
-        stream_idle_timeout=messages.seconds(0),
-        request_headers_timeout=messages.seconds(60),
-        upgrade_configs=[_upgrade("websocket")],
-    )
-
-
-def fetched(route: str) -> Any:
-    """The RouteConfiguration of that name, from the stream that everything comes on."""
-    return http_connection_manager_pb2.Rds(config_source=messages.ads(), route_config_name=route)
-
-
-def _upgrade(to: str) -> Any:
-    return _Hcm.UpgradeConfig(upgrade_type=to)
-
-
-def network_filter(manager: Any) -> Any:
-    """The last filter of a chain that speaks HTTP."""
-    return listener_components_pb2.Filter(
-        name="envoy.filters.network.http_connection_manager", typed_config=messages.packed(manager)
-    )
-
-
-def _http_filter(name: str, config: Any) -> Any:
-    return http_connection_manager_pb2.HttpFilter(name=name, typed_config=messages.packed(config))
-
-
-def router() -> Any:
-    return _http_filter("envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True))
-
-
-def faults() -> Any:
-    """Idle unless a route asks for faults."""
-    return _http_filter(traffic.FAULT, fault_pb2.HTTPFault())
-
-
-def _rate_limit() -> Any:
-    """Idle unless a route has a limit. After policy: who may not ask takes nothing from those who may."""
-    return _http_filter(traffic.RATE_LIMIT, local_rate_limit_pb2.LocalRateLimit(stat_prefix=traffic.COUNTED_AS))
-
-
-def forward_proxy() -> Any:
-    """Idle unless a route leads to the cluster `passthrough`; always there, so that egress changes no listener."""
-    config = dynamic_forward_proxy_pb2.FilterConfig(dns_cache_config=clusters.dns_cache())
-    return _http_filter("envoy.filters.http.dynamic_forward_proxy", config)
-
-
-def _deny_all(counted_as: str) -> Any:
-    """ALLOW with no policies: only what a route's own rules allow passes.
-
-    What they judge is counted under this filter's names, not under their own, so the port that was called is in these.
-    """
-    config = filter_pb2.RBAC(
-        rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW),
-        rules_stat_prefix=f"{counted_as}.",
-        shadow_rules_stat_prefix=f"{counted_as}.",
-    )
-    return _http_filter(routes.RBAC, config)
-
-
-def _health(app_port: int) -> Any:
-    """Says whether the application's port is open; before policy, since every caller's proxy has to know."""
-    config = health_check_pb2.HealthCheck(
-        pass_through_mode=messages.FALSE,
-        headers=[
-            route_components_pb2.HeaderMatcher(
-                name=":path", string_match=string_pb2.StringMatcher(exact=names.HEALTH_PATH)
-            )
-        ],
-    )
-    config.cluster_min_healthy_percentages[names.local(app_port)].CopyFrom(percent_pb2.Percent(value=1.0))
-    return _http_filter("envoy.filters.http.health_check", config)

@@ -29,7 +29,7 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 
-from smc.envoy import messages, names, routes, tls, traffic
+from smc.envoy import http, messages, names, routes, tls, traffic
 from smc.envoy.bootstrap import CERTIFICATE, KEY, ROOTS
 from smc.model import Destination, Inbound, Upstream, Workload
 from smc.xds.snapshot import Resource, Type
@@ -67,8 +67,8 @@ def bootstrap(node_id: str, xds: str, files: str) -> dict[str, Any]:
 
 def listeners(destination: Destination, mesh_domain: str, *, same_namespace: bool) -> tuple[Resource, ...]:
     """One for each way in which a target may spell the service port."""
-    filters = [_filter(traffic.FAULT, fault_pb2.HTTPFault()), _router()]
-    manager = _Hcm(rds=_fetched(names.cluster(destination.service, destination.port)), http_filters=filters)
+    filters = [http.filter_(traffic.FAULT, fault_pb2.HTTPFault()), _router()]
+    manager = _Hcm(rds=http.fetched(names.cluster(destination.service, destination.port)), http_filters=filters)
     api = api_listener_pb2.ApiListener(api_listener=messages.packed(manager))
     hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
     return tuple(
@@ -113,15 +113,11 @@ def server_listeners(workload: Workload, inbound: Inbound) -> tuple[Resource, ..
     """One for each address that the application may listen on; policy is in the route of the port."""
     denied = filter_pb2.RBAC(rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW))
     manager = _Hcm(
-        rds=_fetched(names.inbound_route(inbound.port)), http_filters=[_filter(routes.RBAC, denied), _router()]
+        rds=http.fetched(names.inbound_route(inbound.port)), http_filters=[http.filter_(routes.RBAC, denied), _router()]
     )
     context = tls_pb2.DownstreamTlsContext(common_tls_context=_presented(), require_client_certificate=messages.TRUE)
     chain = listener_components_pb2.FilterChain(
-        filters=[
-            listener_components_pb2.Filter(
-                name="envoy.filters.network.http_connection_manager", typed_config=messages.packed(manager)
-            )
-        ],
+        filters=[http.network_filter(manager)],
         transport_socket=_secured(context),
     )
     return tuple(
@@ -153,16 +149,8 @@ def _secured(context: Any) -> Any:
     return base_pb2.TransportSocket(name="envoy.transport_sockets.tls", typed_config=messages.packed(context))
 
 
-def _fetched(route_name: str) -> Any:
-    return http_connection_manager_pb2.Rds(config_source=messages.ads(), route_config_name=route_name)
-
-
 def _router() -> Any:
-    return _filter("envoy.filters.http.router", router_pb2.Router())
-
-
-def _filter(name: str, config: Any) -> Any:
-    return http_connection_manager_pb2.HttpFilter(name=name, typed_config=messages.packed(config))
+    return http.filter_("envoy.filters.http.router", router_pb2.Router())
 
 
 def _bracketed(address: str) -> str:
