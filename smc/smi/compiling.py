@@ -25,18 +25,10 @@ from smc.model import (
     Severity,
     Split,
 )
-from smc.smi.kinds import (
-    HTTP_ROUTES,
-    KINDS,
-    TCP_ROUTE,
-    UDP_ROUTE,
-    IdentityBinding,
-    PortRoute,
-    RouteGroup,
-    RouteReference,
-    TrafficSplit,
-    TrafficTarget,
-)
+from smc.smi.access import IdentityBinding, RouteReference, TrafficTarget
+from smc.smi.kinds import KINDS
+from smc.smi.specs import HTTP_ROUTES, TCP_ROUTE, UDP_ROUTE, PortRoute, RouteGroup
+from smc.smi.split import TrafficSplit
 
 T = TypeVar("T")
 _DEFAULTS = PolicyOptions()
