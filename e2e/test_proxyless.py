@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -15,15 +15,17 @@ import pytest
 import pytest_asyncio
 
 from e2e.kit.mesh import Mesh, eventually
+from smc.demo import programs
+from smc.demo.apps import APP_PORT, CONTROL_PORT
 from smc.demo.bookstore import Placement
 from smc.demo.local import Plan
 from smc.demo.processes import Process, ProcessFailed
-from smc.proxy.program import BOOTSTRAP, WORKLOAD
+from smc.proxy.program import WORKLOAD
 from tests.drawn import Place
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PORT = 50051
+PORT = APP_PORT
 TARGET = f"xds:///quotes.shop:{PORT}"
 GET, DELETE = "/shop.Quotes/Get", "/shop.Quotes/Delete"
 
@@ -66,12 +68,14 @@ def _split(v1: int, v2: int) -> dict[str, Any]:
 class Programs(Mesh):
     """A mesh of gRPC programs alone."""
 
+    _control = itertools.count(CONTROL_PORT)
+
     async def program(self, name: str, account: str, services: Sequence[str] = ()) -> Place:
         """A workload without Envoy: its `smc proxy run --grpc` is ready when this returns."""
         place = Place("shop", name, account, self._addresses.take())
         spec = {"address": place.address, "serviceAccount": account, "services": list(services), "sidecar": "grpc"}
         await self.write_all(_manifest("smc.io/v1alpha1", "Workload", name, spec))
-        await self._join(Placement("shop", name, account), place.address, ["--grpc"])
+        await self._join_proxyless(Placement("shop", name, account), place.address)
         return place
 
     async def write_all(self, *documents: dict[str, Any], wait: bool = False) -> None:
@@ -79,11 +83,26 @@ class Programs(Mesh):
         await asyncio.to_thread(path.write_text, "\n---\n".join(json.dumps(document) for document in documents))
         await self.smc("apply", "-f", str(path), *(["--wait"] if wait else []))
 
-    def start(self, place: Place, name: str, *arguments: str) -> Process:
-        """Run the program of a workload; what it says is in its log."""
-        directory = self.sidecars[f"shop/{place.name}"].directory
-        argv = [sys.executable, "-m", "e2e.kit.grpc_program", *arguments]
-        return self.children.process(name, argv, role="app", env={"GRPC_XDS_BOOTSTRAP": str(directory / BOOTSTRAP)})
+    async def serve(self, place: Place, version: str) -> Process:
+        """Run the program of a workload that serves."""
+        app = programs.quotes(self.children, place.name, self.proxyless[f"shop/{place.name}"], version)
+        await app.start()
+        return app.process
+
+    async def ask(self, place: Place, method: str) -> Asking:
+        """Run one more program of a workload, which calls 50 times a second."""
+        control = next(self._control)
+        app = programs.reader(
+            self.children,
+            f"{place.name}-{control}",
+            self.proxyless[f"shop/{place.name}"],
+            rate=50,
+            target=TARGET,
+            method=method,
+            control_port=control,
+        )
+        await app.start()
+        return Asking(app.process)
 
 
 class Asking:
@@ -116,7 +135,7 @@ async def mesh() -> AsyncIterator[Programs]:
         await running.write_all(*map(_service, ("quotes", "quotes-v1", "quotes-v2")))
         for version in ("v1", "v2"):
             place = await running.program(f"quotes-{version}", "quotes", ("quotes", f"quotes-{version}"))
-            await running.start(place, f"app-{version}", "serve", f"{place.address}:{PORT}", version).start()
+            await running.serve(place, version)
         yield running
 
 
@@ -125,9 +144,7 @@ async def caller(mesh: Programs) -> AsyncIterator[Asking]:
     """It calls 50 times a second from the first test to the last."""
     place = await mesh.program("caller", "caller")
     await mesh.write_all(*_policy(GET))
-    process = mesh.start(place, "app-caller", "ask", TARGET, GET, "--rate", "50")
-    await process.start()
-    asking = Asking(process)
+    asking = await mesh.ask(place, GET)
     await asking.until({"v1", "v2"}, number=40)
     yield asking
 
@@ -137,8 +154,7 @@ async def test_both_ends_know_each_other_by_identity(mesh: Programs, caller: Ask
     assert {answer["caller"] for answer in found} == {"spiffe://demo.smc.internal/ns/shop/sa/caller"}
     # And the caller takes nobody else for the service: the servers get another identity, and it is not told.
     stranger = await mesh.program("stranger", "stranger")
-    server = mesh.start(stranger, "app-stranger", "serve", f"{stranger.address}:{PORT}", "stranger")
-    await server.start()
+    server = await mesh.serve(stranger, "stranger")
     endpoint = {"address": stranger.address, "serviceAccount": "quotes", "services": ["quotes-v2"], "sidecar": "grpc"}
     await mesh.write_all(_manifest("smc.io/v1alpha1", "Workload", "impostor", endpoint))
     assert {answer["version"] for answer in await caller.next(100)} == {"v1", "v2"}
@@ -147,22 +163,28 @@ async def test_both_ends_know_each_other_by_identity(mesh: Programs, caller: Ask
 
 async def test_what_policy_does_not_allow_the_server_refuses(mesh: Programs, caller: Asking) -> None:
     place = await mesh.program("other", "other")
-    for asker, name, method in (
-        (place, "app-other", GET),
-        (Place("shop", "caller", "caller", ""), "app-delete", DELETE),
-    ):
-        process = mesh.start(asker, name, "ask", TARGET, method, "--rate", "50")
-        await process.start()
-        found = await Asking(process).next(40)
+    for asker, method in ((place, GET), (Place("shop", "caller", "caller", ""), DELETE)):
+        asking = await mesh.ask(asker, method)
+        found = await asking.next(40)
         assert {(answer["status"], answer["error"]) for answer in found} == {
             ("PERMISSION_DENIED", "Unauthorized RPC rejected")
         }
         if method == DELETE:
             await mesh.write_all(*_policy(GET, DELETE), wait=True)
-            await Asking(process).until({"OK"}, key="status")
+            await asking.until({"OK"}, key="status")
             await mesh.write_all(*_policy(GET), wait=True)
-            await Asking(process).until({"PERMISSION_DENIED"}, key="status")
-        await process.kill()
+            await asking.until({"PERMISSION_DENIED"}, key="status")
+        await asking.process.kill()
+
+
+async def test_where_policy_is_only_counted_every_workload_may_call(mesh: Programs, caller: Asking) -> None:
+    process = mesh.start(Place("shop", "caller", "caller", ""), "app-audit", "ask", TARGET, DELETE, "--rate", "50")
+    await process.start()
+    await Asking(process).until({"PERMISSION_DENIED"}, key="status")
+    for mode, status in (("audit", "OK"), ("enforcing", "PERMISSION_DENIED")):
+        await mesh.write_all(_manifest("smc.io/v1alpha1", "NamespaceConfig", "default", {"mode": mode}), wait=True)
+        await Asking(process).until({status}, key="status")
+    await process.kill()
 
 
 async def test_a_split_moves_calls_that_go_on_without_a_failure(mesh: Programs, caller: Asking) -> None:
@@ -198,7 +220,9 @@ async def _written(mesh: Programs, document: dict[str, Any]) -> bool:
 
 
 async def test_certificates_are_replaced_while_calls_go_on(mesh: Programs, caller: Asking) -> None:
-    files = [mesh.sidecars[f"shop/{name}"].directory / WORKLOAD / "certificate.pem" for name in ("caller", "quotes-v1")]
+    files = [
+        mesh.proxyless[f"shop/{name}"].directory / WORKLOAD / "certificate.pem" for name in ("caller", "quotes-v1")
+    ]
     before = [await asyncio.to_thread(Path.read_text, path) for path in files]
     config = {"certificates": {"workloadTTL": "20s"}}
     document = {"apiVersion": "smc.io/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"}, "spec": config}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -16,7 +12,7 @@ from e2e.kit.prober import statuses
 from smc.cli.session import Config
 from smc.demo import bookstore
 from smc.demo.processes import ProcessFailed
-from smc.demo.programs import Replica, Sidecar
+from smc.demo.programs import Replica
 
 mesh = module_mesh()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -37,18 +33,6 @@ async def _all_reach(mesh: Mesh, version: str) -> None:
     assert Counter(probe.version for probe in probes) == {version: REQUESTS}
 
 
-@contextmanager
-def _paused(sidecar: Sidecar) -> Iterator[None]:
-    """Its Envoy hears nothing and says nothing; its connections stay."""
-    pid = sidecar.envoy_pid
-    assert pid
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 async def test_when_it_returns_every_request_obeys(mesh: Mesh) -> None:
     await mesh.wait_synced()
     for v1, v2 in [(100, 0), (0, 100)] * 5:
@@ -58,7 +42,7 @@ async def test_when_it_returns_every_request_obeys(mesh: Mesh) -> None:
 
 async def test_an_envoy_that_does_not_answer_is_named_and_has_it_once_it_does(mesh: Mesh) -> None:
     await _apply(mesh, 0, 100, "30s")
-    with _paused(mesh.sidecar(BUYER)):
+    with mesh.sidecar(BUYER).stopped():
         with pytest.raises(ProcessFailed) as e:
             await _apply(mesh, 100, 0, "2s")
         assert "ended with 6:" in str(e.value)
@@ -84,7 +68,7 @@ async def test_a_replica_may_die_while_it_is_waited_for(mesh: Mesh, who: str) ->
     await _apply(mesh, 100, 0, "30s")
     buyer = mesh.sidecar(BUYER)
     victim = await _replica(mesh, who)
-    with _paused(buyer):
+    with buyer.stopped():
         waiting = asyncio.create_task(_apply(mesh, 0, 100, "25s"))
         await asyncio.sleep(2.5)
         assert not waiting.done()

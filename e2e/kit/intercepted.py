@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from e2e.kit.mesh import Mesh
@@ -72,7 +72,7 @@ class InterceptedMesh(Mesh):
         `arguments` are given to its `smc proxy run --intercept`.
         """
         self.hosts[placement.name] = host
-        self.write(placement.workload, f"{bookstore.workload(placement, host.address)}  sidecar: intercepted\n")
+        self.write(placement.workload, bookstore.workload(replace(placement, sidecar="intercepted"), host.address))
         if placement.version:
             app = programs.bookstore(self.children, placement.workload, host.address, placement.version)
             self.apps[placement.workload] = app

@@ -17,7 +17,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -92,15 +94,26 @@ class Bookstore:
         return 404, {"error": "there is nothing here"}
 
 
-class Visitor:
-    """Asks for the same page for ever, at a steady rate, and counts what comes back."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back to a visitor."""
 
-    def __init__(self, name: str, url: str, caller: Caller) -> None:
+    status: int | str
+    """As the protocol writes it: 200, or `PERMISSION_DENIED`; 0: there was no answer."""
+    version: str = ""
+    """Of the server that answered; "" if none did."""
+    error: str = ""
+    """Why there was no answer."""
+
+
+class Visitor:
+    """Asks for the same thing for ever, and counts what comes back."""
+
+    def __init__(self, name: str, ask: Callable[[], Awaitable[Reply]]) -> None:
         self._name = name
-        self._url = url
-        self._caller = caller
+        self._ask = ask
         self._sent = 0
-        self._answers: Counter[tuple[int, str]] = Counter()
+        self._answers: Counter[tuple[int | str, str]] = Counter()
         self._errors: Counter[str] = Counter()
 
     def counters(self) -> dict[str, Any]:
@@ -118,11 +131,17 @@ class Visitor:
 
     async def visit(self) -> None:
         self._sent += 1
-        answer = await self._caller.request(self._url)
-        if answer.status == 0:
-            self._errors[answer.error if len(self._errors) < MAX_COUNTERS else "*"] += 1
+        reply = await self._ask()
+        if reply.status == 0:
+            self._errors[reply.error if len(self._errors) < MAX_COUNTERS else "*"] += 1
         else:
-            self._answers[answer.status, version(answer)] += 1
+            self._answers[reply.status, reply.version] += 1
+
+
+async def page(caller: Caller, url: str) -> Reply:
+    """Ask for a page of the bookstore."""
+    answer = await caller.request(url)
+    return Reply(answer.status, version(answer), answer.error)
 
 
 def version(answer: Answer) -> str:
@@ -147,7 +166,9 @@ async def serve(app: web.Application, address: str, port: int) -> web.AppRunner:
     return runner
 
 
-def _control(counters: Any) -> web.Application:
+def control(counters: Callable[[], dict[str, Any]]) -> web.Application:
+    """What serves a program's counters."""
+
     async def answer(_: web.Request) -> web.Response:
         return web.json_response(counters())
 
@@ -156,26 +177,32 @@ def _control(counters: Any) -> web.Application:
     return app
 
 
-async def run(options: argparse.Namespace) -> None:
-    """Run one program until SIGTERM or SIGINT."""
+def asked_to_stop() -> asyncio.Event:
+    """Set on SIGTERM and SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Run one program until SIGTERM or SIGINT."""
+    stop = asked_to_stop()
     runners: list[web.AppRunner] = []
     try:
         if options.program == "bookstore":
             log = Path(options.access_log).open("a", buffering=1) if options.access_log else None  # noqa: ASYNC230, SIM115
             store = Bookstore(options.version, log)
             runners.append(await serve(store.application(), options.address, options.port))
-            runners.append(await serve(_control(store.counters), options.address, options.control_port))
+            runners.append(await serve(control(store.counters), options.address, options.control_port))
             await stop.wait()
             if log is not None:
                 log.close()
         else:
             caller = Caller(os.environ.get("http_proxy"), keep_alive=True)
-            visitor = Visitor(options.program, options.url, caller)
-            runners.append(await serve(_control(visitor.counters), options.address, options.control_port))
+            visitor = Visitor(options.program, partial(page, caller, options.url))
+            runners.append(await serve(control(visitor.counters), options.address, options.control_port))
             await open_loop(options.rate, visitor.visit, stop)
             await caller.close()
     finally:

@@ -14,6 +14,8 @@ from smc.demo.envoy_admin import EnvoyAdmin
 from smc.demo.programs import App
 
 K = TypeVar("K")
+PATIENCE = 2.0
+"""Seconds that an Envoy has to answer. One that was stopped never does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,12 @@ class Figures:
 
     sent: Counter[str]
     """Requests by visitor."""
-    answered: Counter[tuple[str, int, str]]
-    """By visitor, status and version of the bookstore that answered ("": none did)."""
+    answered: Counter[tuple[str, int | str, str]]
+    """By visitor, status (200, `PERMISSION_DENIED`) and version of the application that answered ("": none did)."""
     failed: Counter[str]
     """Requests without any answer, by visitor."""
     reached: Counter[tuple[str, str]]
-    """Requests that a bookstore itself has seen, by its workload and the caller's SPIFFE ID."""
+    """Requests that an application itself has seen, by its workload and the caller's SPIFFE ID."""
     denied: Counter[str]
     """Requests that a sidecar's RBAC filters refused, by workload. Starts anew with its Envoy."""
     heard: Mapping[str, str]
@@ -49,15 +51,15 @@ class Figures:
             self.pending,
         )
 
-    def statuses(self, visitor: str) -> Counter[int]:
-        found: Counter[int] = Counter()
+    def statuses(self, visitor: str) -> Counter[int | str]:
+        found: Counter[int | str] = Counter()
         for (name, status, _), count in self.answered.items():
             if name == visitor:
                 found[status] += count
         return found
 
     def versions(self, visitor: str) -> Counter[str]:
-        """Answers of a bookstore, by its version."""
+        """Answers of an application, by its version."""
         found: Counter[str] = Counter()
         for (name, _, version), count in self.answered.items():
             if name == visitor and version:
@@ -65,7 +67,7 @@ class Figures:
         return found
 
     def reached_by(self, part: str) -> int:
-        """Requests that reached any bookstore from callers with `part` in their SPIFFE ID, such as `/ns/bookthief/`."""
+        """Requests that reached an application from callers with `part` in their SPIFFE ID, as `/ns/bookthief/`."""
         return sum(count for (_, caller), count in self.reached.items() if part in caller)
 
     @classmethod
@@ -118,9 +120,10 @@ async def _all(apps: Mapping[str, App]) -> dict[str, dict[str, Any]]:
 
 async def _ask(admin: EnvoyAdmin) -> tuple[int, str, tuple[str, ...], str]:
     try:
-        (_, denied), identifier, serials, pending = await asyncio.gather(
-            admin.verdicts(), admin.identifier(), admin.serials(), admin.pending()
-        )
+        async with asyncio.timeout(PATIENCE):
+            (_, denied), identifier, serials, pending = await asyncio.gather(
+                admin.verdicts(), admin.identifier(), admin.serials(), admin.pending()
+            )
     except (aiohttp.ClientError, TimeoutError):
         return 0, "", (), "no answer"
     return denied, identifier, serials, pending

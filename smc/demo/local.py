@@ -18,8 +18,9 @@ from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
 from smc.demo.bookstore import Placement
 from smc.demo.figures import Figures
-from smc.demo.processes import Children, ProcessFailed
-from smc.demo.programs import App, Etcd, EtcdProgram, Replica, Sidecar
+from smc.demo.processes import Children, Ended, ProcessFailed
+from smc.demo.programs import App, Etcd, EtcdProgram, Joined, Proxyless, Replica, Sidecar
+from smc.demo.wire import Roots
 from smc.errors import NotFound
 
 MESH = "demo"
@@ -39,6 +40,8 @@ class Plan:
     """Applied once everything runs."""
     replica_env: tuple[tuple[str, str], ...] = (("SMC_LEASE_TTL", "5s"),)
     proxy_env: tuple[tuple[str, str], ...] = ()
+    patience: float = programs.START
+    """Seconds that a proxy has to join and to get ready."""
 
 
 class LocalMesh:
@@ -59,6 +62,8 @@ class LocalMesh:
         self.replicas: list[Replica] = []
         self.sidecars: dict[str, Sidecar] = {}
         """By `<namespace>/<workload>`."""
+        self.proxyless: dict[str, Proxyless] = {}
+        """The same of gRPC programs, which have no Envoy."""
         self.apps: dict[str, App] = {}
         """By `<namespace>/<workload>`; only of those that serve something."""
         self.visitors: dict[str, App] = {}
@@ -119,7 +124,7 @@ class LocalMesh:
         self._progress(f"starting {plan.replicas} replicas: smc serve")
         await _together(
             *(self._start_replica(replica) for replica in self.replicas),
-            *(self._start_app(placement, address) for placement, address in placed if placement.version),
+            *(self._start_store(placement, address) for placement, address in placed if placement.version),
         )
         self._progress(f"starting {len(placed)} sidecars: smc token create, smc proxy run")
         await _together(*(self._join(placement, address) for placement, address in placed))
@@ -132,25 +137,30 @@ class LocalMesh:
         await replica.start()
         await replica.until_ready()
 
-    async def _start_app(self, placement: Placement, address: str) -> None:
+    async def _start_store(self, placement: Placement, address: str) -> None:
         app = programs.bookstore(self.children, placement.workload, address, placement.version)
         self.apps[placement.workload] = app
         await app.start()
 
     async def _join(self, placement: Placement, address: str, arguments: Sequence[str] = ()) -> None:
-        token = (await self.smc("token", "create", f"proxy/{placement.workload}")).strip()
         sidecar = programs.sidecar(
             self.children,
             placement.workload,
             address,
-            token=token,
+            token=await self._token(placement),
             join=[replica.join for replica in self.replicas],
             arguments=arguments,
             env=dict(self.plan.proxy_env),
         )
         self.sidecars[placement.workload] = sidecar
-        await sidecar.process.start()
-        await sidecar.until_ready()
+        await self._until_joined(sidecar)
+
+    async def _token(self, placement: Placement) -> str:
+        return (await self.smc("token", "create", f"proxy/{placement.workload}")).strip()
+
+    async def _until_joined(self, one: Joined) -> None:
+        await one.process.start()
+        await one.until_ready(self.plan.patience)
 
     @property
     def credential(self) -> Path:
@@ -164,10 +174,44 @@ class LocalMesh:
         """
         address = self._addresses.take()
         if placement.version:
-            await self._start_app(placement, address)
+            await self._start_store(placement, address)
         self.write(placement.workload, bookstore.workload(placement, address))
         await self._join(placement, address, arguments)
         return self.sidecars[placement.workload]
+
+    async def add_proxyless(self, *placements: Placement) -> None:
+        """Workloads of gRPC programs, at once. Those that have a version serve quotes; all are ready at the return."""
+
+        async def add(placement: Placement) -> None:
+            address = self._addresses.take()
+            self.write(placement.workload, bookstore.workload(placement, address))
+            one = await self._join_proxyless(placement, address)
+            if placement.version:
+                app = programs.quotes(self.children, placement.workload, one, placement.version)
+                self.apps[placement.workload] = app
+                await app.start()
+
+        await _together(*map(add, placements))
+
+    async def _join_proxyless(self, placement: Placement, address: str) -> Proxyless:
+        one = programs.proxyless(
+            self.children,
+            placement.workload,
+            address,
+            token=await self._token(placement),
+            join=[replica.join for replica in self.replicas],
+            env=dict(self.plan.proxy_env),
+        )
+        self.proxyless[placement.workload] = one
+        await self._until_joined(one)
+        return one
+
+    async def read(self, placement: Placement, *, rate: float) -> None:
+        """Start the gRPC program of a placement that asks for quotes so many times a second."""
+        beside = self.proxyless[placement.workload]
+        app = programs.reader(self.children, placement.workload, beside, rate=rate, target=bookstore.QUOTES_TARGET)
+        self.visitors[placement.workload] = app
+        await app.start()
 
     async def visit(self, name: str, *, rate: float = 20.0) -> App:
         """Start `bookbuyer` or `bookthief` beside its sidecar: so many requests a second to the bookstore."""
@@ -181,6 +225,16 @@ class LocalMesh:
         """All counters of this moment; the difference of two says what happened in between."""
         admins = {workload: sidecar.admin for workload, sidecar in self.sidecars.items()}
         return await Figures.take(self.visitors, self.apps, admins)
+
+    async def roots(self) -> Roots:
+        """Which roots are in use on the TLS ports of replicas and of applications' Envoys, and who trusts which."""
+        ports: dict[str, str | None] = {}
+        for replica in self.replicas:
+            ports |= dict.fromkeys((replica.join, replica.xds, replica.api))
+        for workload, sidecar in self.sidecars.items():
+            if workload in self.apps:
+                ports[sidecar.inbound] = bookstore.SNI
+        return await Roots.take(ports, {workload: sidecar.admin for workload, sidecar in self.sidecars.items()})
 
     def write(self, name: str, text: str | None) -> None:
         """Put one file into the informer's directory, by rename; None takes it away."""
@@ -198,16 +252,35 @@ class LocalMesh:
         Raises:
             ProcessFailed: it ended with another code than 0; with its standard error.
         """
-        settings = {"SMC_MESH": MESH, "SMC_CREDENTIAL": str(self.credential), "NO_COLOR": "1"}
         name = " ".join(("smc", *arguments[:2]))
-        return await self.children.run(name, programs.smc(*arguments), env=settings, timeout=CLI)
+        return await self.children.run(name, programs.smc(*arguments), env=self._operator, timeout=CLI)
+
+    async def ended(self, *arguments: str) -> Ended:
+        """Run one `smc` command as the operator, whatever comes of it.
+
+        Raises:
+            ProcessFailed: it does not end.
+        """
+        name = " ".join(("smc", *arguments[:2]))
+        return await self.children.ended(name, programs.smc(*arguments), env=self._operator, timeout=CLI)
+
+    @property
+    def _operator(self) -> dict[str, str]:
+        return {"SMC_MESH": MESH, "SMC_CREDENTIAL": str(self.credential), "NO_COLOR": "1"}
 
     async def apply(self, text: str) -> str:
         """`smc apply -f`; returns what it printed."""
+        return await self.smc("apply", "-f", await self._written(text))
+
+    async def apply_and_wait(self, text: str, seconds: float) -> Ended:
+        """`smc apply -f --wait`, for at most so many seconds, whatever comes of it."""
+        return await self.ended("apply", "-f", await self._written(text), f"--wait={seconds:g}s")
+
+    async def _written(self, text: str) -> str:
         self._applied += 1
         path = self.directory / f"apply-{self._applied}.yaml"
         await asyncio.to_thread(path.write_text, text)
-        return await self.smc("apply", "-f", str(path))
+        return str(path)
 
     async def leader_key(self) -> tuple[str, int] | None:
         """(value, create_revision) of the leader's key in etcd; None while nobody leads."""

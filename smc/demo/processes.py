@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,16 @@ os.execvp(command[0], command)
 
 class ProcessFailed(SmcError):
     """A child ended, or did not get ready in time. The message has the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command came to its end."""
+
+    code: int
+    """As `subprocess` has it: negative for a signal."""
+    output: str
+    errors: str
 
 
 class Process:
@@ -202,10 +213,21 @@ class Children:
         return process
 
     async def run(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], timeout: float = 30.0) -> str:
-        """Run a command to its end, and return what it wrote on standard output. It is not written to a log.
+        """Run a command to its end, and return what it wrote on standard output.
 
         Raises:
             ProcessFailed: it ended with another code than 0, or not in `timeout` seconds; with its standard error.
+        """
+        ended = await self.ended(name, argv, env=env, timeout=timeout)
+        if ended.code != 0:
+            raise ProcessFailed(f"{name}: ended with {ended.code}:\n{ended.errors[-4000:]}")
+        return ended.output
+
+    async def ended(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], timeout: float = 30.0) -> Ended:
+        """Run a command to its end, whichever that is. What it writes is not written to a log.
+
+        Raises:
+            ProcessFailed: not in `timeout` seconds.
         """
         inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         process = await asyncio.create_subprocess_exec(
@@ -225,9 +247,8 @@ class Children:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if process.returncode != 0:
-            raise ProcessFailed(f"{name}: ended with {process.returncode}:\n{errors.decode(errors='replace')[-4000:]}")
-        return output.decode()
+        assert process.returncode is not None  # noqa: S101
+        return Ended(process.returncode, output.decode(), errors.decode(errors="replace"))
 
     async def answers(self, url: str, *, status: int = 200) -> bool:
         """Whether a GET has this status."""

@@ -7,8 +7,10 @@ import base64
 import os
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from smc.demo.apps import APP_PORT, CONTROL_PORT
 from smc.demo.envoy_admin import EnvoyAdmin
 from smc.demo.processes import Children, Process, ProcessFailed
 from smc.errors import NotFound
+from smc.proxy.program import BOOTSTRAP
 
 OLDEST_ETCD = (3, 4, 22)
 START = 30.0
 """Seconds that a program has to get ready, on a machine that is busy."""
-OUTBOUND_PORT = 15001
+OUTBOUND_PORT, INBOUND_PORT = 15001, 15003
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,20 +222,49 @@ def replica(
 
 
 @dataclass(frozen=True, slots=True)
-class Sidecar:
-    """One `smc proxy run` and its Envoy."""
+class Joined:
+    """One `smc proxy run`."""
 
     workload: str
     """`<namespace>/<name>`"""
     address: str
     directory: Path
     process: Process
+
+    async def until_ready(self, timeout: float = START) -> None:
+        """It has joined, and what stands beside it has what it needs: Envoy is live and holds its certificate."""
+
+        async def ready() -> bool:
+            return (self.directory / "ready").exists()
+
+        await self.process.until(ready, "it was ready", timeout=timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxyless(Joined):
+    """One `smc proxy run --grpc`: it keeps a gRPC program's files fresh, and there is no Envoy."""
+
+    @property
+    def bootstrap(self) -> Path:
+        """What the program gets as GRPC_XDS_BOOTSTRAP."""
+        return self.directory / BOOTSTRAP
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar(Joined):
+    """One `smc proxy run` and its Envoy."""
+
     admin: EnvoyAdmin
 
     @property
     def outbound(self) -> str:
         """What the application uses as `http_proxy`, without the scheme."""
         return f"{self.address}:{OUTBOUND_PORT}"
+
+    @property
+    def inbound(self) -> str:
+        """Where others reach its application, by mutual TLS: host:port."""
+        return f"{self.address}:{INBOUND_PORT}"
 
     @property
     def envoy_pid(self) -> int:
@@ -243,13 +275,21 @@ class Sidecar:
             return 0
         return int(children[0]) if children else 0
 
-    async def until_ready(self, timeout: float = START) -> None:
-        """Envoy is live and holds its workload's certificate."""
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Its Envoy hears nothing and says nothing (SIGSTOP); its connections stay.
 
-        async def ready() -> bool:
-            return (self.directory / "ready").exists()
-
-        await self.process.until(ready, "its Envoy was ready", timeout=timeout)
+        Raises:
+            ProcessFailed: there is no Envoy.
+        """
+        pid = self.envoy_pid
+        if not pid:
+            raise self.process.failure("it has no Envoy that could be stopped")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def sidecar(
@@ -263,22 +303,42 @@ def sidecar(
     env: Mapping[str, str],
 ) -> Sidecar:
     """`smc proxy run`; `join` are host:port of join ports. The token goes where `ps` does not show it."""
+    directory, process = _joining(children, workload, token, join, arguments, env)
+    return Sidecar(workload, address, directory, process, EnvoyAdmin(children.http, address))
+
+
+def proxyless(
+    children: Children, workload: str, address: str, *, token: str, join: Sequence[str], env: Mapping[str, str]
+) -> Proxyless:
+    """`smc proxy run --grpc`; as `sidecar`."""
+    return Proxyless(workload, address, *_joining(children, workload, token, join, ["--grpc"], env))
+
+
+def _joining(
+    children: Children,
+    workload: str,
+    token: str,
+    join: Sequence[str],
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+) -> tuple[Path, Process]:
     directory = children.directory / "proxies" / workload.replace("/", "_")
     argv = smc("proxy", "run", "--dir", str(directory), *arguments)
     for one in join:
         argv += ["--join", one]
     process = children.process(f"proxy-{workload}", argv, role="proxy", env={"SMC_TOKEN": token} | dict(env))
-    return Sidecar(workload, address, directory, process, EnvoyAdmin(children.http, address))
+    return directory, process
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """One program of `smc.demo.apps`."""
+    """One program of `smc.demo.apps` or `smc.demo.quotes`."""
 
     address: str
     process: Process
     children: Children
     access_log: Path | None = None
+    control_port: int = CONTROL_PORT
 
     async def counters(self) -> dict[str, Any]:
         """What it has counted since it was started; each program says in its own words."""
@@ -289,7 +349,7 @@ class App:
 
     @property
     def _control(self) -> str:
-        return f"http://{self.address}:{CONTROL_PORT}/_counters"
+        return f"http://{self.address}:{self.control_port}/_counters"
 
     async def start(self) -> None:
         """Start it, and wait until it serves."""
@@ -312,6 +372,39 @@ def visitor(children: Children, program: str, address: str, *, proxy: str, rate:
     argv = [*_app(program, address), "--rate", f"{rate:g}", *(("--url", url) if url else ())]
     process = children.process(f"app-{program}", argv, role="visitor", env={"http_proxy": f"http://{proxy}"})
     return App(address, process, children)
+
+
+def quotes(children: Children, name: str, beside: Proxyless, version: str) -> App:
+    """A gRPC server that is told by xDS itself."""
+    return _quotes(children, name, beside, "serve", "--version", version)
+
+
+def reader(
+    children: Children,
+    name: str,
+    beside: Proxyless,
+    *,
+    rate: float,
+    target: str,
+    method: str = "",
+    control_port: int = CONTROL_PORT,
+) -> App:
+    """A gRPC client that is told by xDS itself; `target` is `xds:///<service>.<namespace>:<port>`.
+
+    Each that stands beside one proxy needs a control port of its own.
+    """
+    asks = ["--target", target, "--rate", f"{rate:g}", *(("--method", method) if method else ())]
+    return _quotes(children, name, beside, "ask", *asks, control_port=control_port)
+
+
+def _quotes(
+    children: Children, name: str, beside: Proxyless, does: str, *arguments: str, control_port: int = CONTROL_PORT
+) -> App:
+    argv = [sys.executable, "-m", "smc.demo.quotes", does, "--address", beside.address, *arguments]
+    argv += ["--control-port", f"{control_port}"]
+    role = "visitor" if does == "ask" else "app"
+    process = children.process(f"app-{name}", argv, role=role, env={"GRPC_XDS_BOOTSTRAP": str(beside.bootstrap)})
+    return App(beside.address, process, children, control_port=control_port)
 
 
 def _app(program: str, address: str) -> list[str]:

@@ -119,8 +119,9 @@ def picture(mesh: LocalMesh, happened: Figures, leader: str) -> RenderableType:
     traffic = Table("VISITOR", "SENT/S", "V1", "V2", "DENIED", "OTHER", "FAILED", title="traffic", title_justify="left")
     for visitor in mesh.visitors:
         versions, statuses = happened.versions(visitor), happened.statuses(visitor)
-        other = statuses.total() - statuses[403] - versions.total()
-        cells = (happened.sent[visitor], versions["v1"], versions["v2"], statuses[403], other, happened.failed[visitor])
+        denied = statuses[403] + statuses["PERMISSION_DENIED"]
+        other = statuses.total() - denied - versions.total()
+        cells = (happened.sent[visitor], versions["v1"], versions["v2"], denied, other, happened.failed[visitor])
         traffic.add_row(visitor, *map(str, cells))
     replicas = Table("REPLICA", "PROCESS", "LEADS", title="control plane", title_justify="left")
     for replica in mesh.replicas:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,13 @@ PATIENCE = 30.0
 """Seconds that anything slower may take."""
 DOWN = 5.0
 """Seconds for which there is no control plane at all."""
+LAG = 2.0
+"""Seconds for which `--wait` waits for a proxy that does not answer."""
+LAGGING = 6
+"""What `smc apply --wait` ends with then."""
+OUT = 5.0
+"""Seconds after which a proxy that was revoked must be out."""
+_LAGGARD = re.compile(r"^warning: (\S+) at \S+: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Chapter:
     tell: Callable[[], AsyncIterator[Claim]]
 
 
-CHAPTERS = ("policy", "shift", "leader", "everyone", "rotation")
+CHAPTERS = ("policy", "shift", "leader", "everyone", "rotation", "laggard", "root", "grpc", "revocation")
 """Their names, in order. None needs what another one did."""
 
 
@@ -62,6 +70,10 @@ class Story:
             ("The leader is killed", self.leader),
             ("Every replica is killed, and comes back", self.everyone),
             ("Certificates rotate", self.rotation),
+            ("An Envoy is stopped, and waited for", self.laggard),
+            ("The root is replaced", self.root),
+            ("gRPC programs without an Envoy", self.grpc),
+            ("One of two proxies of an identity is revoked", self.revocation),
         )
         return tuple(Chapter(name, title, tell) for name, (title, tell) in zip(CHAPTERS, titles, strict=True))
 
@@ -126,8 +138,7 @@ class Story:
         await mesh.add(newcomer)
 
         async def reached() -> int:
-            figures = await mesh.figures()
-            return sum(count for (store, _), count in figures.reached.items() if store == newcomer.workload)
+            return _served(await mesh.figures(), newcomer.workload)
 
         async def found() -> bool:
             return await reached() > 0
@@ -194,6 +205,117 @@ class Story:
         yield _unhurt(happened)
         yield _unhurt(now - before)
 
+    async def laggard(self) -> AsyncIterator[Claim]:
+        mesh = self._mesh
+        await mesh.apply(bookstore.split(100, 0))
+        before = await mesh.figures()
+        with mesh.sidecar(THIEF).stopped():
+            ended = await mesh.apply_and_wait(bookstore.split(0, 100), LAG)
+            ahead = (await self._watch(0.5)).versions(BUYER)
+        named = _LAGGARD.findall(ended.errors)
+        yield Claim(
+            "smc apply --wait names the one that does not answer, and why",
+            ended.code == LAGGING and [who for who, _ in named] == [THIEF],
+            f"exit code {ended.code}, {', '.join(f'{who}: {why}' for who, why in named) or 'nobody named'}",
+        )
+        yield Claim(
+            "all others have it meanwhile",
+            ahead["v1"] == 0 < ahead["v2"],
+            f"requests of the bookbuyer: {ahead['v1']} to v1, {ahead['v2']} to v2",
+        )
+        again = await mesh.apply_and_wait(bookstore.split(0, 100), PATIENCE / 2)
+        denied = (await self._watch(1.0)).denied
+        old, new = (sum(count for name, count in denied.items() if name.startswith(store)) for store in STORES)
+        yield Claim(
+            "it goes on, --wait says that all have it, and they have",
+            again.code == 0 and old == 0 < new,
+            f"exit code {again.code}; requests of the bookthief denied by v1: {old}, by v2: {new}",
+        )
+        yield _unhurt(await mesh.figures() - before)
+
+    async def root(self) -> AsyncIterator[Claim]:
+        mesh = self._mesh
+        before, old = await mesh.figures(), await mesh.roots()
+        ended = await mesh.ended("cert", "rotate", "--root", "--timeout", f"{PATIENCE - 5:g}s")
+        now = await mesh.roots()
+        shown = sum(bool(root) and root not in old.all for root in now.shown.values())
+        trusting = sum(bool(roots) and not roots & old.all for roots in now.trusted.values())
+        yield Claim(
+            "every certificate on the wire leads to one new root, and no Envoy trusts another",
+            len(now.all) == 1 and (shown, trusting) == (len(now.shown), len(now.trusted)),
+            f"{shown} of {len(now.shown)} ports show it, {trusting} of {len(now.trusted)} Envoys trust it alone; "
+            f"exit code {ended.code}",
+        )
+        await asyncio.sleep(self._look / 2)
+        yield _unhurt(await mesh.figures() - before)
+
+    async def grpc(self) -> AsyncIterator[Claim]:
+        mesh = self._mesh
+        reader, stranger = bookstore.READER.workload, bookstore.EAVESDROPPER.workload
+        mesh.write("quotes", bookstore.quotes_services())
+        await mesh.apply(bookstore.quotes_policy())
+        await mesh.apply(bookstore.split(100, 0, "quotes"))
+        await mesh.add_proxyless(*bookstore.QUOTES)
+        for placement in (bookstore.READER, bookstore.EAVESDROPPER):
+            await mesh.read(placement, rate=self._rate)
+
+        async def served() -> bool:
+            return set((await self._watch(0.5)).statuses(reader)) == {"OK"}
+
+        await self._until(served)
+        before = await mesh.figures()
+        for v1, v2 in ((100, 0), (0, 100)):
+            await mesh.apply(bookstore.split(v1, v2, "quotes"))
+            await asyncio.sleep(SETTLE)
+            found = (await self._watch(self._look / 2)).versions(reader)
+            yield Claim(
+                f"its calls follow the split {v1}/{v2} within {SETTLE:g} s",
+                _as_split(found["v1"], found["v2"], v1 / (v1 + v2)),
+                f"{found['v1']} to v1, {found['v2']} to v2",
+            )
+        happened = await mesh.figures() - before
+        answers, refused = happened.statuses(reader), happened.statuses(stranger)
+        yield Claim("every call of the reader is answered", set(answers) == {"OK"}, _listed(answers))
+        yield Claim("the eavesdropper is denied", set(refused) == {"PERMISSION_DENIED"}, _listed(refused))
+        reached = (await mesh.figures()).reached_by("/sa/eavesdropper")
+        yield Claim("no call of the eavesdropper reached a server's code", reached == 0, f"{reached} reached it")
+
+    async def revocation(self) -> AsyncIterator[Claim]:
+        mesh, loop = self._mesh, asyncio.get_running_loop()
+        twin, second = STORES[0], bookstore.store("v1", 1)
+        await mesh.apply(bookstore.split(100, 0))
+        sidecar = await mesh.add(second)
+
+        async def reached() -> bool:
+            return _served(await self._watch(0.5), second.workload) > 0
+
+        await self._until(reached)
+        before = await mesh.figures()
+        served = _served(before, second.workload)
+        await mesh.smc("cert", "revoke", "--proxy", second.workload, "--reason", "it was stolen")
+        start = loop.time()
+
+        async def cut_off() -> bool:
+            return await sidecar.admin.stat("control_plane.connected_state") == 0
+
+        stream = await self._until(cut_off)
+        yield Claim(
+            f"within {OUT:g} s it has no stream",
+            served > 0 and stream is not None and stream <= OUT,
+            f"{served} requests served before, {'still there' if stream is None else f'cut off after {stream:.1f} s'}",
+        )
+        await asyncio.sleep(max(0.0, start + OUT - loop.time()))
+        happened = await self._watch(self._look / 2)
+        theirs, its = (_served(happened, workload) for workload in (twin, second.workload))
+        yield Claim(
+            f"after {OUT:g} s no request reaches it, and its twin serves them",
+            its == 0 < theirs,
+            f"{its} reached {second.workload}, {theirs} reached {twin}",
+        )
+        stays = await mesh.sidecar(twin).admin.stat("control_plane.connected_state")
+        yield Claim("its twin keeps its stream", stays == 1, f"{stays} stream of {twin}")
+        yield _unhurt(await mesh.figures() - before)
+
     async def _watch(self, seconds: float) -> Figures:
         """What happens in the next seconds."""
         before = await self._mesh.figures()
@@ -230,5 +352,9 @@ def _as_split(v1: int, v2: int, share: float) -> bool:
     return total > 0 and abs(v1 - total * share) <= 4 * math.sqrt(total * share * (1 - share))
 
 
-def _listed(counts: dict[int, int]) -> str:
-    return ", ".join(f"{status}: {count}" for status, count in sorted(counts.items())) or "none"
+def _served(happened: Figures, workload: str) -> int:
+    return sum(count for (store, _), count in happened.reached.items() if store == workload)
+
+
+def _listed(counts: dict[int | str, int]) -> str:
+    return ", ".join(f"{status}: {count}" for status, count in sorted(counts.items(), key=str)) or "none"

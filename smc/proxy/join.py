@@ -152,8 +152,8 @@ def _check_presented(chain: tuple[cx509.Certificate, ...], pins: Sequence[str]) 
     return root, trust_domain
 
 
-async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
-    """The certificates that a TLS server presents, unverified, the leaf first.
+async def presented_chain(address: str, name: str | None = None) -> tuple[cx509.Certificate, ...]:
+    """The certificates that a TLS server presents, unverified, the leaf first; `name` is asked for by SNI.
 
     Raises:
         Unreachable: nothing answers there, or not with TLS.
@@ -167,7 +167,7 @@ async def presented_chain(address: str) -> tuple[cx509.Certificate, ...]:
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context, server_hostname=name)
     except TimeoutError:
         raise Unreachable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
     except (OSError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""The bookstore as manifests: what `smc demo` applies, and what the end-to-end tests start from."""
+"""The bookstore and its quotes as manifests: what `smc demo` applies, and what the end-to-end tests start from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Placement:
     services: tuple[str, ...] = ()
     """The services of its namespace that it backs."""
     version: str = ""
-    """What its bookstore calls itself; "": it only calls others."""
+    """What its application calls itself; "": it only calls others."""
+    sidecar: str = "explicit"
+    """As the Workload has it; `grpc`: its application is a gRPC program that is told by xDS itself."""
 
     @property
     def workload(self) -> str:
@@ -34,6 +36,17 @@ def store(version: str, number: int = 0) -> Placement:
     )
 
 
+def quotes(version: str) -> Placement:
+    """A server of quotes of a version; both have one identity."""
+    name = f"quotes-{version}"
+    return Placement("quotes", name, "quotes", ("quotes", name), version, sidecar="grpc")
+
+
+READER, EAVESDROPPER = (Placement("quotes", name, name, sidecar="grpc") for name in ("reader", "eavesdropper"))
+SNI = "80.bookstore.bookstore.mesh.internal"
+"""By which a caller's Envoy asks for port 80 of the bookstore."""
+QUOTES_TARGET = "xds:///quotes.quotes:8080"
+QUOTES = (quotes("v1"), quotes("v2"), READER, EAVESDROPPER)
 BOOKBUYER = Placement("bookbuyer", "bookbuyer", "bookbuyer")
 BOOKTHIEF = Placement("bookthief", "bookthief", "bookthief")
 BOOKSTORE = (BOOKBUYER, BOOKTHIEF, store("v1"), store("v2"))
@@ -48,9 +61,18 @@ def policy() -> str:
     return _text("policy.yaml")
 
 
-def split(v1: int, v2: int) -> str:
-    """The bookstore's traffic by weight: `split(100, 0)`, `split(50, 50)` …"""
-    return Template(_text("split.yaml")).substitute(v1=v1, v2=v2)
+def quotes_services() -> str:
+    return _text("quotes-services.yaml")
+
+
+def quotes_policy() -> str:
+    """The reader alone may ask."""
+    return _text("quotes-policy.yaml")
+
+
+def split(v1: int, v2: int, service: str = "bookstore") -> str:
+    """Traffic by weight of the bookstore, or of `quotes`: `split(100, 0)`, `split(50, 50)` …"""
+    return Template(_text("split.yaml")).substitute(service=service, v1=v1, v2=v2)
 
 
 def mesh_config(workload_ttl: str) -> str:
@@ -66,6 +88,7 @@ def workload(placement: Placement, address: str) -> str:
         address=address,
         service_account=placement.service_account,
         services=_list(placement.services),
+        sidecar=placement.sidecar,
     )
 
 

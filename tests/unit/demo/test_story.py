@@ -6,7 +6,8 @@ import asyncio
 import io
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,14 +15,20 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from smc.demo import bookstore
 from smc.demo.bookstore import Placement
 from smc.demo.figures import Figures
 from smc.demo.local import LocalMesh
+from smc.demo.processes import Ended
 from smc.demo.show import picture
 from smc.demo.story import BUYER, STORES, THIEF, Claim, Story
+from smc.demo.wire import Roots
 
 pytestmark = pytest.mark.looptime
 RATE = 50
+READER, EAVESDROPPER = bookstore.READER.workload, bookstore.EAVESDROPPER.workload
+TOLD_TRULY = "it goes on, --wait says that all have it, and they have"
+NEW_ROOT = "every certificate on the wire leads to one new root, and no Envoy trusts another"
 
 
 class Machine:
@@ -53,6 +60,15 @@ class World:
     follows: bool = True
     reconnects: bool = True
     rotates: bool = True
+    names_laggard: bool = True
+    wait_lies: bool = False
+    root_replaced: bool = True
+    old_root_trusted: bool = False
+    grpc_splits: bool = True
+    grpc_denies: bool = True
+    cuts_off: bool = True
+    shuts_out: bool = True
+    twin_is_hurt: bool = False
     hurt: Callable[[World], bool] = lambda _: False
     replicas: list[Machine] = field(default_factory=lambda: [Machine(f"replica-{n}") for n in range(3)])
 
@@ -60,26 +76,82 @@ class World:
         self.share, self.serial, self.since = 0.0, "one", 0.0
         self.counts = Figures(Counter(), Counter(), Counter(), Counter(), Counter(), {}, {}, {})
         self.newcomers: list[str] = []
-        self.sidecars = {
-            workload: SimpleNamespace(admin=SimpleNamespace(stat=self._stat)) for workload in (BUYER, THIEF, *STORES)
-        }
+        self.sidecars = {workload: self.sidecar(workload) for workload in (BUYER, THIEF, *STORES)}
+        self.revoked, self.stuck, self.asleep, self.root_serial = "", 0.0, False, "old"
+        self.reading, self.quotes_share = False, 0.0
 
-    async def _stat(self, _: str) -> int:
-        return int(self.reconnects)
+    def sidecar(self, workload: str) -> Any:
+        async def stat(name: str) -> int:
+            assert name == "control_plane.connected_state"
+            if workload == self.revoked or (self.revoked and workload == STORES[0] and self.twin_is_hurt):
+                return int(not self.cuts_off and workload == self.revoked)
+            return int(self.reconnects)
+
+        return SimpleNamespace(admin=SimpleNamespace(stat=stat), stopped=self._stopped)
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        self._count()
+        self.stuck, self.asleep = self.share, True
+        yield
+        self._count()
+        self.asleep = False
+
+    async def apply_and_wait(self, text: str, seconds: float) -> Ended:
+        await self.apply(text)
+        if not self.asleep:
+            return Ended(0, "", "")
+        await asyncio.sleep(seconds)
+        who = THIEF if self.names_laggard else BUYER
+        return Ended(6, "", f"warning: {who} at replica-1: pending\nerror: after 2 s 3 of 4 proxies have ACKed it\n")
+
+    async def roots(self) -> Roots:
+        trusted = {"old", self.root_serial} if self.old_root_trusted else {self.root_serial}
+        return Roots({"127.0.0.1:15010": self.root_serial}, {BUYER: frozenset(trusted)})
+
+    async def ended(self, *arguments: str) -> Ended:
+        assert arguments[:3] == ("cert", "rotate", "--root")
+        await asyncio.sleep(2)
+        self._count()
+        self.root_serial = "new" if self.root_replaced else "old"
+        return Ended(0, "", "")
+
+    async def smc(self, *arguments: str) -> str:
+        assert arguments[:3] == ("cert", "revoke", "--proxy")
+        self._count()
+        self.revoked = arguments[3]
+        return ""
+
+    def write(self, name: str, text: str) -> None:
+        assert name == "quotes"
+        assert "kind: Service" in text
+
+    async def add_proxyless(self, *placements: Placement) -> None:
+        assert {placement.sidecar for placement in placements} == {"grpc"}
+
+    async def read(self, _: Placement, *, rate: float) -> None:
+        assert rate == RATE
+        self._count()
+        self.reading = True
 
     async def apply(self, text: str) -> None:
         self._count()
         if weights := re.findall(r"weight: (\d+)", text):
             v1, v2 = map(int, weights)
-            self.share = v2 / (v1 + v2) if self.splits else 0.0
+            if "name: quotes" in text:
+                self.quotes_share = v2 / (v1 + v2) if self.grpc_splits else 0.0
+            else:
+                self.share = v2 / (v1 + v2) if self.splits else 0.0
+                self.stuck = self.stuck if self.asleep or self.wait_lies else self.share
         if "20s" in text and self.rotates:
             self.serial = "two"
 
     async def visit(self, _name: str, *, rate: float) -> None:
         assert rate == RATE
 
-    async def add(self, placement: Placement) -> None:
+    async def add(self, placement: Placement) -> Any:
         self.newcomers.append(placement.workload)
+        return self.sidecar(placement.workload)
 
     async def leader_key(self) -> tuple[str, int] | None:
         living = [n for n, replica in enumerate(self.replicas) if replica.process.alive or not self.elects]
@@ -117,10 +189,24 @@ class World:
         counts.answered[BUYER, 200, "v1"] += requests - v2
         counts.answered[BUYER, 200, "v2"] += v2
         counts.answered[THIEF, self.thief_gets, "v1" if self.thief_gets == 200 else ""] += requests
-        counts.denied[STORES[0]] += requests if self.denies else 0
+        tried_v2 = round(requests * self.stuck)
+        if self.denies:
+            counts.denied[STORES[0]] += requests - tried_v2
+            counts.denied[STORES[1]] += tried_v2
         counts.reached[STORES[0], "spiffe://t/ns/bookthief/sa/bookthief"] += round(requests * self.thief_reaches)
+        buyer = "spiffe://t/ns/bookbuyer/sa/bookbuyer"
+        counts.reached[STORES[0], buyer] += requests - v2
         for newcomer in self.newcomers if self.follows else ():
-            counts.reached[newcomer, "spiffe://t/ns/bookbuyer/sa/bookbuyer"] += v2
+            if newcomer != self.revoked or not self.shuts_out:
+                counts.reached[newcomer, buyer] += v2 if "v2" in newcomer else requests - v2
+        if self.reading:
+            asked_v2 = round(requests * self.quotes_share)
+            counts.answered[READER, "OK", "v1"] += requests - asked_v2
+            counts.answered[READER, "OK", "v2"] += asked_v2
+            refused = ("PERMISSION_DENIED", "") if self.grpc_denies else ("OK", "v1")
+            counts.answered[EAVESDROPPER, *refused] += requests
+            if not self.grpc_denies:
+                counts.reached["quotes/quotes-v1", "spiffe://t/ns/quotes/sa/eavesdropper"] += requests
 
 
 async def _told(world: World, chapter: str = "") -> list[Claim]:
@@ -132,7 +218,7 @@ async def _told(world: World, chapter: str = "") -> list[Claim]:
 async def test_every_claim_holds_of_a_mesh_that_does_what_it_should() -> None:
     claims = await _told(World())
     assert [claim.text for claim in claims if not claim.held] == []
-    assert len(claims) >= 15
+    assert len(claims) >= 30
     assert all(re.search(r"\d", claim.figure) for claim in claims)
 
 
@@ -141,19 +227,30 @@ async def test_every_claim_holds_of_a_mesh_that_does_what_it_should() -> None:
     [
         ({"thief_gets": 200}, {"the bookthief is denied"}),
         ({"thief_reaches": 0.1}, {"no request of the bookthief reached a bookstore"}),
-        ({"denies": False}, {"it was the bookstore's Envoys that denied it"}),
+        ({"denies": False}, {"it was the bookstore's Envoys that denied it", TOLD_TRULY}),
         (
             {"splits": False},
             {
                 "traffic follows the split 50/50 within 1 s",
                 "traffic follows the split 0/100 within 1 s",
                 "a new endpoint still arrives",
+                "all others have it meanwhile",
+                TOLD_TRULY,
             },
         ),
         ({"elects": False}, {"another replica leads"}),
-        ({"follows": False}, {"a new endpoint still arrives"}),
-        ({"reconnects": False}, {"every Envoy found back"}),
+        ({"follows": False}, {"a new endpoint still arrives", "within 5 s it has no stream"}),
+        ({"reconnects": False}, {"every Envoy found back", "its twin keeps its stream"}),
         ({"rotates": False}, {"every workload has another certificate"}),
+        ({"names_laggard": False}, {"smc apply --wait names the one that does not answer, and why"}),
+        ({"wait_lies": True}, {TOLD_TRULY}),
+        ({"root_replaced": False}, {NEW_ROOT}),
+        ({"old_root_trusted": True}, {NEW_ROOT}),
+        ({"grpc_splits": False}, {"its calls follow the split 0/100 within 1 s"}),
+        ({"grpc_denies": False}, {"the eavesdropper is denied", "no call of the eavesdropper reached a server's code"}),
+        ({"cuts_off": False}, {"within 5 s it has no stream"}),
+        ({"shuts_out": False}, {"after 5 s no request reaches it, and its twin serves them"}),
+        ({"twin_is_hurt": True}, {"its twin keeps its stream"}),
     ],
 )
 async def test_a_claim_that_does_not_hold_is_named(world: dict[str, Any], claims: set[str]) -> None:
@@ -168,6 +265,9 @@ async def test_a_claim_that_does_not_hold_is_named(world: dict[str, Any], claims
         ("leader", lambda world: world.newcomers),
         ("Every replica", lambda world: not any(replica.process.alive for replica in world.replicas)),
         ("rotate", lambda world: world.serial == "two"),
+        ("stopped", lambda world: world.asleep),
+        ("root", lambda world: world.root_serial == "new"),
+        ("revoked", lambda world: world.revoked),
     ],
 )
 async def test_one_failed_request_is_told_in_every_chapter(chapter: str, when: Callable[[World], bool]) -> None:
