@@ -24,10 +24,11 @@ import grpc
 import structlog
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
 
 from smc.certificates import credential as credentials
 from smc.certificates import x509
-from smc.certificates.credential import Credential
+from smc.certificates.credential import Credential, give_to_owner
 from smc.envoy import names, proxyless
 from smc.errors import Invalid
 from smc.proxy import enrolment
@@ -46,8 +47,8 @@ MOST_STREAMS = 100
 _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _METHOD = "StreamAggregatedResources"
 _SDS = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-_LONGEST_SOCKET = 103 + len("unix://")
-"""Bytes: 103 are what every system takes as the path of a socket."""
+_LONGEST_SOCKET = 103
+"""Bytes that every system takes as the path of a socket."""
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -69,20 +70,19 @@ async def serve(directory: Path, who: Who, *, news: asyncio.Event, ready: Callab
         ProxyFailed: the directory cannot be written, or its path is too long for a socket.
     """
     at = os.path.abspath(directory)  # noqa: ASYNC240 - it asks the disk nothing
-    socket = f"unix://{at}/{SOCKET}"
-    if len(socket.encode()) > _LONGEST_SOCKET:
+    socket = Path(at, SOCKET)
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
         raise ProxyFailed(
             Exit.FAILED, f"{at} is too long for the path of a socket", hint="use a directory with a shorter path"
         )
-    document = proxyless.bootstrap(who()[1].proxy, socket, f"{at}/{WORKLOAD}")
+    document = proxyless.bootstrap(who()[1].proxy, f"unix://{socket}", f"{at}/{WORKLOAD}")
     try:
         enrolment.write_file(directory / BOOTSTRAP, json.dumps(document, indent=1) + "\n")
     except OSError as e:
         raise ProxyFailed(Exit.FAILED, f"{directory} cannot be written: {e.strerror}") from None
     held = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with _relaying(socket, who), asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_secrets(directory / WORKLOAD, who, news, held), name="proxy: secrets")
-        tasks.create_task(_relay(socket, who), name="proxy: relay")
         await held.wait()
         ready()
 
@@ -90,7 +90,8 @@ async def serve(directory: Path, who: Who, *, news: asyncio.Event, ready: Callab
 # ------------------------------------------------------------------------------------------------------------ the relay
 
 
-async def _relay(socket: str, who: Who) -> None:
+@asynccontextmanager
+async def _relaying(socket: Path, who: Who) -> AsyncIterator[None]:
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
         maximum_concurrent_rpcs=MOST_STREAMS,
@@ -109,12 +110,28 @@ async def _relay(socket: str, who: Who) -> None:
 
     handler: Any = grpc.stream_stream_rpc_method_handler(pass_on)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_ADS, {_METHOD: handler}),))
-    server.add_insecure_port(socket)
+    _listen(server, socket)
     await server.start()
     try:
-        await server.wait_for_termination()
+        yield
     finally:
         await server.stop(0)
+
+
+def _listen(server: grpc.aio.Server, socket: Path) -> None:
+    """Have `server` listen where nobody but the directory's owner may knock, in place of whoever did before.
+
+    Raises:
+        ProxyFailed: it cannot.
+    """
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix://{socket}")
+        give_to_owner(socket, socket.parent)
+    except (RuntimeError, OSError) as e:
+        raise ProxyFailed(Exit.FAILED, f"nothing can listen at {socket}: {e}") from None
+    finally:
+        os.umask(before)
 
 
 @asynccontextmanager
@@ -126,7 +143,10 @@ async def _replica(who: Who) -> AsyncIterator[grpc.aio.Channel]:
     tls = grpc.ssl_channel_credentials(
         credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
     )
-    target = f"ipv4:{','.join(addresses)}"
+    # A target is of one family.
+    is_six = addresses[0].startswith("[")
+    same = ",".join(address for address in addresses if address.startswith("[") == is_six)
+    target = f"{'ipv6' if is_six else 'ipv4'}:{same}"
     options = [*channel_options(x509.replica_host(credential.trust_domain)), *_KEEPALIVE]
     async with grpc.aio.secure_channel(target, tls, options=options) as channel:
         yield channel
@@ -149,7 +169,7 @@ async def _keep_secrets(directory: Path, who: Who, news: asyncio.Event, held: as
             reason = "the replica ended the stream"
         except grpc.aio.AioRpcError as e:
             reason = f"{e.code().name}: {(e.details() or '')[:300]}"
-        except (Invalid, OSError) as e:
+        except (Invalid, OSError, ValueError, DecodeError) as e:
             reason = str(e)
         _log.warning("the workload's secrets are not kept fresh", reason=reason, retry_in=round(wait, 1))
         await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311

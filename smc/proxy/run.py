@@ -60,6 +60,7 @@ async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.
         log = settings.directory / ENVOY_LOG
         _log.info("Envoy cannot open our standard output, and writes to a file", file=str(log))
     run = _Run(settings, user, log, now, stop)
+    ended = Exit.STOPPED
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     for number in signals:
@@ -74,16 +75,23 @@ async def run_proxy(settings: ProxySettings, *, now: Callable[[], float] = time.
             await run.run()
             if settings.interception is not None:
                 _log.info("interception ended", removed=interception.remove())
-    except ProxyFailed as e:
-        _log.error("the proxy cannot run", error=e.message, hint=e.hint, exit=int(e.exit))
-        sys.stderr.write(f"error: {e}\n")
+    except* ProxyFailed as group:
+        failed = _first(group)
+        _log.error("the proxy cannot run", error=failed.message, hint=failed.hint, exit=int(failed.exit))
+        sys.stderr.write(f"error: {failed}\n")
         if run.intercepts:
             sys.stderr.write("traffic stays redirected, and is refused, until a proxy runs or `smc proxy clean`\n")
-        return int(e.exit)
+        ended = failed.exit
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
-    return int(Exit.STOPPED)
+    return int(ended)
+
+
+def _first(error: BaseExceptionGroup[ProxyFailed] | ProxyFailed) -> ProxyFailed:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class _Run:

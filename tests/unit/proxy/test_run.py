@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -247,6 +247,23 @@ async def test_each_reason_not_to_start_has_its_own_exit_code(
     machine.enrol(ago=-600)
     assert await run_proxy(machine.settings()) == Exit.CLOCK_SKEW
     assert machine.events() == []
+
+
+@pytest.mark.parametrize("grpc_program", [False, True])
+async def test_what_is_wrong_after_it_has_entered_ends_it_with_a_code_as_well(
+    machine: Machine, capsys: pytest.CaptureFixture[str], grpc_program: bool
+) -> None:
+    machine.folder = machine.folder / ("long" * 25 if grpc_program else "short")
+    machine.enrol()
+    enrolled = enrolment.read(machine.directory)
+    assert enrolled is not None
+    enrolment.write(machine.directory, replace(enrolled, xds_addresses=("nowhere",)))
+    settings = replace(machine.settings(grpc=grpc_program), envoy=sys.executable)
+    async with asyncio.timeout(10):
+        assert await run_proxy(settings) == (Exit.FAILED if grpc_program else Exit.REFUSED)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert ("use a directory with a shorter path" if grpc_program else "does the workload have an address?") in said
 
 
 async def test_a_refused_token_ends_it_with_a_clear_text_and_no_secret(
