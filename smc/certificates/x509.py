@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,6 +39,11 @@ _TRUST_DOMAIN = re.compile(r"(?=.{1,200}\Z)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 """What a certificate may be for: P-256 or P-384, Ed25519, RSA of 2,048 bits or more."""
+
+PrivateKey = ec.EllipticCurvePrivateKey
+"""What is made here: P-256."""
+
+Certificate = x509.Certificate
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -100,6 +105,21 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def load_private(pem: bytes) -> PrivateKey:
+    """Read what `private_pem` wrote.
+
+    Raises:
+        Invalid: it is none, or a key of another algorithm.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise Invalid("the private key cannot be read", hint="it must be PKCS#8 in PEM, not encrypted") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Invalid("the private key is of another algorithm", hint="it must be on an elliptic curve")
+    return key
 
 
 def public_der(key: PublicKey) -> bytes:
@@ -197,6 +217,18 @@ def load(text: str) -> tuple[x509.Certificate, ...]:
         return tuple(x509.load_pem_x509_certificates(text.encode()))
     except (ValueError, x509.InvalidVersion):
         raise Invalid("the certificate cannot be read", hint="it must be PEM") from None
+
+
+def load_der(encoded: Iterable[bytes]) -> tuple[x509.Certificate, ...]:
+    """Read certificates in DER.
+
+    Raises:
+        Invalid: one cannot be read.
+    """
+    try:
+        return tuple(x509.load_der_x509_certificate(der) for der in encoded)
+    except (ValueError, x509.InvalidVersion):
+        raise Invalid("a certificate cannot be read", hint="it must be DER") from None
 
 
 def uri(certificate: x509.Certificate) -> str:

@@ -19,9 +19,6 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import structlog
-from cryptography import x509 as cx509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from smc.certificates import credential as credentials
 from smc.certificates import x509
@@ -90,7 +87,7 @@ async def join(
         ) from None
 
 
-async def ask(address: str, token: Token, key: ec.EllipticCurvePrivateKey, now: Callable[[], float]) -> pb.Credential:
+async def ask(address: str, token: Token, key: x509.PrivateKey, now: Callable[[], float]) -> pb.Credential:
     """Send token and key to one join port, once it proved to be of the token's mesh; the answer is not checked yet.
 
     Raises:
@@ -120,7 +117,7 @@ def channel_options(host: str) -> list[tuple[str, str | int]]:
     ]
 
 
-async def _pinned_root(address: str, token: Token, now: float) -> tuple[cx509.Certificate, str]:
+async def _pinned_root(address: str, token: Token, now: float) -> tuple[x509.Certificate, str]:
     """Find the root that the token pins in what `address` presents; returns it and the replicas' DNS name."""
     chain = await presented_chain(address)
     try:
@@ -139,7 +136,7 @@ async def _pinned_root(address: str, token: Token, now: float) -> tuple[cx509.Ce
     return root, x509.replica_host(trust_domain)
 
 
-def _check_presented(chain: tuple[cx509.Certificate, ...], pins: Sequence[str]) -> tuple[cx509.Certificate, str]:
+def _check_presented(chain: tuple[x509.Certificate, ...], pins: Sequence[str]) -> tuple[x509.Certificate, str]:
     """Check that a replica's chain leads to a pinned root; returns the root and the trust domain."""
     root = next((c for c in chain if any(hmac.compare_digest(x509.pin(c), pin) for pin in pins)), None)
     if root is None:
@@ -152,7 +149,7 @@ def _check_presented(chain: tuple[cx509.Certificate, ...], pins: Sequence[str]) 
     return root, trust_domain
 
 
-async def presented_chain(address: str, name: str | None = None) -> tuple[cx509.Certificate, ...]:
+async def presented_chain(address: str, name: str | None = None) -> tuple[x509.Certificate, ...]:
     """The certificates that a TLS server presents, unverified, the leaf first; `name` is asked for by SNI.
 
     Raises:
@@ -179,8 +176,8 @@ async def presented_chain(address: str, name: str | None = None) -> tuple[cx509.
         else:
             certificates = session._sslobj.get_unverified_chain()  # noqa: SLF001
             encoded = [c.public_bytes(ssl._ssl.ENCODING_DER) for c in certificates]  # type: ignore[attr-defined] # noqa: SLF001
-        return tuple(cx509.load_der_x509_certificate(der) for der in encoded[:8])
-    except (ValueError, cx509.InvalidVersion):
+        return x509.load_der(encoded[:8])
+    except Invalid:
         raise Unreachable("it presents a certificate that cannot be read") from None
     finally:
         writer.transport.abort()
@@ -211,9 +208,7 @@ def _failure(address: str, error: grpc.aio.AioRpcError, token: Token) -> Excepti
     return ProxyFailed(Exit.REFUSED, f"{address} refuses: {code.name}: {details}")
 
 
-def _keep(
-    directory: Path, answer: pb.Credential, key: ec.EllipticCurvePrivateKey, now: float
-) -> tuple[Credential, Enrolment]:
+def _keep(directory: Path, answer: pb.Credential, key: x509.PrivateKey, now: float) -> tuple[Credential, Enrolment]:
     try:
         credential = enrolment.accept(answer, key.public_key(), x509.private_pem(key).decode(), "", now)
         enrolled = enrolment.from_answer(answer, credential)
@@ -227,15 +222,13 @@ def _keep(
     return credential, enrolled
 
 
-def _pending_key(directory: Path) -> ec.EllipticCurvePrivateKey:
+def _pending_key(directory: Path) -> x509.PrivateKey:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / _PENDING
     try:
         if path.stat().st_mode & 0o077 == 0:
-            key = serialization.load_pem_private_key(path.read_bytes(), None)
-            if isinstance(key, ec.EllipticCurvePrivateKey):
-                return key
-    except (OSError, ValueError, TypeError):
+            return x509.load_private(path.read_bytes())
+    except (OSError, Invalid):
         _log.debug("no key of an earlier attempt to join", path=os.fspath(path))
     key = x509.new_key()
     enrolment.write_file(path, x509.private_pem(key).decode())

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 import structlog
-from cryptography import x509 as cx509
 
 from smc.certificates import credential as credentials
 from smc.certificates import x509
@@ -121,7 +120,7 @@ async def is_left_behind(credential: Credential, enrolled: Enrolment) -> bool:
     return bool(strange) and not any([await _is_taken(address, credential) for address in strange])
 
 
-def _root(chain: Sequence[cx509.Certificate], trusted: Sequence[cx509.Certificate]) -> cx509.Certificate | None:
+def _root(chain: Sequence[x509.Certificate], trusted: Sequence[x509.Certificate]) -> x509.Certificate | None:
     try:
         return x509.check_chain(chain, trusted, 0.0, times=False)
     except Invalid:
