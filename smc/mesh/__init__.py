@@ -2,7 +2,10 @@
 
 A build is a chain of stages, each a module here, and each reads only the stages before it:
 
-    reading -> sources -> revocations -> served, addresses -> compiled -> splits -> permissions -> callers -> proxies
+    reading -> sources -> revocations, traffic -> served -> compiled -> splits -> permissions (with bindings)
+            -> quarantines -> callers -> listening -> proxies
+
+and `addresses` and `egress` beside it, which need the sources alone. `problems` gathers what all of them find.
 
 Every stage keeps its results in tables (`tables.py`). A build forks the tables of the one before, finds from the rows
 that changed upstream which of its own rows they touch, and computes those anew, as a pure function of the stages

@@ -1,4 +1,4 @@
-"""Beside the third stage: where intercepted applications dial each service.
+"""Where intercepted applications dial each service.
 
 That is its own address, or the virtual one that the leader gave it. No two services have one address: where two claim
 it, the one whose own it is keeps it, then the first by name. The other is reached through explicit proxies only, until
@@ -16,7 +16,7 @@ from smc.mesh.reading import Records, manifest_of
 from smc.mesh.served import by_name
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Frontend, Name, Problem
+from smc.model import Frontend, Name, Problem, Sidecar, Workload
 
 
 @dataclass(slots=True)
@@ -30,8 +30,19 @@ class Addresses(Tables):
     """service -> the address that it would have if it were alone"""
     claimants: Index[str, Name] = field(default_factory=Index)
     """address -> the services that claim it"""
+    dialling: Index[Sidecar, Name] = field(default_factory=Index)
+    """INTERCEPTED -> the workloads that are: who dials any of them"""
+
+    @property
+    def are_dialled(self) -> bool:
+        """Whether a workload is intercepted, so that every service needs one."""
+        return Sidecar.INTERCEPTED in self.dialling
 
     def update(self, records: Records, sources: Sources, problems: Problems) -> None:
+        for name in sources.workloads.changed:
+            self.dialling.move(
+                name, _interception(sources.workloads.was(name)), _interception(sources.workloads.get(name))
+            )
         touched = dict.fromkeys((*(name for _, name in records.services.changed), *records.addresses.changed))
         addresses: dict[str, None] = {}
         for name in touched:
@@ -65,6 +76,10 @@ class Addresses(Tables):
             f"{self.own[name]} is the address of {first} too, and that one counts: give each an address of its own"
         )
         yield Problem(manifest, "AddressConflict", message, "spec.address")
+
+
+def _interception(workload: Workload | None) -> list[Sidecar]:
+    return [Sidecar.INTERCEPTED] if workload is not None and workload.sidecar is Sidecar.INTERCEPTED else []
 
 
 def _ipv4(text: str) -> str:

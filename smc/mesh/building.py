@@ -13,10 +13,12 @@ from smc.mesh.bindings import Bindings
 from smc.mesh.callers import Callers
 from smc.mesh.compiled import Compiled
 from smc.mesh.egress import EgressHosts
+from smc.mesh.listening import Listening
 from smc.mesh.nouns import Mesh
 from smc.mesh.permissions import Permissions
 from smc.mesh.problems import Problems
 from smc.mesh.proxies import Proxies
+from smc.mesh.quarantines import Quarantines
 from smc.mesh.reading import Records
 from smc.mesh.revocations import Revocations
 from smc.mesh.served import Served
@@ -24,7 +26,6 @@ from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
 from smc.mesh.tables import Tables
 from smc.mesh.traffic import Traffic
-from smc.model import Sidecar
 
 
 @dataclass(slots=True)
@@ -40,7 +41,9 @@ class _Stages(Tables):
     splits: Splits = field(default_factory=Splits)
     bindings: Bindings = field(default_factory=Bindings)
     permissions: Permissions = field(default_factory=Permissions)
+    quarantines: Quarantines = field(default_factory=Quarantines)
     callers: Callers = field(default_factory=Callers)
+    listening: Listening = field(default_factory=Listening)
     proxies: Proxies = field(default_factory=Proxies)
     problems: Problems = field(default_factory=Problems)
 
@@ -50,7 +53,7 @@ class _Stages(Tables):
         self.sources.update(self.records, self.problems)
         self.revocations.update(self.records, self.sources, self.problems)
         self.traffic.update(self.records, self.sources, self.problems)
-        self.served.update(self.records, self.sources, self.traffic, self.revocations)
+        self.served.update(self.records, self.sources, self.traffic, self.revocations, self.problems)
         self.addresses.update(self.records, self.sources, self.problems)
         self.egress.update(self.records, self.sources, self.problems)
         self.compiled.update(self.records, policies, self.problems)
@@ -63,16 +66,25 @@ class _Stages(Tables):
             self.bindings,
             self.problems,
         )
-        self.proxies.update(
+        self.quarantines.update(self.records, self.sources, self.problems)
+        self.callers.update(
             self.records,
             self.sources,
             self.served,
             self.traffic,
             self.splits,
+            self.addresses,
+            self.quarantines,
+        )
+        self.listening.update(self.sources, self.served, self.traffic, self.problems)
+        self.proxies.update(
+            self.records,
+            self.sources,
             self.permissions,
             self.revocations,
+            self.quarantines,
             self.callers,
-            self.addresses,
+            self.listening,
             self.problems,
         )
         self.problems.gather()
@@ -151,7 +163,7 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         own_addresses=MappingProxyType(own.rows)
         if previous is None or not step or own.changed
         else previous.own_addresses,
-        intercepts=Sidecar.INTERCEPTED in stages.proxies.intercepted,
+        intercepts=stages.addresses.are_dialled,
         synced=frozenset(records.synced.rows),
         affected=affected,
         stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.fork()),

@@ -1,4 +1,4 @@
-"""The seventh stage: what the proxies know of the services they call.
+"""What the proxies know of the services they call.
 
 Proxies that know the same share one Outbound, so a changed endpoint costs one object for each group of proxies that may
 reach its service, however many they are.
@@ -7,15 +7,20 @@ reach its service, however many they are.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 from smc.mesh.addresses import Addresses
+from smc.mesh.quarantines import Quarantines, Version
+from smc.mesh.reading import Records
 from smc.mesh.served import Served
+from smc.mesh.sources import Sources
 from smc.mesh.splits import Destinations, Splits
 from smc.mesh.tables import Index, Table, Tables, kept
-from smc.model import Name, Outbound
+from smc.mesh.traffic import Traffic
+from smc.model import Name, Outbound, Sidecar, Workload
 
 
 class Group(NamedTuple):
@@ -47,14 +52,21 @@ class Callers(Tables):
     everything: Table[str, tuple[Any, ...]] = field(default_factory=Table)
     """The parts of the Outbound of whoever reaches every service and has no split left out."""
 
-    def assign(self, proxy: Name, group: Group | None) -> None:
-        """Put a proxy into a group; None: it is gone."""
-        before = self.groups.get(proxy)
-        self.groups.put(proxy, group)
-        self.members.move(proxy, [before] if before else (), [group] if group else ())
-
-    def update(self, served: Served, splits: Splits, addresses: Addresses) -> None:
-        """Bring the Outbounds up to date, after every `assign`."""
+    def update(
+        self,
+        records: Records,
+        sources: Sources,
+        served: Served,
+        traffic: Traffic,
+        splits: Splits,
+        addresses: Addresses,
+        quarantines: Quarantines,
+    ) -> None:
+        for proxy in _regrouped(sources, traffic, splits, quarantines):
+            before = self.groups.get(proxy)
+            group = _group(sources.workloads.get(proxy), records, traffic, splits, quarantines.left_out(proxy))
+            self.groups.put(proxy, group)
+            self.members.move(proxy, [before] if before else (), [group] if group else ())
         for part, table in (
             ("upstreams", served.upstreams),
             ("assignments", served.assignments),
@@ -131,3 +143,43 @@ def _untreated(outbound: Outbound, services: tuple[Name, ...]) -> Outbound:
 
 def _joined(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(chain.from_iterable(rows))
+
+
+def _regrouped(sources: Sources, traffic: Traffic, splits: Splits, quarantines: Quarantines) -> Iterable[Name]:
+    """The proxies that may belong to another group than before."""
+    manifests: dict[str, None] = {}
+    for service in traffic.treatments.changed:
+        for treatment in (traffic.treatments.was(service), traffic.treatments.get(service)):
+            if treatment is not None:
+                manifests[treatment.source[0]] = None
+    for root in splits.splits.changed:  # another split may count now, which nobody wrote anew
+        for split in (*(splits.splits.was(root) or ()), *(splits.splits.get(root) or ())):
+            manifests.update(dict.fromkeys(manifest for manifest, _ in split.versions))
+    refusing = (proxy for manifest in manifests for proxy in quarantines.refusing.of(manifest))
+    return dict.fromkeys((*sources.workloads.changed, *quarantines.quarantined.changed, *refusing))
+
+
+def _group(
+    workload: Workload | None,
+    records: Records,
+    traffic: Traffic,
+    splits: Splits,
+    left_out: AbstractSet[Version],
+) -> Group | None:
+    if workload is None:
+        return None
+    reachable = tuple(sorted(set(workload.reachable))) if workload.reachable is not None else None
+    whole = {
+        root
+        for manifest, _ in left_out
+        for root in splits.by_manifest.of(manifest)
+        if any(not left_out.isdisjoint(split.versions) for split in splits.splits[root])
+    }
+    untreated = {
+        policy.service
+        for manifest, _ in left_out
+        if (policy := records.traffic.get(manifest)) is not None
+        if (counts := traffic.treatments.get(policy.service)) is not None and counts.source in left_out
+    }
+    intercepted = workload.sidecar is Sidecar.INTERCEPTED
+    return Group(workload.name.namespace, intercepted, reachable, tuple(sorted(whole)), tuple(sorted(untreated)))

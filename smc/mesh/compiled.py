@@ -1,4 +1,4 @@
-"""The fourth stage: policy manifests compiled to Rules, one namespace of one policy API at a time."""
+"""Policy manifests compiled to Rules, one namespace of one policy API at a time."""
 
 from __future__ import annotations
 

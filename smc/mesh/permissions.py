@@ -1,4 +1,4 @@
-"""The sixth stage: what each identity may be asked, by whom."""
+"""What each identity may be asked, by whom."""
 
 from __future__ import annotations
 

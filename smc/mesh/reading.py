@@ -1,4 +1,4 @@
-"""The first stage: the records of a View, each read once and again only when its key changes.
+"""The records of a View, each read once and again only when its key changes.
 
 A record that cannot be read is as good as not there, and a Problem says so. Only what the whole mesh hangs on is never
 taken for absent: without it there is no Mesh.

@@ -1,4 +1,4 @@
-"""The stage after the sources: who is revoked, and what that takes from whom.
+"""Who is revoked, and what that takes from whom.
 
 Whatever cannot be read stays closed: that a revocation is there is all that is asked of it, and a credential that was
 not admitted since is refused.

@@ -1,4 +1,4 @@
-"""The third stage: what each service port is to its callers, and which of its endpoints may get traffic."""
+"""What each service port is to its callers, and which of its endpoints may get traffic; of the others, why not."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from smc.mesh.problems import Problems
 from smc.mesh.reading import Records
 from smc.mesh.revocations import Revocations
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Index, Table, Tables, kept
 from smc.mesh.traffic import Traffic
-from smc.model import Assignment, Endpoint, Identity, Name, Service, Treatment, Upstream
+from smc.model import Assignment, Endpoint, Identity, Name, Problem, Service, Treatment, Upstream
 
 Ports = tuple[tuple[int, int], ...]
 """(service port, application port)"""
@@ -33,7 +34,14 @@ class Served(Tables):
     serving: Index[Identity, Name] = field(default_factory=Index)
     """identity -> the services that have an endpoint of it."""
 
-    def update(self, records: Records, sources: Sources, traffic: Traffic, revocations: Revocations) -> None:
+    def update(
+        self,
+        records: Records,
+        sources: Sources,
+        traffic: Traffic,
+        revocations: Revocations,
+        problems: Problems,
+    ) -> None:
         touched = dict.fromkeys((*sources.services.changed, *traffic.treatments.changed))
         for name in sources.endpoints.changed:
             self._note(name, sources.endpoints.was(name) or (), sources.endpoints.get(name) or ())
@@ -46,6 +54,7 @@ class Served(Tables):
             self._serve(name, records, sources, traffic, revocations)
         self.upstreams.sort(by_name)
         self.assignments.sort(by_name)
+        self._report_unready(records, sources, revocations, problems)
 
     def _note(self, service: Name, was: tuple[Endpoint, ...], now: tuple[Endpoint, ...]) -> None:
         before = {endpoint.workload: endpoint.ports for endpoint in was}
@@ -78,6 +87,29 @@ class Served(Tables):
         treatment = traffic.treatments.get(name)
         self.upstreams.put(name, _each(self.upstreams.get(name), _upstreams(service, endpoints, treatment)))
         self.assignments.put(name, _each(self.assignments.get(name), _assignments(service, usable)))
+
+    def _report_unready(self, records: Records, sources: Sources, revocations: Revocations, problems: Problems) -> None:
+        """A workload that backs a service gets no traffic before its proxy is there and can prove who it is."""
+        touched = dict.fromkeys(
+            (
+                *self.backing.changed,
+                *sources.workloads.changed,
+                *sources.origins.changed,
+                *records.ready.changed,
+            )
+        )
+        for identity in records.certificates.appeared_or_went():
+            touched.update(dict.fromkeys(revocations.holders.of(identity)))
+        for name in touched:
+            workload = sources.workloads.get(name)
+            missing = ""
+            if workload is not None and name in self.backing:
+                if workload.identity not in records.certificates:
+                    missing = f"its identity {workload.identity} has no certificate yet: the leader issues it"
+                elif name not in records.ready:
+                    missing = "its proxy has not taken its configuration yet: start it, or see what it says"
+            message = f"workload {name} gets no traffic: {missing}"
+            problems.report("ready", name, [Problem(sources.origins[name], "NotReady", message)] if missing else ())
 
 
 def _upstreams(service: Service, endpoints: Iterable[Endpoint], treatment: Treatment | None) -> Iterable[Upstream]:

@@ -1,4 +1,4 @@
-"""The second stage: the services, workloads and endpoints of all sources as one.
+"""The services, workloads and endpoints of all sources as one.
 
 Where several sources offer a service or workload of the same name, applied manifests come first, then the sources by
 name; the others have a Problem. Endpoints of one service are the union of what all sources say.

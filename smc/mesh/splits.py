@@ -1,4 +1,4 @@
-"""The fifth stage: where requests to each service port go, by the Splits and by what their backends are in the mesh.
+"""Where requests to each service port go, by the Splits and by what their backends are in the mesh.
 
 A backend gets its share of a port's traffic if it is a service that has the port and somebody ready behind it; the
 shares of the others grow in proportion. If no backend is left, the root's own endpoints get all of it, as without the

@@ -1,4 +1,4 @@
-"""Beside the second stage: the TrafficPolicy that counts for each service."""
+"""The TrafficPolicy that counts for each service."""
 
 from __future__ import annotations
 
