@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from envoy import _envoy
 from e2e.kit import invariants, namespaces
 from e2e.kit.chaos import Chaos
 from e2e.kit.mesh import eventually
-from e2e.kit.prober import Connections, Prober, send, statuses, z_score
+from e2e.kit.prober import Connections, Probe, Prober, send, statuses, z_score
+from e2e.kit.verdicts import DENIED, OUT, History, Question, Rules, fits, outcomes
 from smc import manifests
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
@@ -726,3 +727,68 @@ def test_hosts_of_a_run_that_was_killed_are_taken_away_by_the_next_with_all_that
 def _names_of_hosts() -> list[str]:
     shown = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=20, check=True).stdout
     return [line.split()[0] for line in shown.splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+
+QUESTION = Question("bookbuyer/bookbuyer", "bookbuyer", "bookstore", 10)
+RULES = Rules(grants=frozenset({("bookbuyer", "v1")}))
+
+
+@pytest.mark.parametrize(
+    ("question", "rules", "expected"),
+    [
+        ({}, {}, {"v1", DENIED}),
+        ({}, {"weights": (100, 0)}, {"v1"}),
+        ({}, {"weights": (0, 100)}, {DENIED}),
+        ({}, {"enforced": False}, {"v1", "v2"}),
+        ({"host": "bookstore-v1"}, {"weights": (0, 100)}, {"v1"}),
+        ({"path": "/admin"}, {}, {DENIED}),
+        ({"tester": True}, {"testers": True, "weights": (100, 0)}, {DENIED}),
+        ({}, {"testers": True, "weights": (100, 0)}, {"v1"}),
+        ({}, {"revoked": frozenset({"bookbuyer"}), "enforced": False}, {OUT}),
+        ({}, {"revoked": frozenset({"bookthief"}), "weights": (1, 0)}, {"v1"}),
+    ],
+)
+def test_what_a_request_may_come_to_follows_from_the_rules(
+    question: dict[str, Any], rules: dict[str, Any], expected: set[str]
+) -> None:
+    assert outcomes(replace(QUESTION, **question), replace(RULES, **rules)) == expected
+
+
+def test_only_while_a_change_is_in_doubt_either_rule_may_be_met() -> None:
+    history = History(RULES)
+    history.begin(10.0, {"enforced": False})
+    history.begin(12.0, {"weights": (1, 0)})
+    history.settle(15.0, {"enforced": None})
+
+    def enforced(since: float, until: float) -> set[bool]:
+        return {rules.enforced for rules in history.possible(since, until)}
+
+    assert enforced(8.0, 9.9) == {True}
+    assert enforced(8.0, 10.1) == enforced(14.9, 20.0) == {True, False}
+    assert enforced(15.1, 15.2) == {False}
+    assert {rules.weights for rules in history.possible(90.0, 99.0)} == {None, (1, 0)}, "it was never settled"
+    assert history.newest == replace(RULES, enforced=False, weights=(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("status", "version", "source", "expected", "right"),
+    [
+        (200, "v1", QUESTION.source, {"v1"}, True),
+        (200, "v2", QUESTION.source, {"v1"}, False),
+        (200, "v1", "spiffe://demo.smc.internal/ns/bookthief/sa/bookthief", {"v1"}, False),
+        (200, "v1", "", {"v1"}, False),
+        (200, "v1", QUESTION.source, {DENIED}, False),
+        (200, "v1", QUESTION.source, {OUT}, False),
+        (403, "", "", {DENIED}, True),
+        (403, "", "", {"v1", "v2"}, False),
+        (403, "", "", {OUT}, True),
+        (503, "", "", {OUT}, True),
+        (503, "", "", {DENIED}, False),
+        (0, "", "", {"v1", "v2", DENIED, OUT}, False),
+    ],
+)
+def test_an_answer_is_right_or_wrong(status: int, version: str, source: str, expected: set[str], right: bool) -> None:
+    found = Probe(0.0, 0.1, status, version, source, "", "")
+    assert fits(found, frozenset(expected), QUESTION) is right
