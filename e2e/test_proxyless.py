@@ -178,13 +178,12 @@ async def test_what_policy_does_not_allow_the_server_refuses(mesh: Programs, cal
 
 
 async def test_where_policy_is_only_counted_every_workload_may_call(mesh: Programs, caller: Asking) -> None:
-    process = mesh.start(Place("shop", "caller", "caller", ""), "app-audit", "ask", TARGET, DELETE, "--rate", "50")
-    await process.start()
-    await Asking(process).until({"PERMISSION_DENIED"}, key="status")
+    asking = await mesh.ask(Place("shop", "caller", "caller", ""), DELETE)
+    await asking.until({"PERMISSION_DENIED"}, key="status")
     for mode, status in (("audit", "OK"), ("enforcing", "PERMISSION_DENIED")):
         await mesh.write_all(_manifest("smc.io/v1alpha1", "NamespaceConfig", "default", {"mode": mode}), wait=True)
-        await Asking(process).until({status}, key="status")
-    await process.kill()
+        await asking.until({status}, key="status")
+    await asking.process.kill()
 
 
 async def test_a_split_moves_calls_that_go_on_without_a_failure(mesh: Programs, caller: Asking) -> None:
