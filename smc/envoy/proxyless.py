@@ -7,6 +7,8 @@ The rules are those of every other workload, in the words that gRPC knows. As ob
   for all of them.
 - It checks the server's SPIFFE ID only by `match_subject_alt_names`. The typed matchers, which Envoy wants, it ignores,
   and with them alone it takes any certificate of the mesh.
+- A server cannot be told whose certificates to take: TLS takes whatever the mesh's authority has signed, an operator's
+  credential too, and only RBAC tells workloads from others.
 - Secrets come from files, by the certificate provider `PROVIDER` of its bootstrap. It cannot be told of a list of
   revoked certificates, and no header says which certificate a peer has shown. So a proxy that is revoked goes on to
   reach such servers until its certificate ends, unless its identity is revoked.

@@ -1,6 +1,6 @@
 """What becomes of a request on its way: as the rules of the caller's proxy see it, and then those of the server's.
 
-The other side of what `listeners.py` tells Envoy to do, and nothing else: a rule is judged with these words, not with
+The other side of what `http.py` and `listeners.py` tell Envoy to do, and nothing else: a rule is judged with these words, not with
 those that the application sent. Each is observed at a real Envoy.
 """
 
