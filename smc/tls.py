@@ -91,10 +91,10 @@ def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, no
     return credential_path(certificates[0].decode("latin-1"), trust_domain, now)
 
 
-def peer_serial(auth_context: Mapping[str, Iterable[bytes]]) -> str:
-    """The serial number, in hexadecimal, of the certificate whose path `peer_path` has told."""
+def peer_leaf(auth_context: Mapping[str, Iterable[bytes]]) -> x509.Certificate:
+    """The certificate whose path `peer_path` has told."""
     (leaf,) = x509.load(next(iter(auth_context["x509_pem_cert"])).decode("latin-1"))
-    return f"{leaf.serial_number:x}"
+    return leaf
 
 
 def credential_path(pem: str, trust_domain: str, now: float) -> str:

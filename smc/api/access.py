@@ -41,6 +41,8 @@ class Caller:
     """Of its credential: `operator/<name>`, `viewer/<name>`, `proxy/<namespace>/<workload>` or `replica/<name>`."""
     serial: str = ""
     """Of its credential, in hexadecimal."""
+    not_after: float = 0.0
+    """When its credential ends, in seconds since 1970."""
 
     @property
     def role(self) -> str:

@@ -24,7 +24,7 @@ async def answer(backends: Backends, path: str, chain: str) -> pb.Credential:
         Unavailable: this replica has not read the mesh yet, or the store does not answer.
     """
     kind, _, name = path.partition("/")
-    mesh, workload = await _settled(backends, Name.parse(name) if kind == "proxy" else None)
+    mesh, found = await _settled(backends, Name.parse(name) if kind == "proxy" else None)
     credential = pb.Credential(
         chain=chain,
         roots=await load_roots(backends.kv, backends.keys),
@@ -35,9 +35,18 @@ async def answer(backends: Backends, path: str, chain: str) -> pb.Credential:
     for member in await backends.members():
         credential.xds_addresses.append(member.xds_address)
         credential.api_addresses.append(member.api_address)
-    if workload is not None:
-        credential.address, credential.app_address = workload.address, workload.app_address
+    if found is not None:
+        credential.address, credential.app_address = found.address, found.app_address
     return credential
+
+
+async def check_workload(backends: Backends, name: Name) -> None:
+    """Check that the mesh has the workload `name`.
+
+    Raises:
+        NotFound, Unavailable: as `answer`.
+    """
+    await _settled(backends, name)
 
 
 async def _settled(backends: Backends, name: Name | None) -> tuple[Mesh, Workload | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from cluster.kv import Committed, Guard, Put
-from smc.api import waiting
+from smc.api import credentials, waiting
 from smc.api.access import PROXY, Caller
 from smc.api.backends import Backends
 from smc.certificates import authority, rotating
@@ -29,12 +29,14 @@ async def trust(b: Backends, request: pb.TrustRequest, caller: Caller) -> pb.Tru
 
     Raises:
         Invalid: it says what nobody can have.
-        Unavailable: the store does not answer.
+        NotFound: its workload is gone, and nobody would forget what it says.
+        Unavailable: the store does not answer, or this replica has not read the mesh yet.
     """
     if not 0 < len(request.roots) <= MOST_ROOTS or not all(len(text) == 64 for text in request.roots):
         raise Invalid("the pins of the roots that are trusted are missing, or are none")
     name = Name.parse(caller.path.removeprefix(f"{PROXY}/"))
-    record = TrustRecord(name, tuple(sorted(request.roots)), request.issuer[:64], request.not_after)
+    await credentials.check_workload(b, name)
+    record = TrustRecord(name, tuple(sorted(request.roots)), request.issuer[:64], caller.not_after)
     key = b.keys.trust(name)
     with authority.store_errors("what the proxy trusts cannot be kept"):
         item = await b.kv.get(key)

@@ -23,7 +23,7 @@ from smc.certificates.credential import Credential
 from smc.errors import Denied, Unavailable
 from smc.metrics import Metrics
 from smc.model import Name
-from smc.tls import ServerTLS, peer_path, peer_serial, server_credentials
+from smc.tls import ServerTLS, peer_leaf, peer_path, server_credentials
 
 MESH_LIMITS = Limits(peer=Rate(200, 1000), overall=Rate(1000, 3000))
 JOIN_LIMITS = Limits(peer=Rate(10, 100), overall=Rate(50, 300))
@@ -63,7 +63,8 @@ async def serving(
 
     def of_credential(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, Caller]:
         path = peer_path(call.auth_context(), backends.trust_domain, backends.now())
-        caller = Caller(backends.trust_domain, path, peer_serial(call.auth_context()))
+        leaf = peer_leaf(call.auth_context())
+        caller = Caller(backends.trust_domain, path, f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp())
         mesh = backends.mesh()
         if caller.role == PROXY and mesh is not None:
             why = mesh.refuses(Name.parse(path.removeprefix(f"{PROXY}/")), caller.serial)

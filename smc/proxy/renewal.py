@@ -172,7 +172,7 @@ async def confirm(
         Denied, Unavailable, OSError: as `renew`.
     """
     while True:
-        request = pb.TrustRequest(roots=credential.pins, issuer=credential.issuer, not_after=credential.not_after)
+        request = pb.TrustRequest(roots=credential.pins, issuer=credential.issuer)
         ask = partial(_call, credential=credential, method="Trust", request=request)
         answer = await _first_of(credential, enrolled, "no replica heard what is trusted here", ask)
         roots = tuple(x509.pem(c) for text in answer.roots for c in x509.load(text))

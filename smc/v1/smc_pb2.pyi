@@ -719,14 +719,12 @@ class JoinRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., csr: _Optional[bytes] = ...) -> None: ...
 
 class TrustRequest(_message.Message):
-    __slots__ = ("roots", "issuer", "not_after")
+    __slots__ = ("roots", "issuer")
     ROOTS_FIELD_NUMBER: _ClassVar[int]
     ISSUER_FIELD_NUMBER: _ClassVar[int]
-    NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
     roots: _containers.RepeatedScalarFieldContainer[str]
     issuer: str
-    not_after: float
-    def __init__(self, roots: _Optional[_Iterable[str]] = ..., issuer: _Optional[str] = ..., not_after: _Optional[float] = ...) -> None: ...
+    def __init__(self, roots: _Optional[_Iterable[str]] = ..., issuer: _Optional[str] = ...) -> None: ...
 
 class TrustResponse(_message.Message):
     __slots__ = ("roots", "renew")

@@ -26,9 +26,18 @@ if _version_not_supported:
 
 
 class MeshStub:
-    """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, Trust and ReportDenials, replicas only ask for
-    Proxies, Acks and Denials.
+    """What operators, viewers, proxies and replicas ask for, on port 15129, over mutual TLS. Who asks is known by the path of
+    the credential's SPIFFE ID, which must not have expired, nor, of a proxy, be revoked:
+    operator  everything but Trust and ReportDenials
+    viewer    what changes nothing, and Renew: Get, List, Proxies, Wait, Acks, Denials, Explain, Diff, Config, Reach,
+    Certificates, Rotation
+    proxy     Renew, Trust and ReportDenials, each about itself alone
+    replica   Proxies, Acks and Denials, of the asked replica alone
+
+    Every call may end with UNAUTHENTICATED or PERMISSION_DENIED, by who asks; INVALID_ARGUMENT, by what is asked;
+    RESOURCE_EXHAUSTED, too many calls; UNAVAILABLE, the store cannot be reached, or the asked replica has not read the mesh
+    yet: try again, or another replica; UNKNOWN, it had no end within 20 s, or the store's answer was lost; INTERNAL, a bug.
+    The methods add what these mean there, and what else there is.
     """
 
     def __init__(self, channel):
@@ -140,41 +149,51 @@ class MeshStub:
 
 
 class MeshServicer:
-    """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, Trust and ReportDenials, replicas only ask for
-    Proxies, Acks and Denials.
+    """What operators, viewers, proxies and replicas ask for, on port 15129, over mutual TLS. Who asks is known by the path of
+    the credential's SPIFFE ID, which must not have expired, nor, of a proxy, be revoked:
+    operator  everything but Trust and ReportDenials
+    viewer    what changes nothing, and Renew: Get, List, Proxies, Wait, Acks, Denials, Explain, Diff, Config, Reach,
+    Certificates, Rotation
+    proxy     Renew, Trust and ReportDenials, each about itself alone
+    replica   Proxies, Acks and Denials, of the asked replica alone
+
+    Every call may end with UNAUTHENTICATED or PERMISSION_DENIED, by who asks; INVALID_ARGUMENT, by what is asked;
+    RESOURCE_EXHAUSTED, too many calls; UNAVAILABLE, the store cannot be reached, or the asked replica has not read the mesh
+    yet: try again, or another replica; UNKNOWN, it had no end within 20 s, or the store's answer was lost; INTERNAL, a bug.
+    The methods add what these mean there, and what else there is.
     """
 
     def Apply(self, request, context):
         """Creates or replaces one manifest. INVALID_ARGUMENT lists every finding; ABORTED: the resource version is another one;
-        UNAVAILABLE: etcd cannot be reached and nothing was written; UNKNOWN: etcd's answer was lost, so it may have been.
+        UNAVAILABLE: nothing was written; UNKNOWN: it may have been, and doing it again does no harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """NOT_FOUND when there is no such manifest.
+        """One manifest as it is stored, and what the asked replica makes of it. NOT_FOUND: there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All manifests of one kind. RESOURCE_EXHAUSTED: more than 32 MiB.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """NOT_FOUND when there is no such manifest; ABORTED as in Apply.
+        """Deletes one manifest. NOT_FOUND: there is none; ABORTED, UNAVAILABLE, UNKNOWN: as in Apply.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Proxies(self, request, context):
-        """The proxies that are connected to any replica (or to the asked one only).
+        """The proxies that are connected to any replica (or to the asked one only), and the replicas.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,7 +222,8 @@ class MeshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportDenials(self, request, context):
-        """What the caller, a proxy, has counted since its Envoy started. RESOURCE_EXHAUSTED: it tells that too often.
+        """What the caller, a proxy, has counted since its Envoy started; only ports that it has are shown.
+        RESOURCE_EXHAUSTED: it tells that too often.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +237,8 @@ class MeshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Diff(self, request, context):
-        """What a change would make different for which proxies; nothing is written. INVALID_ARGUMENT as in Apply.
+        """What a change would make different for which proxies; nothing is written. INVALID_ARGUMENT as in Apply; NOT_FOUND:
+        what would be deleted is not there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,20 +246,23 @@ class MeshServicer:
 
     def Config(self, request, context):
         """What a proxy should have by the Mesh of the asked replica, and what it has ACKed. No private key is in it.
+        NOT_FOUND: no such proxy or resource; RESOURCE_EXHAUSTED: more than 16 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reach(self, request, context):
-        """Which proxies have something that comes from a manifest, and which of them have ACKed it as it is now.
+        """Which proxies have something that comes from a manifest, and which of them have ACKed it as it is now. NOT_FOUND as
+        in Get.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateToken(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Makes a token with which somebody may Join once. It is shown here and nowhere else.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -252,14 +276,15 @@ class MeshServicer:
 
     def Revoke(self, request, context):
         """Revokes a proxy or an identity, or takes that back. Doing it twice does no harm. NOT_FOUND: what is to be taken back
-        is not revoked.
+        is not revoked; ABORTED: others change the same all the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """A new certificate for the caller's own credential.
+        """A new certificate for the caller's own credential. UNAVAILABLE: also while there is no leader; NOT_FOUND: a proxy
+        whose workload is gone; ABORTED: it was revoked, or let in again, meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,7 +292,7 @@ class MeshServicer:
 
     def Trust(self, request, context):
         """A proxy says which roots it trusts and who signed its credential, and hears what it should be. It is waited for in a
-        rotation until it has said so.
+        rotation until it has said so. NOT_FOUND: its workload is gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,7 +300,7 @@ class MeshServicer:
 
     def Rotate(self, request, context):
         """Has the leader replace the intermediate or the root, or joins the rotation of that kind that is under way. ABORTED:
-        one of the other kind is. INVALID_ARGUMENT: the key of the root that has to sign is not in the store.
+        one of the other kind is. INVALID_ARGUMENT: also if the key of the root that has to sign is not in the store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,9 +425,18 @@ def add_MeshServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
-    """What operators, viewers and proxies ask for, on port 15129, over mutual TLS. The role is the credential's:
-    operators may do everything, viewers read and Renew, proxies only Renew, Trust and ReportDenials, replicas only ask for
-    Proxies, Acks and Denials.
+    """What operators, viewers, proxies and replicas ask for, on port 15129, over mutual TLS. Who asks is known by the path of
+    the credential's SPIFFE ID, which must not have expired, nor, of a proxy, be revoked:
+    operator  everything but Trust and ReportDenials
+    viewer    what changes nothing, and Renew: Get, List, Proxies, Wait, Acks, Denials, Explain, Diff, Config, Reach,
+    Certificates, Rotation
+    proxy     Renew, Trust and ReportDenials, each about itself alone
+    replica   Proxies, Acks and Denials, of the asked replica alone
+
+    Every call may end with UNAUTHENTICATED or PERMISSION_DENIED, by who asks; INVALID_ARGUMENT, by what is asked;
+    RESOURCE_EXHAUSTED, too many calls; UNAVAILABLE, the store cannot be reached, or the asked replica has not read the mesh
+    yet: try again, or another replica; UNKNOWN, it had no end within 20 s, or the store's answer was lost; INTERNAL, a bug.
+    The methods add what these mean there, and what else there is.
     """
 
     @staticmethod

@@ -14,7 +14,7 @@ from cluster.kv import Put
 from smc.api.status import AUTHORITY
 from smc.certificates import authority, x509
 from smc.certificates.credential import Credential
-from smc.model import Name
+from smc.model import MeshConfig, Name
 from smc.records import (
     IntermediateRecord,
     Phase,
@@ -28,6 +28,7 @@ from smc.records import (
 )
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
+from tests.unit.api.meshes import mesh, proxy
 from tests.unit.api.replica import Replica, call, calling, details, running
 
 BUYER = Name("shop", "buyer")
@@ -36,11 +37,12 @@ BUYER = Name("shop", "buyer")
 @pytest.fixture
 async def replica() -> AsyncIterator[Replica]:
     async with running() as replica:
+        replica.mesh = mesh(MeshConfig(), {BUYER: proxy(BUYER)})
         yield replica
 
 
 def said(credential: Credential) -> pb.TrustRequest:
-    return pb.TrustRequest(roots=credential.pins, issuer=credential.issuer, not_after=credential.not_after)
+    return pb.TrustRequest(roots=credential.pins, issuer=credential.issuer)
 
 
 async def kept(replica: Replica) -> tuple[TrustRecord, int]:
@@ -52,10 +54,12 @@ async def kept(replica: Replica) -> tuple[TrustRecord, int]:
 async def another_signs(replica: Replica) -> None:
     """A second intermediate, made of the first: only its number and its key id count here."""
     stored = await authority.load_stored(replica.kv, replica.keys)
-    mesh = await authority.load_mesh(replica.kv, replica.keys)
-    root, handle = await authority.make_root(replica.signer_authority.signer, mesh.trust_domain, 2, 1, time.time())
+    stored_mesh = await authority.load_mesh(replica.kv, replica.keys)
+    root, handle = await authority.make_root(
+        replica.signer_authority.signer, stored_mesh.trust_domain, 2, 1, time.time()
+    )
     made, _ = await authority.make_intermediate(
-        replica.signer_authority.signer, root, handle, mesh.trust_domain, 2, 1, time.time()
+        replica.signer_authority.signer, root, handle, stored_mesh.trust_domain, 2, 1, time.time()
     )
     record = IntermediateRecord(2, stored.signing, x509.pem(made), b"")
     await replica.kv.transact(
@@ -76,6 +80,14 @@ async def test_what_a_proxy_says_is_kept_and_written_again_only_when_it_is_somet
     assert await kept(replica) == (record, revision)
     await call(replica, credential, "Trust", pb.TrustRequest(roots=["0" * 64], issuer="ab"))
     assert (await kept(replica))[0].roots == ("0" * 64,)
+
+
+async def test_of_a_workload_that_is_gone_nothing_is_kept(replica: Replica) -> None:
+    credential = await replica.signed("proxy/shop/gone")
+    with pytest.raises(grpc.aio.AioRpcError) as e:
+        await call(replica, credential, "Trust", said(credential))
+    assert e.value.code() == grpc.StatusCode.NOT_FOUND
+    assert await replica.kv.get(replica.keys.trust(Name("shop", "gone"))) is None
 
 
 async def test_a_proxy_hears_that_another_intermediate_signs(replica: Replica) -> None:
