@@ -113,7 +113,7 @@ async def test_what_a_proxy_has_refused_for_good_is_not_waited_for_and_yet_no_su
     assert item is not None
     out = QuarantineRecord(STORE, "smc.io/Service/shop/bookstore", item.mod_revision, LISTENER, "outbound", "too big")
     desk.replica.mesh = mesh(MeshConfig(), {BUYER: proxy(BUYER), STORE: proxy(STORE, out)})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         result = await desk.smc("apply", "-f", desk.shop, "--wait")
     assert result.exit_code == 6
     assert "shop/store-1 at replica-1: refused: smc.io/Service/shop/bookstore is left out: too big\n" in result.stderr
@@ -172,7 +172,7 @@ async def test_nothing_is_waited_for_after_a_refused_document(desk: Desk, tmp_pa
     desk.replica.streams = [HAS[0], STALLED]
     bad = tmp_path / "bad.yaml"
     bad.write_bytes(SERVICE + b"---\nkind: Nonsense\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await desk.smc("apply", "-f", str(bad), "--wait")).exit_code == 1
 
 

@@ -37,7 +37,7 @@ TOKEN = Token(secrets.token_bytes(32), (x509.pin(CA.root),))
 FAKE = Path(__file__).with_name("fake_envoy.py")
 
 
-async def until(condition: Callable[[], object], timeout: float = 10) -> None:
+async def until(condition: Callable[[], object], timeout: float = 60) -> None:
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -99,7 +99,7 @@ def machine(tmp_path: Path) -> Machine:
 
 async def stopped(task: asyncio.Task[int]) -> int:
     os.kill(os.getpid(), signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await task
 
 
@@ -259,7 +259,7 @@ async def test_what_is_wrong_after_it_has_entered_ends_it_with_a_code_as_well(
     assert enrolled is not None
     enrolment.write(machine.directory, replace(enrolled, xds_addresses=("nowhere",)))
     settings = replace(machine.settings(grpc=grpc_program), envoy=sys.executable)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await run_proxy(settings) == (Exit.FAILED if grpc_program else Exit.REFUSED)
     said = capsys.readouterr().err
     assert "Traceback" not in said

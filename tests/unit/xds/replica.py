@@ -127,7 +127,7 @@ class Replica:
     def refused(self, reason: str) -> float:
         return self.metric("smc_xds_refused_total", reason=reason)
 
-    async def until(self, holds: Callable[[], object], seconds: float = 10.0) -> None:
+    async def until(self, holds: Callable[[], object], seconds: float = 60.0) -> None:
         await until(holds, seconds)
 
 
@@ -148,7 +148,7 @@ async def serving(
             task.cancel()
 
 
-async def until(holds: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - what is waited for is on the other side of a network
             await asyncio.sleep(0.005)
