@@ -1,7 +1,7 @@
 """What becomes of a request on its way: as the rules of the caller's proxy see it, and then those of the server's.
 
-The other side of what `http.py` and `listeners.py` tell Envoy to do, and nothing else: a rule is judged with these words, not with
-those that the application sent. Each is observed at a real Envoy.
+The other side of what `http.py` and `listeners.py` tell Envoy to do, and nothing else: a rule is judged with these
+words, not with those that the application sent. Each is observed at a real Envoy.
 """
 
 from __future__ import annotations
