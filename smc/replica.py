@@ -163,8 +163,11 @@ class Replica:
                 await self._streams.drain(min(DRAIN, DRAIN_EACH * len(self._streams.sessions)))
                 await servers.aclose()
             finally:
+                # Once, and to the end: a second cancellation takes from an election the time to give its lease back.
                 for task in background:
-                    task.cancel()
+                    if not task.cancelling():
+                        task.cancel()
+                await asyncio.wait(background)
 
     @staticmethod
     async def _before(stop: asyncio.Event, wanted: Awaitable[object]) -> bool:
