@@ -9,6 +9,7 @@ from dataclasses import replace
 import grpc
 import grpc.aio
 import pytest
+import structlog
 
 from cluster.kv import Ambiguous
 from smc.api.backends import ProxyStatus
@@ -135,9 +136,11 @@ async def test_nothing_is_applied_while_the_store_cannot_be_reached_and_it_says_
 
 async def test_an_unforeseen_failure_has_an_id_and_shows_nothing_of_the_inside(replica: Replica) -> None:
     replica.kv.error = ZeroDivisionError("secret detail")  # type: ignore[attr-defined]
-    code, told = await failing(replica, "Get", GET)
+    with structlog.testing.capture_logs() as logs:
+        code, told = await failing(replica, "Get", GET)
     assert (code, told.kind) == (grpc.StatusCode.INTERNAL, "Internal")
     assert told.id
+    assert [log["exc_info"] for log in logs if log.get("id") == told.id] == [True]
     assert told.id in told.hint
     assert "secret" not in str(told)
     replica.kv.error = None  # type: ignore[attr-defined]

@@ -189,15 +189,20 @@ async def test_a_terminal_shows_how_many_have_it_unless_it_is_to_be_plain(
     ours, theirs = os.openpty()
     environment = os.environ | {"SMC_CREDENTIAL": str(desk.home), "NO_COLOR": no_color, "TERM": "xterm"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "smc", "apply", "-f", desk.shop, "--wait=20s",
+        sys.executable, "-m", "smc", "apply", "-f", desk.shop, "--wait=100s",
         stdout=asyncio.subprocess.DEVNULL, stderr=theirs, env=environment,
     )  # fmt: skip
     os.close(theirs)
-    await asyncio.sleep(2)
-    desk.replica.streams = list(HAS)
+    shown = ""
     try:
-        assert await asyncio.wait_for(process.wait(), 20) == 0
-        shown = os.read(ours, 65536).decode()
+        async with asyncio.timeout(60):
+            while live and "1 of 2 proxies" not in shown:
+                shown += (await asyncio.to_thread(os.read, ours, 65536)).decode()
+            while not desk.replica.metrics.api_calls.labels("Wait", "OK")._value.get():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        desk.replica.streams = list(HAS)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        shown += os.read(ours, 65536).decode()
     finally:
         os.close(ours)
     assert ("\r\x1b[K1 of 2 proxies have ACKed it …" in shown) == live

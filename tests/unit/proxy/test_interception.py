@@ -176,7 +176,7 @@ class Machine:
         return ["nsenter", f"--net=/proc/{self.holder}/ns/net", *argv]
 
     def run(self, *argv: str) -> str:
-        done = subprocess.run(self.command(*argv), capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(self.command(*argv), capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
@@ -282,7 +282,7 @@ def test_what_a_killed_one_leaves_is_replaced_by_the_next_and_removed_by_clean(m
         until(lambda: is_envoy(child(process)))
         assert "table inet smc" not in machine.rules()
         assert machine.run("iptables-save", "-t", "nat").count("-j SMC_OUTBOUND") == 1
-        refused = subprocess.run(machine.command(*smc), capture_output=True, text=True, timeout=120, check=False)
+        refused = subprocess.run(machine.command(*smc), capture_output=True, text=True, timeout=90, check=False)
         assert refused.returncode != 0
         assert "another process intercepts" in refused.stderr
         process.kill()
@@ -313,7 +313,7 @@ def test_a_machine_that_never_joined_is_left_alone(machine: Machine) -> None:
 def test_without_the_right_to_it_says_what_is_missing(machine: Machine) -> None:
     argv = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-m", "smc", "proxy"]
     for command in (("run", "--intercept", "--dir", str(machine.directory)), ("clean",)):
-        done = subprocess.run(machine.command(*argv, *command), capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(machine.command(*argv, *command), capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode in (1, Exit.CANNOT_INTERCEPT)
         assert "CAP_NET_ADMIN, which this process does not have" in done.stderr
     assert not machine.directory.exists()
