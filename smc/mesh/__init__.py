@@ -2,7 +2,7 @@
 
 A build is a chain of stages, each a module here, and each reads only the stages before it:
 
-    reading -> sources -> revocations, traffic -> served -> compiled -> splits -> permissions (with bindings)
+    reading -> sources -> revocations, traffic -> served -> compiled -> splits -> bindings -> permissions
             -> quarantines -> callers -> listening -> proxies
 
 and `addresses` and `egress` beside it, which need the sources alone. `problems` gathers what all of them find.

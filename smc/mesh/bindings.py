@@ -35,11 +35,9 @@ class Bindings(Tables):
         self,
         compiled: Compiled,
         sources: Sources,
-        workloads: Index[Identity, Name],
         trust_domain: str,
         problems: Problems,
     ) -> None:
-        """`workloads` has those of each identity, as they are now."""
         touched: dict[Name, None] = {}
         for scope in compiled.rules.changed:
             was, now = compiled.rules.was(scope), compiled.rules.get(scope)
@@ -55,19 +53,18 @@ class Bindings(Tables):
                 if workload is not None:
                     moved[workload.identity] = None
         for identity in moved:
-            if identity in workloads:
+            if identity in sources.identities:
                 self.accounts.add(identity.namespace, identity)
             else:
                 self.accounts.discard(identity.namespace, identity)
             touched.update(dict.fromkeys(self.labelled.of(identity.namespace)))
         for name in touched:
-            self._bind(name, sources, workloads, moved, trust_domain, problems)
+            self._bind(name, sources, moved, trust_domain, problems)
 
     def _bind(
         self,
         name: Name,
         sources: Sources,
-        workloads: Index[Identity, Name],
         moved: Iterable[Identity],
         trust_domain: str,
         problems: Problems,
@@ -85,19 +82,19 @@ class Bindings(Tables):
                 self.mixed.discard(name, identity)
             if binding is not None and binding.labels:
                 for identity in self.accounts.of(name.namespace):
-                    self._select(binding, identity, sources, workloads)
+                    self._select(binding, identity, sources)
         else:
             for identity in moved:
                 if binding is not None and identity.namespace == name.namespace:
-                    self._select(binding, identity, sources, workloads)
+                    self._select(binding, identity, sources)
         if binding is not None:
             means = self._means(binding, trust_domain, found)
         problems.report("binding", name, found)
         self.identities.put(name, tuple(sorted(means)) or None)
 
-    def _select(self, binding: Binding, identity: Identity, sources: Sources, workloads: Index[Identity, Name]) -> None:
+    def _select(self, binding: Binding, identity: Identity, sources: Sources) -> None:
         wanted = set(binding.labels)
-        fits = {wanted.issubset(sources.workloads[name].labels) for name in workloads.of(identity)}
+        fits = {wanted.issubset(sources.workloads[name].labels) for name in sources.identities.of(identity)}
         for index, counts in ((self.selected, fits == {True}), (self.mixed, fits == {True, False})):
             if counts:
                 index.add(binding.name, identity)

@@ -58,6 +58,7 @@ class _Stages(Tables):
         self.egress.update(self.records, self.sources, self.problems)
         self.compiled.update(self.records, policies, self.problems)
         self.splits.update(self.compiled, self.served, self.problems)
+        self.bindings.update(self.compiled, self.sources, self.records.the_mesh.trust_domain, self.problems)
         self.permissions.update(
             self.compiled,
             self.sources,
@@ -136,7 +137,7 @@ def _stages(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) ->
 
 def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, policies: Sequence[PolicyApi]) -> Mesh:
     records, proxies = stages.records, stages.proxies.proxies
-    config, identities, own = records.config, stages.permissions.identities, stages.addresses.own
+    config, identities, own = records.config, stages.sources.identities, stages.addresses.own
     if previous is not None and previous.config == config:
         config = previous.config
     trusts_the_same = previous is not None and records.bundle is previous.bundle and records.crl is previous.crl

@@ -30,8 +30,6 @@ NOBODY = Policy(())
 class Permissions(Tables):
     policies: Table[Identity, Policy] = field(default_factory=Table)
     """For every identity that somebody may call."""
-    identities: Index[Identity, Name] = field(default_factory=Index)
-    """identity -> its workloads"""
 
     granted: Index[Identity, str] = field(default_factory=Index)
     """destination -> the manifests with Permissions to it"""
@@ -53,8 +51,6 @@ class Permissions(Tables):
         bindings: Bindings,
         problems: Problems,
     ) -> None:
-        manifests = self._note_workloads(sources)
-        bindings.update(compiled, sources, self.identities, records.the_mesh.trust_domain, problems)
         for scope in compiled.rules.changed:
             self._note_manifests(_written(compiled.rules.was(scope)), _written(compiled.rules.get(scope)))
         unresolved = dict.fromkeys(self.written.changed)
@@ -85,22 +81,18 @@ class Permissions(Tables):
             )
             policy = Policy(permissions, revocations.barring(s for p in permissions for s in p.sources))
             self.policies.put(destination, kept(self.policies.get(destination), policy) if permissions else None)
-        for manifest in {**manifests, **self.by_manifest.changed}:
-            problems.report("identities", manifest, self._absent(manifest))
+        for manifest in {**self._meant_otherwise(sources), **self.by_manifest.changed}:
+            problems.report("identities", manifest, self._absent(manifest, sources))
 
-    def _note_workloads(self, sources: Sources) -> dict[str, None]:
-        """Returns the manifests that name an identity which workloads had or have not."""
-        identities: dict[Identity, bool] = {}
-        for name in sources.workloads.changed:
-            was, now = sources.workloads.was(name), sources.workloads.get(name)
-            for workload in (was, now):
-                if workload is not None:
-                    identities.setdefault(workload.identity, workload.identity in self.identities)
-            self.identities.move(name, [was.identity] if was else (), [now.identity] if now else ())
+    def _meant_otherwise(self, sources: Sources) -> dict[str, None]:
+        """The manifests that name an identity which workloads have now and had not, or had and have not."""
+        table = sources.workloads
+        workloads = (workload for name in table.changed for workload in (table.was(name), table.get(name)))
+        identities = dict.fromkeys(workload.identity for workload in workloads if workload is not None)
         return {
             manifest: None
-            for identity, there in identities.items()
-            if there != (identity in self.identities)
+            for identity in identities
+            if sources.identities.appeared_or_went(identity)
             for manifest in self.naming.of(identity)
         }
 
@@ -112,14 +104,14 @@ class Permissions(Tables):
                 self.written.put(manifest, new or None)
                 self.bound.move(manifest, _bindings(old), _bindings(new))
 
-    def _absent(self, manifest: str) -> Iterable[Problem]:
+    def _absent(self, manifest: str, sources: Sources) -> Iterable[Problem]:
         """Identities that no workload has: likely a wrong name, and no fault if the workload comes later."""
         for permission in self.by_manifest.get(manifest) or ():
-            if permission.destination not in self.identities:
+            if permission.destination not in sources.identities:
                 message = f"no workload has the identity {permission.destination}, so there is nobody to call"
                 yield Problem(manifest, "DestinationNotFound", message, "spec.destination", Severity.WARNING.value)
             for source in permission.sources:
-                if source not in self.identities:
+                if source not in sources.identities:
                     message = f"no workload has the identity {source}, so nobody may call as it"
                     yield Problem(manifest, "SourceNotFound", message, "spec.sources", Severity.WARNING.value)
 

@@ -47,7 +47,7 @@ class Proxies(Tables):
         if revocations.barred.changed or records.revoked_identities.changed:
             touched.update(dict.fromkeys(n for n in sources.workloads.rows if _is_open(records, n)))
         for identity in dict.fromkeys((*permissions.policies.changed, *records.certificates.changed)):
-            touched.update(dict.fromkeys(permissions.identities.of(identity)))
+            touched.update(dict.fromkeys(sources.identities.of(identity)))
         for name in touched:
             self.proxies.put(
                 name, self._proxy(name, records, sources, permissions, revocations, quarantines, callers, listening)

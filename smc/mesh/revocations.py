@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from smc.mesh.problems import Problems
 from smc.mesh.reading import Records
 from smc.mesh.sources import Sources
-from smc.mesh.tables import Index, Table, Tables
+from smc.mesh.tables import Table, Tables
 from smc.model import Identity, Name, Problem
 
 
@@ -26,18 +26,12 @@ class Revocations(Tables):
     barred: Table[Identity, tuple[str, ...]] = field(default_factory=Table)
     """identity -> the fingerprints of its certificates that are revoked, sorted"""
 
-    holders: Index[Identity, Name] = field(default_factory=Index)
-    """identity -> its workloads"""
-
     def update(self, records: Records, sources: Sources, problems: Problems) -> None:
         for name in dict.fromkeys((*records.revoked_proxies.changed, *records.admissions.changed)):
             self.admitted.put(name, _admitted(records, name))
-        for name in sources.workloads.changed:
-            was, now = sources.workloads.was(name), sources.workloads.get(name)
-            self.holders.move(name, [was.identity] if was else (), [now.identity] if now else ())
         touched = dict.fromkeys((*self.admitted.changed, *sources.workloads.changed, *sources.origins.changed))
         for identity in records.revoked_identities.changed:
-            touched.update(dict.fromkeys(self.holders.of(identity)))
+            touched.update(dict.fromkeys(sources.identities.of(identity)))
         for name in touched:
             self._shut(name, records, sources, problems)
         if records.crls.changed:

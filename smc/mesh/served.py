@@ -54,7 +54,7 @@ class Served(Tables):
             self._serve(name, records, sources, traffic, revocations)
         self.upstreams.sort(by_name)
         self.assignments.sort(by_name)
-        self._report_unready(records, sources, revocations, problems)
+        self._report_unready(records, sources, problems)
 
     def _note(self, service: Name, was: tuple[Endpoint, ...], now: tuple[Endpoint, ...]) -> None:
         before = {endpoint.workload: endpoint.ports for endpoint in was}
@@ -88,7 +88,7 @@ class Served(Tables):
         self.upstreams.put(name, _each(self.upstreams.get(name), _upstreams(service, endpoints, treatment)))
         self.assignments.put(name, _each(self.assignments.get(name), _assignments(service, usable)))
 
-    def _report_unready(self, records: Records, sources: Sources, revocations: Revocations, problems: Problems) -> None:
+    def _report_unready(self, records: Records, sources: Sources, problems: Problems) -> None:
         """A workload that backs a service gets no traffic before its proxy is there and can prove who it is."""
         touched = dict.fromkeys(
             (
@@ -99,7 +99,7 @@ class Served(Tables):
             )
         )
         for identity in records.certificates.appeared_or_went():
-            touched.update(dict.fromkeys(revocations.holders.of(identity)))
+            touched.update(dict.fromkeys(sources.identities.of(identity)))
         for name in touched:
             workload = sources.workloads.get(name)
             missing = ""

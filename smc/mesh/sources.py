@@ -14,7 +14,7 @@ from smc.endpoints import join
 from smc.mesh.problems import Problems
 from smc.mesh.reading import OWN, Offered, Records, manifest_of
 from smc.mesh.tables import Index, Table, Tables
-from smc.model import Endpoint, Name, Problem, Service, Workload
+from smc.model import Endpoint, Identity, Name, Problem, Service, Workload
 
 T = TypeVar("T")
 Placed = dict[Name, Endpoint]
@@ -29,6 +29,8 @@ class Sources(Tables):
     workloads: Table[Name, Workload] = field(default_factory=Table)
     origins: Table[Name, str] = field(default_factory=Table)
     """workload -> where its Problems are told."""
+    identities: Index[Identity, Name] = field(default_factory=Index)
+    """identity -> its workloads"""
     endpoints: Table[Name, tuple[Endpoint, ...]] = field(default_factory=Table)
     """service -> all that any source says, sorted by workload, none twice. It may be there before its service."""
 
@@ -46,6 +48,9 @@ class Sources(Tables):
         for _, name in records.workloads.changed:
             offers = self.workload_offers.of(name)
             self.origins.put(name, manifest_of(min(offers), "workloads", name) if offers else None)
+        for name in self.workloads.changed:
+            was, now = self.workloads.was(name), self.workloads.get(name)
+            self.identities.move(name, [was.identity] if was else (), [now.identity] if now else ())
         services = self._join(records, problems)
         for source, name in records.endpoints.changed:
             _note(records.endpoints, self.endpoint_offers, (source, name))

@@ -122,6 +122,10 @@ class Index(Generic[K, V]):
     def keys(self) -> frozenset[K]:
         return frozenset(self._rows)
 
+    def appeared_or_went(self, key: K) -> bool:
+        """Whether that key has values and had none before the fork, or had some and has none."""
+        return (key in self._before) != (key in self._rows)
+
     def has_other_keys(self) -> bool:
         """Whether a key has come or gone since the fork."""
         return self._rows is not self._before and self._rows.keys() != self._before.keys()
