@@ -48,7 +48,7 @@ async def show(console: Console, *, check: bool, only: Collection[str] = CHAPTER
                         continue
                     console.print(f"\n{chapter.title}", style="bold")
                     async for claim in chapter.tell():
-                        console.print(_line(claim))
+                        console.print(line(claim, console.width if console.is_terminal else None))
                         if not claim.held:
                             failed.append(claim)
                 if not check:
@@ -69,9 +69,13 @@ async def show(console: Console, *, check: bool, only: Collection[str] = CHAPTER
     return 1 if failed else 0
 
 
-def _line(claim: Claim) -> Text:
+def line(claim: Claim, width: int | None = None) -> Text:
+    """One claim and its figure, which has a line of its own where both are wider than the terminal."""
     mark = ("  ok    ", "green") if claim.held else ("  FAILED ", "bold red")
-    return Text.assemble(mark, claim.text, (f"   {claim.figure}", "dim"))
+    found = Text.assemble(mark, claim.text, (f"   {claim.figure}", "dim"))
+    if width is None or found.cell_len <= width:
+        return found
+    return Text.assemble(mark, claim.text, (f"\n        {claim.figure}", "dim"))
 
 
 def _goodbye(mesh: LocalMesh) -> Text:
@@ -94,17 +98,20 @@ async def _live(console: Console, mesh: LocalMesh) -> AsyncIterator[None]:
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         async def refresh() -> None:
-            before = await mesh.figures()
+            loop = asyncio.get_running_loop()
+            then, before = loop.time(), await mesh.figures()
             while True:
                 await asyncio.sleep(REFRESH)
+                asked = loop.time()
                 try:
                     now = await mesh.figures()
                     leader = await mesh.leader_key()
                 except (aiohttp.ClientError, TimeoutError, ProcessFailed):
                     continue  # the next look may find everybody
                 leads = next((r.name for r in mesh.replicas if leader is not None and r.name in leader[0]), "nobody")
-                live.update(picture(mesh, now - before, leads), refresh=True)
-                before = now
+                # An Envoy that does not answer is waited for, so that it may be more than one second.
+                live.update(picture(mesh, now - before, leads, asked - then), refresh=True)
+                before, then = now, asked
 
         task = asyncio.create_task(refresh(), name="demo: table")
         try:
@@ -114,15 +121,15 @@ async def _live(console: Console, mesh: LocalMesh) -> AsyncIterator[None]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def picture(mesh: LocalMesh, happened: Figures, leader: str) -> RenderableType:
-    """What happened in one second, by visitor, and how each sidecar is."""
+def picture(mesh: LocalMesh, happened: Figures, leader: str, seconds: float = 1.0) -> RenderableType:
+    """What happened in so many seconds, as requests a second by visitor, and how each sidecar is."""
     traffic = Table("VISITOR", "SENT/S", "V1", "V2", "DENIED", "OTHER", "FAILED", title="traffic", title_justify="left")
     for visitor in mesh.visitors:
         versions, statuses = happened.versions(visitor), happened.statuses(visitor)
         denied = statuses[403] + statuses["PERMISSION_DENIED"]
         other = statuses.total() - denied - versions.total()
         cells = (happened.sent[visitor], versions["v1"], versions["v2"], denied, other, happened.failed[visitor])
-        traffic.add_row(visitor, *map(str, cells))
+        traffic.add_row(visitor, *(f"{cell / seconds:.0f}" for cell in cells))
     replicas = Table("REPLICA", "PROCESS", "LEADS", title="control plane", title_justify="left")
     for replica in mesh.replicas:
         alive = f"pid {replica.process.pid}" if replica.process.alive else Text("dead", "red")

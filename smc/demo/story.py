@@ -241,7 +241,7 @@ class Story:
         shown = sum(bool(root) and root not in old.all for root in now.shown.values())
         trusting = sum(bool(roots) and not roots & old.all for roots in now.trusted.values())
         yield Claim(
-            "every certificate on the wire leads to one new root, and no Envoy trusts another",
+            "every certificate on the wire leads to one new root, trusted alone",
             len(now.all) == 1 and (shown, trusting) == (len(now.shown), len(now.trusted)),
             f"{shown} of {len(now.shown)} ports show it, {trusting} of {len(now.trusted)} Envoys trust it alone; "
             f"exit code {ended.code}",

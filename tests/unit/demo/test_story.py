@@ -20,7 +20,7 @@ from smc.demo.bookstore import Placement
 from smc.demo.figures import Figures
 from smc.demo.local import LocalMesh
 from smc.demo.processes import Ended
-from smc.demo.show import picture
+from smc.demo.show import line, picture
 from smc.demo.story import BUYER, STORES, THIEF, Claim, Story
 from smc.demo.wire import Roots
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.looptime
 RATE = 50
 READER, EAVESDROPPER = bookstore.READER.workload, bookstore.EAVESDROPPER.workload
 TOLD_TRULY = "it goes on, --wait says that all have it, and they have"
-NEW_ROOT = "every certificate on the wire leads to one new root, and no Envoy trusts another"
+NEW_ROOT = "every certificate on the wire leads to one new root, trusted alone"
 
 
 class Machine:
@@ -295,3 +295,23 @@ async def test_the_table_shows_verdicts_the_leader_the_dead_who_serves_whom_and_
     assert [THIEF, "0", "0", "0", "50", "0", "0"] in rows
     assert [BUYER, "replica-2", "yes", "one"] in rows
     assert [THIEF, "-", "no", "1", "refused", "one"] in rows
+
+
+async def test_a_claim_and_its_figure_are_one_line_where_there_is_room() -> None:
+    claim = Claim("it is so", held=True, figure="3 of 3")
+    assert line(claim).plain == line(claim, 25).plain == "  ok    it is so   3 of 3"
+    assert line(claim, 24).plain.splitlines() == ["  ok    it is so", "        3 of 3"]
+    longest = [one for one in await _told(World()) for part in line(one, 80).plain.splitlines() if len(part) > 80]
+    assert longest == []
+
+
+async def test_the_table_says_what_happens_in_a_second_however_long_it_looked() -> None:
+    world = World()
+    before = await world.figures()
+    await asyncio.sleep(3)
+    mesh = SimpleNamespace(replicas=(), sidecars=(), visitors=[BUYER])
+    console = Console(width=120, file=io.StringIO())
+
+    console.print(picture(cast(LocalMesh, mesh), await world.figures() - before, "nobody", 3.0))
+
+    assert re.search(rf"{BUYER}\W+50\W+50\W+0", console.file.getvalue())  # type: ignore[attr-defined]
