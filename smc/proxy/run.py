@@ -144,7 +144,10 @@ class _Run:
             )
             if self._settings.grpc:
                 beside = program.serve(directory, self._who, news=self._news, ready=self._program_ready)
-                await envoy.first(beside, self._stop.wait())
+                try:
+                    await envoy.first(beside, self._stop.wait())
+                finally:
+                    self._died()
             else:
                 await self._run_envoy(executable, tasks)
             fresh.cancel()
@@ -322,7 +325,7 @@ class _Run:
         _log.info("ready", proxy=enrolled.proxy, mesh=enrolled.mesh, **what)
 
     def _died(self) -> None:
-        """Envoy does not run, or not any more: it is not ready, and nothing that is beside it goes on."""
+        """Envoy, or what is in its place, does not run: it is not ready, and nothing that is beside it goes on."""
         for task in self._beside:
             task.cancel()
         self._beside = []

@@ -24,7 +24,7 @@ from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
-from smc.proxy import enrolment, envoy, renewal
+from smc.proxy import enrolment, envoy, program, renewal
 from smc.proxy.enrolment import CREDENTIAL, Enrolment
 from smc.proxy.run import BOOTSTRAP, READY, run_proxy
 from smc.proxy.settings import Exit, ProxyFailed, ProxySettings
@@ -163,6 +163,24 @@ async def test_an_envoy_that_dies_at_once_is_started_less_and_less_often(
     assert waits[:4] == [0.01, 0.02, 0.04, 0.04][: len(waits)]
     assert len(waits) >= 3
     assert {entry["code"] for entry in logs if entry["event"] == "envoy died"} == {3}
+
+
+async def test_beside_a_program_it_is_ready_until_it_is_told_to_stop(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve(_directory: Path, _who: program.Who, *, news: asyncio.Event, ready: Callable[[], None]) -> None:
+        ready()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(program, "serve", serve)
+    machine.enrol()
+    task = asyncio.create_task(run_proxy(machine.settings(grpc=True)))
+    await until((machine.directory / READY).exists)
+    ready = json.loads((machine.directory / READY).read_text())
+    assert ready["GRPC_XDS_BOOTSTRAP"] == str(machine.directory / program.BOOTSTRAP)
+    assert await stopped(task) == Exit.STOPPED
+    assert not (machine.directory / READY).exists()
+    assert machine.events() == [], "there is no Envoy"
 
 
 async def test_a_deaf_envoy_is_killed_in_the_end(machine: Machine) -> None:
