@@ -40,6 +40,7 @@ class Denials:
         self._clock = clock
         self._limiter = Limiter(LIMITS, clock)
         self._told: dict[Name, _Told] = {}
+        """The oldest first."""
 
     def take(self, proxy: Name, report: pb.ReportDenialsRequest, mesh: Mesh) -> None:
         """Keep a proxy's report in place of its last one; one of a proxy that is not in the mesh is not kept.
@@ -55,7 +56,9 @@ class Denials:
         if not all(map(math.isfinite, (report.since, *(counted.last for counted in report.ports)))):
             raise Invalid("a report has a time that is no number")
         now = self._clock()
-        self._told = {name: told for name, told in self._told.items() if now - told.at < KEPT and name in mesh.proxies}
+        while self._told and now - self._told[oldest := next(iter(self._told))].at >= KEPT:
+            del self._told[oldest]
+        self._told.pop(proxy, None)
         if proxy in mesh.proxies:
             self._told[proxy] = _Told(report, now)
 
