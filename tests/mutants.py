@@ -63,6 +63,15 @@ UNIT = (
         ("tests/unit/test_pipeline.py::test_a_replica_is_ready_once_every_source_was_observed_whole",),
     ),
     Caught(
+        "a revoked proxy keeps its stream",
+        "smc/pipeline.py",
+        (("anybody_is_revoked = bool(mesh.admitted or mesh.revoked_identities)", "anybody_is_revoked = False"),),
+        (
+            "tests/unit/test_pipeline.py::"
+            "test_whoever_is_revoked_is_ended_at_once_and_gets_nothing_of_the_mesh_that_says_so",
+        ),
+    ),
+    Caught(
         "watch resumed at the header's revision",
         "cluster/etcd.py",
         (
