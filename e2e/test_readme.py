@@ -1,15 +1,13 @@
 """Every command in the README does what the README says.
 
-The blocks are taken as they stand. Only addresses are put in the place of others, because no machine has those that are
-kept for documentation: 192.0.2.x, and 127.0.0.1 where the store's application listens, each become a loopback address
-of this run's own.
+The blocks are taken as they stand, as `e2e.kit.reader` does it: 192.0.2.x, and 127.0.0.1 where the store's application
+listens, each become a loopback address of this run's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,25 +15,23 @@ import pytest
 
 from e2e.kit import invariants
 from e2e.kit.mesh import eventually
+from e2e.kit.reader import Reader
 from smc.demo import programs
 from smc.demo.addresses import Addresses
 from smc.demo.apps import XFCC
-from smc.demo.processes import Children, Process
+from smc.demo.processes import Children
 from smc.demo.programs import App, Etcd, find_etcd
+from tests.documentation import ROOT, Block, blocks
 
-ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^```(sh|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MAKE = re.compile(r"`(make [^`]+)`")
-DOCUMENTATION = re.compile(r"192\.0\.2\.\d+|127\.0\.0\.1")
 ETCD, REPLICA, APPLICATION = "192.0.2.10", "192.0.2.11", "127.0.0.1"
 
 
-def _readme(kind: str) -> list[str]:
-    """The blocks of a kind, in their order."""
-    return [text for found, text in _BLOCK.findall((ROOT / "README.md").read_text()) if found == kind]
+def _readme(kind: str) -> list[Block]:
+    return [block for block in blocks(ROOT / "README.md") if block.kind == kind]
 
 
-COMMANDS = [line for block in _readme("sh") for line in block.splitlines()]
+COMMANDS = [line for block in _readme("sh") for line in block.commands]
 MAKE = [line for line in COMMANDS if line.startswith("make ")]
 REAL = [line for line in COMMANDS if line not in MAKE]
 
@@ -71,49 +67,6 @@ async def test_what_make_is_asked_for_it_would_do(line: str, children: Children)
     assert last.rstrip().endswith(arguments)
 
 
-class Reader:
-    """Somebody who types what the README says, in a directory of their own, at machines that are all this one."""
-
-    def __init__(self, children: Children, addresses: Addresses, home: Path) -> None:
-        self._children = children
-        self._addresses = addresses
-        self._places: dict[str, str] = {}
-        self.home = home
-        self._environment = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "HOME": str(home), "NO_COLOR": "1"}
-        self.typed: list[str] = []
-        self.background: list[Process] = []
-
-    def at(self, address: str) -> str:
-        """Where an address of the README is here."""
-        if address not in self._places:
-            self._places[address] = self._addresses.take()
-        return self._places[address]
-
-    def here(self, text: str) -> str:
-        return DOCUMENTATION.sub(lambda found: self.at(found[0]), text)
-
-    def _shell(self, line: str) -> list[str]:
-        return ["/bin/sh", "-c", f"cd {self.home} && {self.here(line)}"]
-
-    async def type(self, line: str) -> str:
-        """Returns what it prints; it must succeed."""
-        self.typed.append(line)
-        return await self.try_out(line)
-
-    async def try_out(self, line: str) -> str:
-        """The same for what the README does not say."""
-        return await self._children.run(line, self._shell(line), env=self._environment, timeout=60)
-
-    async def leave_running(self, line: str) -> Process:
-        """In a terminal of its own."""
-        self.typed.append(line)
-        name = f"terminal-{len(self.background)}"
-        process = self._children.process(name, self._shell(f"exec {line}"), role=name, env=self._environment)
-        self.background.append(process)
-        await process.start()
-        return process
-
-
 async def test_a_mesh_is_made_by_the_readme_alone(children: Children, tmp_path: Path) -> None:
     (manifests,) = _readme("yaml")
     lines = iter(REAL)
@@ -125,7 +78,7 @@ async def test_a_mesh_is_made_by_the_readme_alone(children: Children, tmp_path: 
         store = programs.bookstore(children, "store", reader.at(APPLICATION), "v1")
         await etcd.start()
         await store.start()
-        (home / "shop.yaml").write_text(reader.here(manifests))
+        (home / "shop.yaml").write_text(reader.here(manifests.text))
 
         printed = await reader.type(next(lines))
         assert "mesh default made for the trust domain mesh.example.com" in printed
