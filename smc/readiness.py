@@ -92,13 +92,11 @@ async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterab
     Raises:
         Deposed: another replica leads.
     """
-    before: frozenset[Name] | None = None
+    before: int | None = None
     async for mesh in meshes:
-        there = frozenset(mesh.proxies)
-        is_new = before is None or not before <= there
-        if is_new and not await _forget(leadership, kv, keys, mesh):
-            continue  # one came back meanwhile: a newer Mesh has it
-        before = there
+        if mesh.departures == before or await _forget(leadership, kv, keys, mesh):
+            before = mesh.departures
+        # Else one came back meanwhile, and a newer Mesh has it.
 
 
 async def _forget(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> bool:

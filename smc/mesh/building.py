@@ -145,6 +145,7 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         affected = frozenset(proxies.changed)
     else:
         affected = frozenset(proxies.rows).union(previous.proxies if previous is not None else ())
+    left = not step or any(name not in proxies for name in proxies.changed)
     return Mesh(
         revision=view.revision,
         mesh_id=records.the_mesh.mesh_id,
@@ -167,5 +168,6 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         intercepts=stages.addresses.are_dialled,
         synced=frozenset(records.synced.rows),
         affected=affected,
+        departures=(previous.departures if previous is not None else 0) + left,
         stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.fork()),
     )

@@ -56,6 +56,8 @@ class Mesh:
     affected: frozenset[Name]
     """The proxies that are new, gone, or whose Proxy, config, bundle or CRL is another object than in the Mesh before.
     """
+    departures: int = 0
+    """Another number than in any Mesh before since which a proxy may have gone; equal: none has."""
     crl: CrlRecord | None = None
     revoked_proxies: Mapping[Name, Revoked] = field(default_factory=dict)
     revoked_identities: Mapping[Identity, bool] = field(default_factory=dict)

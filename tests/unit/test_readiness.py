@@ -147,10 +147,14 @@ class Meshes:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Mesh] = asyncio.Queue()
+        self._had: set[Name] = set()
+        self._departures = 1
 
     def have(self, *names: Name) -> None:
+        self._departures += not self._had <= set(names)
+        self._had = set(names)
         found = mesh(MeshConfig(), {name: proxy(name) for name in names})
-        self._queue.put_nowait(replace(found, synced=frozenset({"files"})))
+        self._queue.put_nowait(replace(found, synced=frozenset({"files"}), departures=self._departures))
 
     async def all(self) -> AsyncGenerator[Mesh, None]:
         while True:
