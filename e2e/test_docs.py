@@ -53,6 +53,7 @@ async def _reading(places: Places, hosts: Mapping[str, Host] | None = None) -> A
             programs.mkdir()
             etcd = await find_etcd()
             (programs / "etcd").symlink_to(etcd.path)
+            (programs / "smc").symlink_to(Path(sys.prefix, "bin", "smc"))
             yield Reader(children, places, home, hosts=hosts, programs=[programs])
             await children.stop()
             invariants.check_logs(children.logs)

@@ -63,20 +63,20 @@ class Reader:
         home: Path,
         *,
         hosts: Mapping[str, Host] | None = None,
-        programs: Sequence[Path] = (),
+        programs: Sequence[Path] = (Path(sys.prefix, "bin"),),
     ) -> None:
         """Begin in `home`, an empty directory.
 
         Args:
             hosts: machines of their own, by their addresses in the document. Each has a loopback of its own too.
-            programs: directories of programs that the reader has, beside SMC's own and the system's.
+            programs: directories of programs that the reader has beside the system's, SMC's own among them.
         """
         self._children = children
         self._places = places
         self._here: dict[str, str] = {}
         self._set: list[str] = []
         self.home = home
-        path = ":".join([*map(str, programs), f"{sys.prefix}/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
+        path = ":".join([*map(str, programs), "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
         self._environment = {"PATH": path, "HOME": str(home), "NO_COLOR": "1"}
         self.hosts = dict(hosts or {})
         self.typed: list[str] = []
