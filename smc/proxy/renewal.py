@@ -50,8 +50,11 @@ async def keep_fresh(
     news: asyncio.Event,
     now: Callable[[], float] = time.time,
     renewed: Callable[[Credential, Enrolment], object] = lambda _credential, _enrolled: None,
+    rejoin: Callable[[], Awaitable[tuple[Credential, Enrolment]]] | None = None,
 ) -> None:
     """Keep the credential in `directory` good, and its roots those of the mesh, until cancelled.
+
+    A credential that turns out to be revoked is replaced by `rejoin`, where there is a way.
 
     `news` is set by whoever sees that the mesh may trust or sign otherwise now. That is a hint: what is so, is asked.
 
@@ -75,7 +78,17 @@ async def keep_fresh(
         except (SmcError, OSError) as e:
             # What was asked is not answered, so it is asked again.
             news.set()
-            await _complain(credential, enrolled, e, wait, now())
+            failure: Exception = e
+            if isinstance(e, Denied) and rejoin is not None:
+                try:
+                    credential, enrolled = await rejoin()
+                except SmcError as why:
+                    failure = why
+                else:
+                    renewed(credential, enrolled)
+                    outdated, told = False, -TELL_EVERY
+                    continue
+            await _complain(credential, enrolled, failure, wait, now())
             await asyncio.sleep(wait * (0.5 + random.random() / 2))  # noqa: S311
             wait = min(wait * 2, LAST_RETRY)
             continue

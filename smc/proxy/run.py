@@ -139,7 +139,15 @@ class _Run:
         self._intercept(enrolled)
         async with asyncio.TaskGroup() as tasks:
             fresh = tasks.create_task(
-                keep_fresh(directory, credential, enrolled, news=self._news, now=self._now, renewed=self._renewed),
+                keep_fresh(
+                    directory,
+                    credential,
+                    enrolled,
+                    news=self._news,
+                    now=self._now,
+                    renewed=self._renewed,
+                    rejoin=self._join if self._settings.token else None,
+                ),
                 name="proxy: renewal",
             )
             if self._settings.grpc:
@@ -219,6 +227,11 @@ class _Run:
                 failure = ProxyFailed(Exit.REFUSED, f"the credential of {credential.uri} is revoked")
         if not settings.token:
             raise failure
+        return await self._join()
+
+    async def _join(self) -> tuple[Credential, Enrolment]:
+        """A credential for the token."""
+        settings = self._settings
         try:
             token = Token.parse(settings.token)
         except Invalid as e:

@@ -394,6 +394,47 @@ async def test_what_fails_while_renewing_leaves_the_old_credential_in_use(machin
     assert old.key.splitlines()[1] not in said
 
 
+async def test_a_credential_that_turns_out_to_be_revoked_is_replaced_by_joining_where_there_is_a_token(
+    machine: Machine,
+) -> None:
+    refused = (grpc.StatusCode.PERMISSION_DENIED, "revoked", "Denied")
+    plane = ControlPlane(CA, failures=[refused])
+    renewed: list[Credential] = []
+    async with serving(plane, REPLICA, mutual=True) as address:
+        plane.api = address
+        old = machine.enrol(api=address, ttl=timedelta(minutes=10), ago=420.0)
+        enrolled = enrolment.read(machine.directory)
+        assert enrolled is not None
+        tried: list[str] = []
+
+        async def rejoin() -> tuple[Credential, Enrolment]:
+            tried.append("once more")
+            if len(tried) == 1:
+                plane.failures.append(refused)
+                raise ProxyFailed(Exit.UNREACHABLE, "no control plane answered")
+            new = CA.credential("proxy/shop/buyer", now=time.time())
+            credentials.write(machine.directory / CREDENTIAL, new)
+            return new, enrolled
+
+        task = asyncio.create_task(
+            renewal.keep_fresh(
+                machine.directory,
+                old,
+                enrolled,
+                news=asyncio.Event(),
+                renewed=lambda credential, _: renewed.append(credential),
+                rejoin=rejoin,
+            )
+        )
+        await until(lambda: plane.told)
+        task.cancel()
+        await asyncio.wait([task])
+    assert len(tried) == 2, "a token that did not help is tried again"
+    assert renewed == [credentials.read(machine.directory / CREDENTIAL)]
+    assert renewed != [old]
+    assert tuple(plane.told[-1].roots) == renewed[0].pins, "what is said of trust is said with the new credential"
+
+
 async def test_a_replica_of_another_mesh_is_not_asked(machine: Machine) -> None:
     other = TestAuthority.make(now=time.time())
     plane = ControlPlane(other)
