@@ -125,7 +125,7 @@ DEMO = (
         "RBAC off",
         "smc/envoy/routes.py",
         # Without rules it switches the filter off.
-        (("filter_pb2.RBACPerRoute(rbac=filter_pb2.RBAC(rules=rules))", "filter_pb2.RBACPerRoute()"),),
+        (("filter_pb2.RBACPerRoute(rbac=rbac)", "filter_pb2.RBACPerRoute()"),),
         "policy",
         "the bookthief is denied",
     ),
