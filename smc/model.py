@@ -520,6 +520,11 @@ class Destination:
     """Of its requests, whichever target they go to; of no meaning for TCP."""
 
     @property
+    def versions(self) -> tuple[tuple[str, int], ...]:
+        """(manifest, mod_revision) of all that it is made from."""
+        return self.sources if self.treatment is None else (*self.sources, self.treatment.source)
+
+    @property
     def all_targets(self) -> tuple[Target, ...]:
         """Of every branch too, in no order."""
         return (*self.targets, *(target for branch in self.branches for target in branch.targets))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from smc.errors import Exhausted, Invalid, NotFound, Unavailable
 from smc.explaining import Explanation, Server, Source
 from smc.manifests import Finding, InvalidManifest
 from smc.mesh import Mesh
-from smc.model import HttpMatch, Identity, Name
+from smc.model import HttpMatch, Identity, Name, Outbound
 from smc.records import CertificateRecord, ManifestRecord, encode
 from smc.v1 import smc_pb2 as pb
 from smc.xds.snapshot import Resource, Snapshot, Type, short
@@ -372,6 +372,15 @@ def _reached(mesh: Mesh, manifest: str) -> list[Name]:
     return sorted(
         name
         for name, proxy in mesh.proxies.items()
-        if of(proxy.outbound, (source for d in proxy.outbound.destinations for source in d.sources))
+        if of(proxy.outbound, _called_by(proxy.outbound))
         or of(proxy.policy, policy_sources(proxy.policy))
+        or of(proxy.inbound, (source for inbound in proxy.inbound for source in inbound.sources))
     )
+
+
+def _called_by(outbound: Outbound) -> Iterator[tuple[str, int]]:
+    for destination in outbound.destinations:
+        yield from destination.versions
+    for upstream in outbound.upstreams:
+        if upstream.treatment is not None:
+            yield upstream.treatment.source

@@ -67,7 +67,7 @@ class VirtualHost:
     def of(cls, destination: Destination, mesh_domain: str, *, same_namespace: bool) -> VirtualHost:
         name = names.cluster(destination.service, destination.port)
         hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
-        return cls._of(name, destination.port, hosts, _sources(destination), tuple(_to(destination)))
+        return cls._of(name, destination.port, hosts, destination.versions, tuple(_to(destination)))
 
     @classmethod
     def of_dialled(
@@ -76,7 +76,7 @@ class VirtualHost:
         """As intercepted callers see it, who dial `address`."""
         name = names.cluster(destination.service, destination.port)
         hosts = (address, *names.hosts(destination.service, mesh_domain, same_namespace=same_namespace))
-        return cls._of(name, destination.port, hosts, _sources(destination), tuple(_to(destination)), dialled=True)
+        return cls._of(name, destination.port, hosts, destination.versions, tuple(_to(destination)), dialled=True)
 
     @classmethod
     def of_application(
@@ -210,7 +210,7 @@ def answered(app_port: int, rules: bytes, sources: Iterable[tuple[str, int]]) ->
 
 def alone(name: str, destination: Destination) -> Resource:
     """The RouteConfiguration of one Destination, for who asks for nothing else by it."""
-    return _everywhere(name, _to(destination), _sources(destination))
+    return _everywhere(name, _to(destination), destination.versions)
 
 
 def _everywhere(name: str, found: Iterable[Any], sources: Iterable[tuple[str, int]]) -> Resource:
@@ -355,11 +355,6 @@ def _disjoint(virtual_hosts: Sequence[VirtualHost]) -> Sequence[VirtualHost]:
                 owners.setdefault((host.hosts[rank], host.port), host)
     kept = (host.owning(owners) for host in virtual_hosts)
     return [host for host in kept if host is not None]
-
-
-def _sources(destination: Destination) -> tuple[tuple[str, int], ...]:
-    treatment = destination.treatment
-    return destination.sources if treatment is None else (*destination.sources, treatment.source)
 
 
 def _to(destination: Destination) -> Iterator[Any]:
