@@ -25,6 +25,7 @@ bench: setup ## The benchmarks; figures go to standard output, see bench/README.
 	$(BIN)/python -m bench.fanout $(BENCH_ARGS)
 	$(BIN)/python -m bench.storm $(STORM_ARGS)
 	$(BIN)/python -m bench.scale $(SCALE_ARGS)
+	$(BIN)/python -m bench.apply $(APPLY_ARGS)
 
 setup: .venv/.stamp
 

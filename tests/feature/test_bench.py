@@ -86,3 +86,11 @@ def test_a_replica_of_a_large_mesh_pushes_a_change_to_the_few_whom_it_concerns()
     assert scale["services"] == 12
     assert {what: changed["streams"] for what, changed in scale["changes"].items()} == {"few": 10, "none": 0}
     assert all(changed["unexpected_pushes"] == 0 for changed in scale["changes"].values())
+
+
+def test_a_change_is_followed_to_the_last_ack_of_real_envoys() -> None:
+    ran = bench("apply", "--envoys", "3", "--changes", "2", "--json")
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert (report["envoys"], report["changes"]) == (3, 2)
+    assert 0 < report["written_ms"]["median"] < report["acked_ms"]["median"]
