@@ -187,7 +187,7 @@ async def test_a_client_with_another_pin_refuses_the_replica_before_it_says_its_
     mesh: Mesh, tmp_path: Path
 ) -> None:
     token = await _token(mesh)
-    astray = dataclasses.replace(token, pin="0" * 64)
+    astray = dataclasses.replace(token, pins=("0" * 64,))
     async with _network(mesh.replicas[0]) as network:
         with pytest.raises(ProxyFailed, match="is not the mesh that the token is for") as failed:
             await join(tmp_path, astray, (network.listen,), timeout=10)

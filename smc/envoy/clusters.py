@@ -31,6 +31,8 @@ from smc.xds.snapshot import Resource, Type
 
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _CONNECT_TIMEOUT = 2.0
+_RETRIES = 200
+"""What may be tried again at a time however little is under way: all that waited for an endpoint that died."""
 _MANY = 2**16
 """A bound on what one proxy may have open to one cluster; far above what an application reaches unless it loops."""
 
@@ -198,7 +200,7 @@ def _limits() -> Any:
                 max_pending_requests=many,
                 max_requests=many,
                 retry_budget=circuit_breaker_pb2.CircuitBreakers.Thresholds.RetryBudget(
-                    budget_percent=percent_pb2.Percent(value=20.0), min_retry_concurrency=messages.uint32(10)
+                    budget_percent=percent_pb2.Percent(value=20.0), min_retry_concurrency=messages.uint32(_RETRIES)
                 ),
             )
         ]

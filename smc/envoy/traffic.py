@@ -2,7 +2,7 @@
 what is asked of them stands in routes.
 
 - A retry goes to another endpoint than the attempts before, if there is one, 25 ms and more after them. Retries in all
-  are at most a fifth of what a proxy has under way to a cluster, or ten: an ill service is not buried in them.
+  are at most a fifth of what a proxy has under way to a cluster, or 200: an ill service is not buried in them.
 - Faults are a caller's proxy's: the server never sees what was aborted.
 - The bucket of a rate limit is a proxy's, shared by its threads. It comes after policy: who may not ask takes nothing.
 """

@@ -74,7 +74,9 @@ def find(given: str, environment: Mapping[str, str]) -> str:
             if found is None:
                 raise ProxyFailed(Exit.NO_ENVOY, f"{path!r}, given by {source}, is no executable")
             return os.path.abspath(found)
-    if found := shutil.which("envoy", path=environment.get("PATH", os.defpath)):
+    found = shutil.which("envoy", path=environment.get("PATH", os.defpath))
+    # The wheel has a script on PATH too, which another user may not be able to run: its Python may lie below /root.
+    if found is not None and os.path.dirname(os.path.abspath(found)) != os.path.dirname(sys.executable):
         return os.path.abspath(found)
     try:
         from envoy import _envoy

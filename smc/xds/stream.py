@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from sys import intern
 from types import MappingProxyType
 
 from smc.errors import Invalid
@@ -261,14 +262,15 @@ class Stream:
     # ------------------------------------------------------------------------------------------------------- requests
 
     def _subscribe(self, subscription: Subscription, request: Request, *, first: bool) -> None:
-        names = dict.fromkeys(name for name in request.subscribe if name != WILDCARD)
+        # One string for all streams: each has said the name in a message of its own.
+        names = dict.fromkeys(intern(name) for name in request.subscribe if name != WILDCARD)
         legacy = first and not request.subscribe and request.type in WARMING
         wildcard = (legacy or WILDCARD in request.subscribe) and not subscription.wildcard
         initial = request.initial if first else {}
         if initial:
             if self._resumed_at is None:
                 self._resumed_at = self._now
-            told = {name: Told(version) for name, version in initial.items() if wildcard or name in names}
+            told = {intern(n): Told(intern(version)) for n, version in initial.items() if wildcard or n in names}
             subscription.has.update(told)
         for name in names:
             if name in initial:

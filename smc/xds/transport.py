@@ -49,8 +49,10 @@ MOST_STREAMS = 10
 LONGEST = 4 * 1024 * 1024
 """Bytes of one message of a client."""
 
-_FRAMED = 64 * 1024
-"""Bytes that are framed and encrypted at a time, and that wait for the socket before no more are."""
+_FRAMED = 16 * 1024
+"""Bytes that are framed and encrypted at a time. What OpenSSL writes to keeps the size of the largest: no larger."""
+_BUFFERED = 64 * 1024
+"""Bytes that wait for the socket before no more are framed."""
 _RECORD = 16 * 1024
 """Bytes of the longest TLS record."""
 _CONFIGURATION = ngh2.Configuration(
@@ -292,7 +294,7 @@ class _Connection(asyncio.Protocol):
             self._closing = True
             self._transport.abort()
             return
-        self._transport.set_write_buffer_limits(high=_FRAMED)
+        self._transport.set_write_buffer_limits(high=_BUFFERED)
         self._tls = self._server.context().wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     def data_received(self, data: bytes) -> None:

@@ -338,6 +338,10 @@ def test_envoy_is_found_in_the_order_that_is_documented(tmp_path: Path, machine:
     assert envoy.find("", {"SMC_ENVOY": there, **on_path}) == there
     assert envoy.find("", on_path) == here
     assert envoy.find("", {"PATH": str(tmp_path / "empty")}).endswith("/envoy")
+    script = os.path.dirname(sys.executable)
+    assert envoy.find("", {"PATH": script}) == envoy.find("", {"PATH": str(tmp_path / "empty")}), (
+        "not the wheel's script"
+    )
     with pytest.raises(ProxyFailed, match="SMC_ENVOY, is no executable"):
         envoy.find("", {"SMC_ENVOY": "/nowhere/envoy"})
 
