@@ -21,10 +21,9 @@ import grpc
 import grpc.aio
 import structlog
 
-from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.proxy.enrolment import Enrolment
-from smc.proxy.join import channel_options
+from smc.proxy.join import channel_to
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
 
@@ -161,8 +160,4 @@ class _Replica:
 
 
 def _open(credential: Credential, enrolled: Enrolment) -> grpc.aio.Channel:
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
-    options = channel_options(x509.replica_host(credential.trust_domain))
-    return grpc.aio.secure_channel(random.choice(enrolled.api_addresses), tls, options=options)  # noqa: S311
+    return channel_to(random.choice(enrolled.api_addresses), credential)  # noqa: S311

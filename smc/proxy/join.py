@@ -107,6 +107,15 @@ async def ask(address: str, token: Token, key: x509.PrivateKey, now: Callable[[]
     return answer
 
 
+def channel_to(target: str, credential: Credential, *more: tuple[str, str | int]) -> grpc.aio.Channel:
+    """A channel to a replica, or to any of those in `target`; `more` are options beside the usual."""
+    tls = grpc.ssl_channel_credentials(
+        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
+    )
+    options = [*channel_options(x509.replica_host(credential.trust_domain)), *more]
+    return grpc.aio.secure_channel(target, tls, options=options)
+
+
 def channel_options(host: str) -> list[tuple[str, str | int]]:
     """How a proxy's channels are set up; `host` is the DNS name that every replica's certificate carries."""
     return [

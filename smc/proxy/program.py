@@ -33,7 +33,7 @@ from smc.envoy import names, proxyless
 from smc.errors import Invalid
 from smc.proxy import enrolment
 from smc.proxy.enrolment import Enrolment
-from smc.proxy.join import channel_options
+from smc.proxy.join import channel_to
 from smc.proxy.settings import Exit, ProxyFailed
 from smc.xds.snapshot import Type
 
@@ -140,15 +140,11 @@ async def _replica(who: Who) -> AsyncIterator[grpc.aio.Channel]:
     credential, enrolled = who()
     addresses = list(enrolled.xds_addresses)
     random.shuffle(addresses)
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
     # A target is of one family.
     is_six = addresses[0].startswith("[")
     same = ",".join(address for address in addresses if address.startswith("[") == is_six)
     target = f"{'ipv6' if is_six else 'ipv4'}:{same}"
-    options = [*channel_options(x509.replica_host(credential.trust_domain)), *_KEEPALIVE]
-    async with grpc.aio.secure_channel(target, tls, options=options) as channel:
+    async with channel_to(target, credential, *_KEEPALIVE) as channel:
         yield channel
 
 

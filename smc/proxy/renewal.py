@@ -22,7 +22,7 @@ from smc.certificates.credential import Credential
 from smc.errors import Denied, Expired, Invalid, SmcError, Unavailable
 from smc.proxy import enrolment
 from smc.proxy.enrolment import Enrolment
-from smc.proxy.join import ERROR_METADATA, Unreachable, channel_options, presented_chain
+from smc.proxy.join import ERROR_METADATA, Unreachable, channel_to, presented_chain
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
 
@@ -78,17 +78,17 @@ async def keep_fresh(
         except (SmcError, OSError) as e:
             # What was asked is not answered, so it is asked again.
             news.set()
-            failure: Exception = e
+            failure: Exception | None = e
             if isinstance(e, Denied) and rejoin is not None:
                 try:
                     credential, enrolled = await rejoin()
-                except SmcError as why:
-                    failure = why
-                else:
                     renewed(credential, enrolled)
-                    outdated, told = False, -TELL_EVERY
-                    continue
-            await _complain(credential, enrolled, failure, wait, now())
+                    outdated, failure = False, None
+                except (SmcError, OSError) as why:
+                    failure = why
+            if failure is not None:
+                await _complain(credential, enrolled, failure, wait, now())
+            # After joining too: a replica that is behind may refuse what is new as well.
             await asyncio.sleep(wait * (0.5 + random.random() / 2))  # noqa: S311
             wait = min(wait * 2, LAST_RETRY)
             continue
@@ -225,10 +225,6 @@ async def _first_of(credential: Credential, enrolled: Enrolment, failure: str, a
 
 
 async def _call(address: str, credential: Credential, method: str, request: Any) -> Any:
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
-    options = channel_options(x509.replica_host(credential.trust_domain))
-    async with grpc.aio.secure_channel(address, tls, options=options) as channel:
+    async with channel_to(address, credential) as channel:
         stub = MeshStub(channel)  # type: ignore[no-untyped-call]
         return await getattr(stub, method)(request, timeout=CALL_TIMEOUT)
