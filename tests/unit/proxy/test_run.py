@@ -430,7 +430,8 @@ async def test_a_credential_that_turns_out_to_be_revoked_is_replaced_by_joining_
                 rejoin=rejoin,
             )
         )
-        await until(lambda: plane.told)
+        await until(lambda: plane.told or task.done())
+        assert not task.done(), task
         task.cancel()
         await asyncio.wait([task])
     assert len(tried) == 3, "a token that did not help is tried again"
