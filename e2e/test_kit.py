@@ -772,6 +772,25 @@ def test_only_while_a_change_is_in_doubt_either_rule_may_be_met() -> None:
     assert history.newest == replace(RULES, enforced=False, weights=(1, 0))
 
 
+def test_who_is_shut_out_finds_its_way_as_before_until_it_is_let_in_for_certain() -> None:
+    history = History(RULES)
+    history.begin(10.0, {"revoked": frozenset({"bookbuyer"})})
+    history.settle(12.0, {"revoked": None})
+    history.begin(20.0, {"weights": (1, 0), "enforced": False})
+    history.settle(21.0, {"weights": None, "enforced": None})
+    history.begin(30.0, {"revoked": frozenset()})
+
+    def met(account: str, at: float) -> set[tuple[bool, bool, tuple[int, int] | None]]:
+        """Whether it is shut out, whether policy is enforced, and where requests go."""
+        return {(bool(one.revoked), one.enforced, one.weights) for one in history.possible(at, at, account)}
+
+    assert met("bookbuyer", 25.0) == {(True, False, None), (True, False, (1, 0))}
+    assert met("bookbuyer", 31.0) == {(out, False, weights) for out in (True, False) for weights in (None, (1, 0))}
+    assert met("bookthief", 31.0) == {(True, False, (1, 0)), (False, False, (1, 0))}, "it has heard all along"
+    history.settle(32.0, {"revoked": None})
+    assert met("bookbuyer", 33.0) == {(False, False, (1, 0))}
+
+
 @pytest.mark.parametrize(
     ("status", "version", "source", "expected", "right"),
     [

@@ -24,6 +24,8 @@ DENIED, OUT = "denied", "out"
 TESTER = {"x-tester": "yes"}
 PUBLIC = "/books"
 """What a grant opens; nothing opens any other path."""
+CALLERS_OWN = frozenset({"weights", "testers"})
+"""The rules that the caller's own proxy follows; all others are the server's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +127,23 @@ class History:
             for span in self._spans[name][:-1]:
                 span.end = min(span.end, now)
 
-    def possible(self, since: float, until: float) -> list[Rules]:
-        """The rules that a request which was under way between two moments may have met."""
-        values = [
-            list(dict.fromkeys(span.value for span in spans if span.begin <= until and span.end >= since))
-            for spans in self._spans.values()
+    def possible(self, since: float, until: float, account: str = "") -> list[Rules]:
+        """The rules that a request which was under way between two moments may have met.
+
+        Whoever is shut out hears nothing, and finds its way by what it heard before until it is let in for certain. So
+        for the one whose service account is given, any route counts that held since it was shut out.
+        """
+        shut_out = [
+            span.begin
+            for span in self._spans["revoked"]
+            if account in span.value and span.begin <= until and span.end >= since
         ]
+        values = []
+        for name, spans in self._spans.items():
+            begin = min([since, *shut_out]) if name in CALLERS_OWN else since
+            values.append(
+                list(dict.fromkeys(span.value for span in spans if span.begin <= until and span.end >= begin))
+            )
         return [Rules(**dict(zip(self._spans, chosen, strict=True))) for chosen in itertools.product(*values)]
 
 
@@ -209,7 +222,7 @@ class Lane:
         self._judge(probe(answer))
 
     def _judge(self, found: Probe) -> None:
-        possible = self._history.possible(found.sent, found.sent + found.latency)
+        possible = self._history.possible(found.sent, found.sent + found.latency, self.question.account)
         each = {outcomes(self.question, rules) for rules in possible}
         self.answered += 1
         self.certain += len(each) == 1
