@@ -136,6 +136,20 @@ class Keys:
     def admission(self, proxy: Name) -> str:
         return f"{self.revocations}admitted/{proxy}"
 
+    def revoked_credential(self, credential: str) -> str:
+        """The key for the path of a proxy's credential, an operator's or a viewer's."""
+        kind, _, name = credential.partition("/")
+        return (
+            self.revoked_proxy(Name.parse(name)) if kind == "proxy" else f"{self.revocations}credentials/{credential}"
+        )
+
+    def admitted_credential(self, credential: str) -> str:
+        """As `revoked_credential`."""
+        kind, _, name = credential.partition("/")
+        if kind == "proxy":
+            return self.admission(Name.parse(name))
+        return f"{self.revocations}credentials-admitted/{credential}"
+
     @property
     def signing(self) -> str:
         return self.root + "ca/signing"
@@ -324,14 +338,15 @@ class CertificateRecord:
 
 @dataclass(frozen=True, slots=True)
 class RevocationRecord:
-    """`revocations/proxies/<namespace>/<workload>` or `revocations/identities/<namespace>/<service account>`.
+    """`revocations/proxies/<namespace>/<workload>`, `revocations/identities/<namespace>/<service account>` or
+    `revocations/credentials/{operator,viewer}/<name>`.
 
-    That the key is there revokes; what it says is for people. Its mod_revision is when: of a proxy, the credentials and
-    the certificates of its identity that were signed before are refused.
+    That the key is there revokes; what it says is for people. Its mod_revision is when: credentials, and of a proxy the
+    certificates of its identity, that were signed before are refused.
     """
 
     proxy: Name | None
-    """None: the whole identity is revoked."""
+    """None: the whole identity is revoked, or `credential` is."""
     identity: Identity | None
     """Of a proxy: the one whose key it had; None if the mesh did not have the workload."""
     reason: str
@@ -339,17 +354,25 @@ class RevocationRecord:
     """The operator's credential, a SPIFFE ID."""
     time: float
     """Seconds since 1970, by the clock of the replica that was asked."""
+    credential: str = ""
+    """`operator/<name>` or `viewer/<name>`."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRecord:
-    """`revocations/admitted/<namespace>/<workload>`: what was signed for a proxy since it was revoked."""
+    """`revocations/admitted/<namespace>/<workload>`, or `revocations/credentials-admitted/{operator,viewer}/<name>`.
 
-    proxy: Name
+    What was signed for it since it was revoked.
+    """
+
+    proxy: Name | None
+    """None: it is about `credential`."""
     revocation: int
     """The mod_revision of the revocation since which; with another one it says nothing."""
     credentials: tuple[tuple[str, float], ...]
     """(serial in hexadecimal, not_after) of those that have not expired; at least one."""
+    credential: str = ""
+    """`operator/<name>` or `viewer/<name>`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -508,6 +531,8 @@ class TokenRecord:
     """Seconds since 1970."""
     used_by: str = ""
     """SHA-256 of the public key that used it, in hexadecimal; that key may ask again."""
+    author: str = ""
+    """The path of the credential that made it: what is made before a revocation ends with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""The one way that every call goes: who is it, how often, may he, the work within its deadline, and the answer.
+"""The one way that every call goes: who is it, how often, may he, is he still let in, the work within its deadline, and
+the answer.
 
 Whatever fails on that way ends as a status with its details, is counted, and opens nothing.
 """
@@ -31,6 +32,9 @@ tracer = telemetry.tracer(__name__)
 Work = Callable[[Any, Any], Awaitable[Any]]
 """(request, caller) -> response; raises SmcError and StoreError."""
 
+LOOK_AGAIN = 1.0
+"""Seconds after which it is asked again, of a call that lasts, whether its caller is still let in."""
+
 _SERVICES = pb.DESCRIPTOR.services_by_name
 
 
@@ -43,7 +47,11 @@ class Gate:
     """Whom to count the call to, and the caller as the method gets it; raises SmcError."""
     authorise: Callable[[Any, str], None]
     """(caller, method); raises Denied."""
+    admit: Callable[[Any], Awaitable[None]]
+    """Raises Denied once the caller is revoked, and SmcError when that cannot be told."""
     limiter: Limiter
+    rarer: Callable[[Any, str], float]
+    """(caller, method), as `Limiter.admit`: for methods that somebody may call less often than others."""
     deadline: float
     """Seconds."""
     metrics: Metrics
@@ -101,14 +109,15 @@ class Gate:
     ) -> tuple[Any, Failure | None]:
         try:
             peer, caller = self.identify(call)
-            wait = self.limiter.admit(peer)
-            if wait:
-                raise errors.Exhausted(  # noqa: TRY301
-                    f"too many calls from {peer}", hint=f"try again in {max(wait, 0.1):.1f} s"
-                )
+            if wait := self.limiter.admit(peer):
+                raise _exhausted(f"too many calls from {peer}", wait)  # noqa: TRY301
             self.authorise(caller, method)
+            await self.admit(caller)
+            # Whoever is revoked is told so, however often he asks.
+            if wait := self.rarer(caller, method):
+                raise _exhausted(f"{peer} calls {method} too often", wait)  # noqa: TRY301
             async with asyncio.timeout(self.deadline):
-                return await work(parse(request), caller), None
+                return await self._while_let_in(work(parse(request), caller), caller), None
         except DecodeError:
             return None, Failure(
                 "Invalid", f"the request is no message of {method}", "use the .proto files of this version"
@@ -125,6 +134,25 @@ class Gate:
             return None, Failure(
                 "Internal", f"{method} failed inside the replica", f"its log says why, under the id {id_}", id=id_
             )
+
+    async def _while_let_in(self, work: Awaitable[Any], caller: Any) -> Any:
+        """What the work comes to; it is ended once the caller is revoked, however long it would have lasted.
+
+        Raises:
+            what the work and `admit` raise.
+        """
+        working = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait((working,), timeout=LOOK_AGAIN))[0]:
+                await self.admit(caller)
+            return working.result()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
+def _exhausted(what: str, wait: float) -> errors.Exhausted:
+    return errors.Exhausted(what, hint=f"try again in {max(wait, 0.1):.1f} s")
 
 
 def failure_of(error: errors.SmcError | store.StoreError, unreachable_for: float) -> Failure:

@@ -86,11 +86,10 @@ class MeshService:
             dry_run=request.dry_run,
         )
         if request.dry_run:
-            shown = objects.shown(record, 0, None, {})
+            shown = objects.shown(record, 0, objects.Known.of(None))
         else:
             await self._settle(record.id, written.revision)
-            mesh = b.mesh()
-            shown = objects.shown(record, written.revision, mesh, objects.quarantined(mesh))
+            shown = objects.shown(record, written.revision, objects.Known.of(b.mesh()))
             log.info(
                 "manifest applied",
                 **{telemetry.MANIFEST: record.id, telemetry.REVISION: written.revision, "author": caller.uri},
@@ -119,8 +118,7 @@ class MeshService:
         item = await b.kv.get(b.keys.manifest(id_))
         if item is None:
             raise _missing(request)
-        mesh = b.mesh()
-        return objects.stored(item, mesh, objects.quarantined(mesh))
+        return objects.stored(item, objects.Known.of(b.mesh()))
 
     async def list_(self, request: pb.ListRequest, caller: Caller) -> pb.ListResponse:
         b = self.backends
@@ -137,12 +135,11 @@ class MeshService:
         return response
 
     def _listed(self, listing: store.Listing) -> pb.ListResponse:
-        mesh = self.backends.mesh()
-        nacks = objects.quarantined(mesh)
+        known = objects.Known.of(self.backends.mesh())
         response = pb.ListResponse(resource_version=listing.revision)
         for item in listing.items:
             try:
-                response.objects.append(objects.stored(item, mesh, nacks))
+                response.objects.append(objects.stored(item, known))
             except UnreadableRecord as e:
                 # One bad record hurts only itself.
                 log.warning("a stored manifest cannot be shown", key=item.key, reason=str(e))
@@ -249,7 +246,13 @@ class MeshService:
     async def create_token(self, request: pb.CreateTokenRequest, caller: Caller) -> pb.CreateTokenResponse:
         b = self.backends
         text, expires = await tokens.create_token(
-            b.kv, b.keys, request.credential, ttl=float(request.ttl_seconds), now=b.now()
+            b.kv,
+            b.keys,
+            request.credential,
+            ttl=float(request.ttl_seconds),
+            now=b.now(),
+            author=caller.path,
+            guards=await _let_in(b, caller),
         )
         log.info("token created", credential=request.credential, expires=expires, author=caller.uri)
         return pb.CreateTokenResponse(token=text, expires=expires)
@@ -258,19 +261,26 @@ class MeshService:
         return await revocations.certificates(self.backends, request)
 
     async def revoke(self, request: pb.RevokeRequest, caller: Caller) -> pb.RevokeResponse:
-        return await revocations.revoke(self.backends, request, caller.uri)
+        return await revocations.revoke(self.backends, request, caller.uri, partial(_let_in, self.backends, caller))
 
     async def renew(self, request: pb.RenewRequest, caller: Caller) -> pb.Credential:
         """The caller's own name, whatever the request says; only its public key is used."""
         b = self.backends
         key = x509.requested_key(request.csr)
-        guards: Sequence[Guard] = ()
-        if caller.role == PROXY:
-            proxy = Name.parse(caller.path.removeprefix(f"{PROXY}/"))
-            with store_errors("it cannot be told whether the credential is revoked"):
-                guards = await admissions.check_credential(b.kv, b.keys, proxy, caller.serial)
+        guards = await _let_in(b, caller)
         chain = await requests.request_credential(b.kv, b.keys, b.keyring, caller.path, key, caller.uri, guards=guards)
         return await answer(b, caller.path, chain)
+
+
+async def _let_in(b: Backends, caller: Caller) -> Sequence[Guard]:
+    """What holds as long as the caller is not revoked, by the store itself: this replica's Mesh may be a moment behind.
+
+    Raises:
+        Denied: the caller is revoked.
+        Unavailable: the store does not answer.
+    """
+    with store_errors("it cannot be told whether the credential is revoked"):
+        return await admissions.check_credential(b.kv, b.keys, caller.path, caller.serial)
 
 
 def _proxy(status: ProxyStatus, replica: str, mesh: Mesh | None) -> pb.Proxy:

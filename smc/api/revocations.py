@@ -6,13 +6,12 @@ others and the lists, is for the leader: see `smc.certificates.revoking`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from cluster import kv as store
-from cluster.kv import Committed, Delete, KeyValue, Operation, Put
+from cluster.kv import Committed, Delete, Guard, KeyValue, Operation, Put
 from smc import telemetry
 from smc.api.backends import Backends
 from smc.certificates import admissions, revoking, x509
@@ -35,6 +34,9 @@ ATTEMPTS = 5
 MOST_REASON = 1000
 MOST_NAMED = 100
 
+_ADMISSIONS = {"proxies": "admitted", "credentials": "credentials-admitted"}
+"""By table of revocations: that of those who were let in again."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -43,32 +45,42 @@ class _Subject:
     """Who is to be revoked."""
 
     key: str
-    proxy: Name | None
-    identity: Identity | None
+    credential: str
+    """The path of the one that is refused; "": it is a whole identity."""
+    identity: Identity | None = None
     """Of a proxy: the one whose key it has."""
+    proxy: Name | None = None
 
     @classmethod
     def of(cls, b: Backends, mesh: Mesh, request: pb.RevokeRequest) -> _Subject:
-        if bool(request.proxy) == bool(request.identity):
-            raise Invalid("name either a proxy or an identity")
+        if [bool(request.proxy), bool(request.identity), bool(request.credential)].count(True) != 1:
+            raise Invalid("name a proxy, an identity, or the credential of an operator or a viewer, and one alone")
         if request.proxy:
             name = _name(request.proxy, "proxy", "<namespace>/<workload>")
             found = mesh.proxies.get(name)
-            return cls(b.keys.revoked_proxy(name), name, found.workload.identity if found is not None else None)
+            had = found.workload.identity if found is not None else None
+            return cls(b.keys.revoked_proxy(name), f"proxy/{name}", had, name)
+        if request.credential:
+            path = _credential(request.credential)
+            return cls(b.keys.revoked_credential(path), path)
         name = _name(request.identity, "identity", "<namespace>/<service account>")
         identity = Identity(name.namespace, name.name)
-        return cls(b.keys.revoked_identity(identity), None, identity)
+        return cls(b.keys.revoked_identity(identity), "", identity)
 
     def __str__(self) -> str:
-        return f"proxy {self.proxy}" if self.proxy is not None else f"identity {self.identity}"
+        return self.credential.replace("/", " ", 1) or f"identity {self.identity}"
 
 
-async def revoke(b: Backends, request: pb.RevokeRequest, author: str) -> pb.RevokeResponse:
-    """Revoke, or take it back.
+async def revoke(
+    b: Backends, request: pb.RevokeRequest, author: str, may: Callable[[], Awaitable[Sequence[Guard]]]
+) -> pb.RevokeResponse:
+    """Revoke, or take it back. `may` says what has to hold for the author to be let in: else somebody who was revoked
+    a moment ago could take that back.
 
     Raises:
-        Invalid: the request names nobody, or both.
+        Invalid: the request names nobody, or more than one.
         NotFound: what is to be taken back is not revoked.
+        Denied: what `may` raises.
         Conflict: others write it all the time.
         Unavailable: this replica has not read the mesh yet.
         StoreError: the store does not answer; Ambiguous: it may have been written.
@@ -79,19 +91,22 @@ async def revoke(b: Backends, request: pb.RevokeRequest, author: str) -> pb.Revo
     subject = _Subject.of(b, mesh, request)
     for _ in range(ATTEMPTS):
         item = await b.kv.get(subject.key)
+        guards = [admissions.unchanged(subject.key, item), *await may()]
         if request.undo:
-            written = await _undo(b, subject, item)
+            written = await b.kv.transact(_undo(b, subject, item), guards)
         elif item is not None and not await _admitted(b, subject, item):
             return _response(mesh, subject, 0, item)
         else:
-            record = RevocationRecord(subject.proxy, subject.identity, request.reason[:MOST_REASON], author, b.now())
+            credential = "" if subject.proxy is not None else subject.credential
+            reason = request.reason[:MOST_REASON]
+            record = RevocationRecord(subject.proxy, subject.identity, reason, author, b.now(), credential)
             operations: list[Operation] = [
                 Put(subject.key, encode(record, traceparent=telemetry.current_traceparent()))
             ]
             if subject.proxy is not None:
                 # Should it come back, it has to show anew that it listens.
                 operations.append(Delete(b.keys.ready(subject.proxy)))
-            written = await b.kv.transact(operations, [admissions.unchanged(subject.key, item)])
+            written = await b.kv.transact(operations, guards)
         if isinstance(written, Committed):
             what = "revocation taken back" if request.undo else "revoked"
             log.warning(what, subject=str(subject), author=author, reason=request.reason[:MOST_REASON])
@@ -100,21 +115,22 @@ async def revoke(b: Backends, request: pb.RevokeRequest, author: str) -> pb.Revo
     raise Conflict(f"others change the revocation of {subject} all the time", hint="look with smc cert list")
 
 
-async def _undo(b: Backends, subject: _Subject, item: KeyValue | None) -> store.Outcome:
+def _undo(b: Backends, subject: _Subject, item: KeyValue | None) -> Sequence[Operation]:
     if item is None:
         raise NotFound(f"{subject} is not revoked", hint="smc cert list shows who is")
-    operations: list[Operation] = [Delete(subject.key)]
-    if subject.proxy is not None:
-        operations.append(Delete(b.keys.admission(subject.proxy)))
-    return await b.kv.transact(operations, [admissions.unchanged(subject.key, item)])
+    admission = [Delete(b.keys.admitted_credential(subject.credential))] if subject.credential else []
+    return [Delete(subject.key), *admission]
 
 
 async def _admitted(b: Backends, subject: _Subject, item: KeyValue) -> bool:
-    return subject.proxy is not None and bool(await admissions.admitted(b.kv, b.keys, subject.proxy, item))
+    return bool(subject.credential) and bool(await admissions.admitted(b.kv, b.keys, subject.credential, item))
 
 
 def _response(mesh: Mesh, subject: _Subject, revision: int, item: KeyValue | None) -> pb.RevokeResponse:
-    holders = sorted(str(name) for name, proxy in mesh.proxies.items() if proxy.workload.identity == subject.identity)
+    of = subject.identity
+    holders = sorted(
+        str(name) for name, proxy in mesh.proxies.items() if of is not None and proxy.workload.identity == of
+    )
     response = pb.RevokeResponse(resource_version=revision)
     if item is not None:
         response.revocation.CopyFrom(_shown(item, None))
@@ -165,12 +181,15 @@ async def certificates(b: Backends, request: pb.CertificatesRequest) -> pb.Certi
         for one in sorted(everything, key=lambda one: (one.identity, -one.not_after, one.serial))
         if request.namespace in ("", one.identity.partition("/")[0])
     )
-    revocations = (await b.kv.list(b.keys.revocations)).items
-    admitted = {i.key: i for i in revocations if i.key.startswith(b.keys.revocations + "admitted/")}
-    for found in revocations:
-        if found.key in admitted:
+    revocations = {
+        tuple(item.key.removeprefix(b.keys.revocations).split("/")): item
+        for item in (await b.kv.list(b.keys.revocations)).items
+    }
+    for (table, *who), found in revocations.items():
+        if table in _ADMISSIONS.values():
             continue
-        one = _shown(found, admitted.get(found.key.replace("/proxies/", "/admitted/")))
+        one = _shown(found, revocations.get((_ADMISSIONS.get(table, ""), *who)))
+        # Operators and viewers are of no namespace.
         if request.namespace not in ("", (one.proxy or one.identity).partition("/")[0]):
             continue
         held = stored.get(Identity(*one.identity.split("/"))) if one.identity else None
@@ -202,6 +221,8 @@ def _shown(item: KeyValue, admission: KeyValue | None) -> pb.Revocation:
     shown = pb.Revocation(resource_version=item.mod_revision)
     if table == "proxies":
         shown.proxy = f"{namespace}/{name}"
+    elif table == "credentials":
+        shown.credential = f"{namespace}/{name}"
     else:
         shown.identity = f"{namespace}/{name}"
     try:
@@ -226,3 +247,21 @@ def _name(text: str, what: str, form: str) -> Name:
         return Name.parse(x509.check_credential(f"proxy/{text}").removeprefix("proxy/"))
     except Invalid:
         raise Invalid(f"{text[:80]!r} names no {what}", hint=f"use {form}") from None
+
+
+def _credential(text: str) -> str:
+    try:
+        path = x509.check_credential(text)
+    except Invalid:
+        path = ""
+    match path.partition("/")[0]:
+        case "operator" | "viewer":
+            return path
+        case "replica":
+            raise Invalid(
+                f"{path} cannot be revoked",
+                hint="whoever has the key-encryption key and etcd is a replica: change them",
+            )
+        case _:
+            hint = "use operator/<name> or viewer/<name>, as the end of its SPIFFE ID says"
+            raise Invalid(f"{text[:80]!r} names no operator and no viewer", hint=hint)

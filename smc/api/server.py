@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from smc.api.access import PROXY, Caller, authorise
+from smc.api.access import OPERATOR, PROXY, VIEWER, Caller, authorise
 from smc.api.backends import Backends
 from smc.api.calls import Gate
 from smc.api.denials import Denials
@@ -19,15 +19,19 @@ from smc.api.join_service import JoinService
 from smc.api.limits import Limiter, Limits, Rate
 from smc.api.mesh_service import MeshService
 from smc.api.status import AUTHORITY
+from smc.certificates import admissions
+from smc.certificates.authority import store_errors
 from smc.certificates.credential import Credential
 from smc.errors import Denied, Unavailable
 from smc.metrics import Metrics
-from smc.model import Name
 from smc.tls import ServerTLS, peer_leaf, peer_path, server_credentials
 
 MESH_LIMITS = Limits(peer=Rate(200, 1000), overall=Rate(1000, 3000))
 JOIN_LIMITS = Limits(peer=Rate(10, 100), overall=Rate(50, 300))
 """A machine may start many proxies at once, and they all come from its address."""
+PROXY_LIMITS: Mapping[str, Rate] = {"Renew": Rate(0.25, 20), "Trust": Rate(1, 30)}
+"""By method, for one proxy: the leader signs at each Renew, and each Trust may be a write. The shortest life that a
+credential may have makes it renew every 4 s; a proxy that starts over and over says each time whom it trusts."""
 MESH_MESSAGE = 4 * 1024 * 1024
 JOIN_MESSAGE = 64 * 1024
 MESH_CALLS, JOIN_CALLS = 256, 64
@@ -53,6 +57,7 @@ async def serving(
     join: str,
     mesh_limits: Limits = MESH_LIMITS,
     join_limits: Limits = JOIN_LIMITS,
+    proxy_limits: Mapping[str, Rate] = PROXY_LIMITS,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Ports]:
     """Serve both ports for as long as the block runs; `api` and `join` are host:port, port 0 for any that is free.
@@ -64,24 +69,40 @@ async def serving(
     def of_credential(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, Caller]:
         path = peer_path(call.auth_context(), backends.trust_domain, backends.now())
         leaf = peer_leaf(call.auth_context())
-        caller = Caller(backends.trust_domain, path, f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp())
-        mesh = backends.mesh()
-        if caller.role == PROXY and mesh is not None:
-            why = mesh.refuses(Name.parse(path.removeprefix(f"{PROXY}/")), caller.serial)
-            if why:
-                raise Denied(why)
-        return path, caller
+        expires = leaf.not_valid_after_utc.timestamp()
+        return path, Caller(backends.trust_domain, path, f"{leaf.serial_number:x}", expires)
 
     def of_address(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, str]:
         # ipv4:127.0.0.1:40000 without the port: whoever joins has no other name.
         address = call.peer().rpartition(":")[0]
         return address, address
 
+    async def admit(caller: Caller) -> None:
+        mesh = backends.mesh()
+        if mesh is not None and not (why := mesh.refuses_credential(caller.path, caller.serial)):
+            return
+        if caller.role in (OPERATOR, VIEWER):
+            # This Mesh may not know yet of a credential that was signed a moment ago; the store does.
+            with store_errors("it cannot be told whether the credential is revoked"):
+                await admissions.check_credential(backends.kv, backends.keys, caller.path, caller.serial)
+        elif mesh is not None:
+            raise Denied(why)
+
+    async def admit_all(_address: str) -> None:
+        """Whoever joins shows a token, and that says more."""
+
+    rare = {method: Limiter(Limits(rate, mesh_limits.overall), clock) for method, rate in proxy_limits.items()}
+
+    def rarer(caller: Caller, method: str) -> float:
+        return rare[method].admit(caller.path) if caller.role == PROXY and method in rare else 0.0
+
     mesh_gate = Gate(
         "Mesh",
         of_credential,
         authorise,
+        admit,
         Limiter(mesh_limits, clock),
+        rarer,
         DEADLINE,
         metrics,
         backends.unreachable_for,
@@ -90,8 +111,10 @@ async def serving(
     join_gate = Gate(
         "Join",
         of_address,
-        lambda _caller, _method: None,
+        lambda _address, _method: None,
+        admit_all,
         Limiter(join_limits, clock),
+        lambda _address, _method: 0.0,
         DEADLINE,
         metrics,
         backends.unreachable_for,

@@ -122,8 +122,8 @@ class Answers:
             kind = request.credential.split("/")[0]
             uri = x509.credential_uri(authority.trust_domain, request.credential)
             key = x509.load_public(request.public_key)
-            proxy = Name.parse(request.credential.removeprefix("proxy/")) if kind == "proxy" else None
-            revoked = await self._revoked(proxy, item) if proxy is not None else None
+            revocable = admissions.is_revocable(request.credential)
+            revoked = await self._revoked(request.credential, item) if revocable else None
         except Invalid as e:
             log.warning("a request for a credential is refused", error=str(e))
             answer = AnswerRecord(id_, error=str(e))
@@ -131,33 +131,37 @@ class Answers:
             leaf, chain = await authority.issue(key, uri, now=self._now(), ttl=self._ttl())
             answer = AnswerRecord(id_, chain)
             log = log.bind(credential=uri, requester=request.requester, serial=f"{leaf.serial_number:x}")
-            if proxy is not None:
-                guards.append(admissions.unchanged(self._keys.revoked_proxy(proxy), revoked))
-            if proxy is not None and revoked is not None:
-                admission, guard = await admissions.admit(self._kv, self._keys, proxy, revoked, leaf, self._now())
+            if revocable:
+                guards.append(admissions.unchanged(self._keys.revoked_credential(request.credential), revoked))
+            if revoked is not None:
+                admission, guard = await admissions.admit(
+                    self._kv, self._keys, request.credential, revoked, leaf, self._now()
+                )
                 guards.append(guard)
         answered = Put(self._keys.answer(id_), encode(answer), item.lease)
         outcome = await self._leadership.transact([answered, *([admission] if admission else [])], guards)
         if isinstance(outcome, Rejected):
             if any(not guard.holds(outcome.found[guard.key]) for guard in guards[2:]):
-                raise Unavailable("its proxy was revoked, or let in again, meanwhile")
+                raise Unavailable("who asks was revoked, or let in again, meanwhile")
             return  # It is answered already, or nobody waits any more.
         if answer.chain:
             self._issued(kind)
             log.info("credential issued")
 
-    async def _revoked(self, proxy: Name, request: KeyValue) -> KeyValue | None:
-        """The revocation since which the proxy is let in with what this request asks for; None if there is none.
+    async def _revoked(self, credential: str, request: KeyValue) -> KeyValue | None:
+        """The revocation since which its holder is let in with what this request asks for; None if there is none.
 
         Raises:
-            Invalid: the proxy is revoked, and was when it was asked for, or its identity is.
+            Invalid: it was revoked after it was asked for, or is a proxy's whose identity is.
         """
-        if identity := self._banned().get(proxy):
+        kind, _, name = credential.partition("/")
+        proxy = Name.parse(name) if kind == "proxy" else None
+        if proxy is not None and (identity := self._banned().get(proxy)):
             raise Invalid(f"the identity {identity} of {proxy} is revoked")
-        revoked = await self._kv.get(self._keys.revoked_proxy(proxy))
-        # Whoever asks on behalf of a revoked proxy has seen a token, or a credential, that was made since.
+        revoked = await self._kv.get(self._keys.revoked_credential(credential))
+        # Whoever asks on behalf of what is revoked has seen a token, or a credential, that was made since.
         if revoked is not None and request.mod_revision < revoked.mod_revision:
-            raise Invalid(f"{proxy} was revoked", hint="ask for a new token")
+            raise Invalid(f"{credential} was revoked", hint="ask for a new token")
         return revoked
 
     def _believed(self, id_: str, item: KeyValue) -> RequestRecord:

@@ -13,14 +13,15 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from cluster import kv as store
 from cluster.kv import KV, Guard, KeyValue, Operation, Put, Rejected
 from smc.certificates import admissions, requests, x509
 from smc.certificates.authority import load_pins, store_errors
 from smc.certificates.sealing import Keyring
-from smc.errors import Denied, Expired, Invalid, Unauthenticated
+from smc.errors import Conflict, Denied, Expired, Invalid, Unauthenticated
 from smc.records import Keys, TokenRecord, decode, encode
 
 MAX_TTL = 600.0
@@ -63,12 +64,16 @@ class Token:
         return hashlib.sha256(self.secret).hexdigest()
 
 
-async def create_token(kv: KV, keys: Keys, credential: str, *, ttl: float, now: float) -> tuple[str, float]:
+async def create_token(
+    kv: KV, keys: Keys, credential: str, *, ttl: float, now: float, author: str = "", guards: Sequence[Guard] = ()
+) -> tuple[str, float]:
     """Make a token for one credential path; returns its text and when it expires, in seconds since 1970.
 
-    `ttl` is in seconds, at most `MAX_TTL`; 0 means that.
+    `ttl` is in seconds, at most `MAX_TTL`; 0 means that. `author` is the path of the credential of who asks for it, and
+    `guards` are what it was decided on that they may.
 
     Raises:
+        Conflict: a guard does not hold any more.
         Invalid: a bad path or `ttl`.
         NotFound: there is no such mesh.
         Unavailable: the store does not answer.
@@ -84,7 +89,10 @@ async def create_token(kv: KV, keys: Keys, credential: str, *, ttl: float, now: 
     with store_errors("the token cannot be created"):
         lease = await kv.grant(ttl)
         # Should the answer be lost, the token that nobody has seen ends with its lease.
-        await kv.transact([Put(keys.token(token.sha256), encode(TokenRecord(credential, expires)), lease)])
+        record = TokenRecord(credential, expires, author=author)
+        outcome = await kv.transact([Put(keys.token(token.sha256), encode(record), lease)], guards)
+    if isinstance(outcome, Rejected):
+        raise Conflict(f"what {author} may has changed meanwhile", hint="ask again")
     return token.text(), expires
 
 
@@ -106,7 +114,7 @@ async def redeem(
     Raises:
         Unauthenticated: no such token, or expired and gone.
         Expired: it is past its time by this replica's clock.
-        Denied: another key has used it, or its proxy was revoked after it was made.
+        Denied: another key has used it, or whom it is for, or who made it, was revoked after that.
         Invalid: the leader refuses; the text says why.
         Unavailable: the store does not answer, or no leader does within `timeout` seconds. Trying again is safe.
     """
@@ -128,7 +136,7 @@ async def _use(
     lease = 0
     while True:
         item, record = _check(await kv.get(keys.token(token.sha256)), user, now)
-        not_revoked = await admissions.check_token(kv, keys, record.credential, item)
+        not_revoked = await admissions.check_token(kv, keys, item, record)
         if record.used_by and await kv.get(keys.request(id_)) is not None:
             return id_, record.credential
         lease = lease or await kv.grant(requests.LEASE)
@@ -137,7 +145,7 @@ async def _use(
         )
         operations: list[Operation] = [Put(keys.request(id_), encode(request), lease)]
         if not record.used_by:
-            used = TokenRecord(record.credential, record.expires, user)
+            used = replace(record, used_by=user)
             operations.append(Put(item.key, encode(used), item.lease))
         guards = [
             Guard(item.key, mod_revision=item.mod_revision),

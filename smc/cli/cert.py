@@ -26,7 +26,7 @@ LOOK_AGAIN = 0.1
 
 @click.group()
 def cert() -> None:
-    """Certificates: see them, revoke a proxy or an identity, and replace what signs."""
+    """Certificates: see them, revoke whoever has lost one, and replace what signs."""
 
 
 cert.add_command(rotate)
@@ -41,7 +41,8 @@ def list_(session: Session, namespace: str, output: str) -> None:
 
     States: current, what an identity's proxies show; replaced by that, and still good until it expires; revoked, and
     taken by nobody. Credentials of proxies and operators are not listed: they are stored nowhere but with their owners.
-    A revocation is `pending` until the leader has listed all certificates that it concerns.
+    A revocation is `pending` until the leader has listed all certificates that it concerns, and `let in again` once
+    another credential was signed for a new token. Operators and viewers are of no namespace.
     """
     from smc.v1 import smc_pb2 as pb
 
@@ -93,7 +94,7 @@ def _left(not_after: float, now: float) -> str:
 
 
 def _subject(one: pb.Revocation) -> str:
-    return f"proxy/{one.proxy}" if one.proxy else f"identity/{one.identity}"
+    return one.credential or (f"proxy/{one.proxy}" if one.proxy else f"identity/{one.identity}")
 
 
 def _state(one: pb.Revocation) -> str:
@@ -118,6 +119,7 @@ def as_data(answer: pb.CertificatesResponse) -> dict[str, Any]:
         "revocations": [
             {
                 **({"proxy": one.proxy} if one.proxy else {}),
+                **({"credential": one.credential} if one.credential else {}),
                 "identity": one.identity or None,
                 "state": _state(one),
                 "reason": one.reason,
@@ -137,6 +139,7 @@ def as_data(answer: pb.CertificatesResponse) -> dict[str, Any]:
     epilog=examples(
         "smc cert revoke --proxy shop/buyer --reason stolen --wait",
         "smc cert revoke --identity shop/buyer --undo",
+        "smc cert revoke --operator ann --reason 'lost the laptop'",
         exits={say.LAGGING: "it is written, and after the time some proxies lack it, or have refused it"},
     ),
 )
@@ -148,18 +151,34 @@ def as_data(answer: pb.CertificatesResponse) -> dict[str, Any]:
     shell_complete=complete_identity,
     help="This identity, on whatever machine.",
 )
+@click.option("--operator", default="", metavar="NAME", help="This operator: all credentials of that name.")
+@click.option("--viewer", default="", metavar="NAME", help="This viewer.")
 @click.option("--reason", default="", help="Why: for whoever looks at it later.")
 @click.option("--undo", is_flag=True, help="Take a revocation back.")
 @wait_option
 @connected
-def revoke(session: Session, proxy: str, identity: str, reason: str, undo: bool, patience: float | None) -> None:
-    """Revoke a proxy or a whole identity, at once and until it is taken back.
+def revoke(
+    session: Session,
+    proxy: str,
+    identity: str,
+    operator: str,
+    viewer: str,
+    reason: str,
+    undo: bool,
+    patience: float | None,
+) -> None:
+    """Revoke a proxy, a whole identity, an operator or a viewer, at once and until it is taken back.
 
     A PROXY loses its stream and its credential, and nobody dials it any more. Workloads of one identity share a key:
     the others get another one, and what the proxy has of the old one is refused within seconds, on connections that
     are open as well. To let it in again give it a new token: smc token create.
 
     An IDENTITY may call nobody and is called by nobody, whatever policy says, and gets no certificate.
+
+    An OPERATOR or VIEWER is refused by every replica within seconds, in calls that are open as well, whoever has the
+    credential and however often it was renewed; so are tokens from before, made for that name or by it. What it has
+    changed stays. To let it in again give it a new token. Any operator may revoke any other, and itself: after that
+    only another operator's token, or smc recover, leads back.
 
     With --undo it is as it was before; certificates that were revoked stay so, and others take their place.
 
@@ -168,26 +187,48 @@ def revoke(session: Session, proxy: str, identity: str, reason: str, undo: bool,
     """
     from smc.v1 import smc_pb2 as pb
 
-    if bool(proxy) == bool(identity):
-        raise click.UsageError("name a --proxy or an --identity")
-    request = pb.RevokeRequest(proxy=proxy, identity=identity, reason=reason, undo=undo)
+    kinds = {"proxy": proxy, "identity": identity, "operator": operator, "viewer": viewer}
+    named = [f"{kind}/{name}" for kind, name in kinds.items() if name]
+    if len(named) != 1:
+        raise click.UsageError("name a --proxy, an --identity, an --operator or a --viewer, and one alone")
+    (called,) = named
+    credential = called if operator or viewer else ""
+    request = pb.RevokeRequest(proxy=proxy, identity=identity, credential=credential, reason=reason, undo=undo)
     answer = session.call("Revoke", request)
-    called = f"proxy/{proxy}" if proxy else f"identity/{identity}"
     if undo:
         say.out(f"{called} is revoked no longer")
     else:
         say.out(f"{called} {'revoked' if answer.resource_version else 'was revoked before'}")
-    for line in _consequences(answer, undo=undo):
+    is_self = called == session.credential.path and not undo
+    for line in _consequences(answer, undo=undo, is_self=is_self):
         say.note(line)
-    if patience is not None:
+    if patience is None:
+        return
+    if is_self:
+        say.note(
+            "the replicas answer you no longer, so it is not waited for: all that reach etcd know it within seconds"
+        )
+    else:
         _wait(session, answer, patience)
 
 
-def _consequences(answer: pb.RevokeResponse, *, undo: bool) -> Sequence[str]:
-    """What follows, for people."""
+def _consequences(answer: pb.RevokeResponse, *, undo: bool, is_self: bool = False) -> Sequence[str]:
+    """What follows, for people. With `is_self` whoever asked has no way back with the credential that he has."""
     revocation = answer.revocation
     if undo:
         return ["certificates that were revoked stay so; credentials that have not expired count again"]
+    if revocation.credential:
+        said = [
+            "its credentials from before are refused, and so are tokens from before that are for it or made by it",
+            "nobody keeps a list of who has one, so check the name; what it has written stays",
+        ]
+        again = f"smc token create {revocation.credential}"
+        if is_self:
+            return [
+                *said,
+                f"that is you: another operator lets you in again with {again}; if there is none, smc recover",
+            ]
+        return [*said, f"to let it in again: {again}"]
     if not revocation.proxy:
         names = ", ".join(answer.proxies[:10]) or "none is connected to the mesh now"
         return [

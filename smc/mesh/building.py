@@ -156,6 +156,7 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         revoked_proxies=MappingProxyType(records.revoked_proxies.rows),
         revoked_identities=MappingProxyType(records.revoked_identities.rows),
         admitted=MappingProxyType(stages.revocations.admitted.rows),
+        revoked_credentials=MappingProxyType(stages.revocations.credentials.rows),
         proxies=MappingProxyType(proxies.rows),
         manifests=MappingProxyType(records.manifests.rows),
         problems=MappingProxyType(stages.problems.by_manifest.rows),

@@ -64,6 +64,8 @@ class Mesh:
     """As keys."""
     admitted: Mapping[Name, tuple[str, ...]] = field(default_factory=dict)
     """By revoked proxy: the serials of the credentials that were signed for it since, in hexadecimal."""
+    revoked_credentials: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By path, of operators and viewers that are revoked: as `admitted`."""
     stages: object = field(default=None, repr=False)
     """What the next build goes on from; nothing to anybody else."""
 
@@ -82,3 +84,12 @@ class Mesh:
         if found is not None and found.workload.identity in self.revoked_identities:
             return f"the identity {found.workload.identity} of {proxy} is revoked"
         return ""
+
+    def refuses_credential(self, path: str, serial: str) -> str:
+        """As `refuses`, of the credential with this path, whoever's it is."""
+        kind, _, name = path.partition("/")
+        if kind == "proxy":
+            return self.refuses(Name.parse(name), serial)
+        if serial in self.revoked_credentials.get(path, (serial,)):
+            return ""
+        return f"the credential of {path} is revoked: log in with a new token"

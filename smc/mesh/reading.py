@@ -61,12 +61,12 @@ Offered = tuple[str, Name]
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """That a proxy is."""
+    """That a proxy is, or the credential of an operator or a viewer."""
 
     revision: int
     """At which it was."""
     identity: Identity | None
-    """Whose key it had; None: that is not known."""
+    """Of a proxy: whose key it had; None: that is not known."""
 
 
 Quarantined = tuple[Name, str, int]
@@ -109,6 +109,9 @@ class Records(Tables):
     revoked_identities: Table[Identity, bool] = field(default_factory=Table)
     """That the key exists is all that it says."""
     admissions: Table[Name, AdmissionRecord] = field(default_factory=Table)
+    revoked_credentials: Table[str, Revoked] = field(default_factory=Table)
+    """By path: of operators and viewers."""
+    credential_admissions: Table[str, AdmissionRecord] = field(default_factory=Table)
     addresses: Table[Name, str] = field(default_factory=Table)
     """service -> the virtual IP address that it was given"""
 
@@ -219,6 +222,13 @@ class Records(Tables):
                 self.revoked_identities.put(identity, None if item is None else True)
             case "admitted":
                 self.admissions.put(proxy, _record(AdmissionRecord, item, at, problems, proxy=proxy))
+            case "credentials":
+                path = f"{namespace}/{name}"
+                _record(RevocationRecord, item, at, problems, credential=path)
+                self.revoked_credentials.put(path, None if item is None else Revoked(item.mod_revision, None))
+            case "credentials-admitted":
+                path = f"{namespace}/{name}"
+                self.credential_admissions.put(path, _record(AdmissionRecord, item, at, problems, credential=path))
 
     def _manifest(self, id_: str, item: KeyValue | None, problems: Problems) -> Manifest | None:
         record = _record(ManifestRecord, item, id_, problems, id=id_)

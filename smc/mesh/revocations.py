@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from smc.mesh.problems import Problems
-from smc.mesh.reading import Records
+from smc.mesh.reading import Records, Revoked
 from smc.mesh.sources import Sources
 from smc.mesh.tables import Table, Tables
 from smc.model import Identity, Name, Problem
+from smc.records import AdmissionRecord
 
 
 @dataclass(slots=True)
@@ -23,12 +24,17 @@ class Revocations(Tables):
     """revoked proxy -> the serials of the credentials that were signed for it since, sorted; often none"""
     shut: Table[Name, bool] = field(default_factory=Table)
     """The workloads that nobody may dial: revoked and not let in again, or of a revoked identity."""
+    credentials: Table[str, tuple[str, ...]] = field(default_factory=Table)
+    """`operator/<name>` or `viewer/<name>` that is revoked -> as `admitted`"""
     barred: Table[Identity, tuple[str, ...]] = field(default_factory=Table)
     """identity -> the fingerprints of its certificates that are revoked, sorted"""
 
     def update(self, records: Records, sources: Sources, problems: Problems) -> None:
         for name in dict.fromkeys((*records.revoked_proxies.changed, *records.admissions.changed)):
-            self.admitted.put(name, _admitted(records, name))
+            self.admitted.put(name, _admitted(records.revoked_proxies.get(name), records.admissions.get(name)))
+        for path in dict.fromkeys((*records.revoked_credentials.changed, *records.credential_admissions.changed)):
+            revoked, admission = records.revoked_credentials.get(path), records.credential_admissions.get(path)
+            self.credentials.put(path, _admitted(revoked, admission))
         touched = dict.fromkeys((*self.admitted.changed, *sources.workloads.changed, *sources.origins.changed))
         for identity in records.revoked_identities.changed:
             touched.update(dict.fromkeys(sources.identities.of(identity)))
@@ -62,11 +68,9 @@ class Revocations(Tables):
         return tuple(sorted({one for identity in of for one in self.barred.get(identity) or ()}))
 
 
-def _admitted(records: Records, name: Name) -> tuple[str, ...] | None:
-    revoked = records.revoked_proxies.get(name)
+def _admitted(revoked: Revoked | None, admission: AdmissionRecord | None) -> tuple[str, ...] | None:
     if revoked is None:
         return None
-    admission = records.admissions.get(name)
     if admission is None or admission.revocation != revoked.revision:
         return ()
     return tuple(sorted(serial for serial, _ in admission.credentials))

@@ -40,7 +40,7 @@ class Finding(_message.Message):
     def __init__(self, line: _Optional[int] = ..., column: _Optional[int] = ..., field: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
 
 class Object(_message.Message):
-    __slots__ = ("group", "version", "kind", "namespace", "name", "json", "text", "file", "line", "created", "author", "resource_version", "problems", "nacks")
+    __slots__ = ("group", "version", "kind", "namespace", "name", "json", "text", "file", "line", "created", "author", "resource_version", "problems", "nacks", "address")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Object(_message.Message):
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     NACKS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     group: str
     version: str
     kind: str
@@ -69,7 +70,8 @@ class Object(_message.Message):
     resource_version: int
     problems: _containers.RepeatedCompositeFieldContainer[Problem]
     nacks: _containers.RepeatedCompositeFieldContainer[Nack]
-    def __init__(self, group: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., json: _Optional[str] = ..., text: _Optional[str] = ..., file: _Optional[str] = ..., line: _Optional[int] = ..., created: _Optional[float] = ..., author: _Optional[str] = ..., resource_version: _Optional[int] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., nacks: _Optional[_Iterable[_Union[Nack, _Mapping]]] = ...) -> None: ...
+    address: str
+    def __init__(self, group: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., json: _Optional[str] = ..., text: _Optional[str] = ..., file: _Optional[str] = ..., line: _Optional[int] = ..., created: _Optional[float] = ..., author: _Optional[str] = ..., resource_version: _Optional[int] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., nacks: _Optional[_Iterable[_Union[Nack, _Mapping]]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Problem(_message.Message):
     __slots__ = ("reason", "message", "field", "severity")
@@ -379,7 +381,7 @@ class Header(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("verdict", "reason", "caller", "identity", "service", "port", "protocol", "method", "path", "headers", "branch", "split_by", "ways")
+    __slots__ = ("verdict", "reason", "caller", "identity", "service", "port", "protocol", "method", "path", "headers", "branch", "split_by", "ways", "effects", "unanswered")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
@@ -393,6 +395,8 @@ class ExplainResponse(_message.Message):
     BRANCH_FIELD_NUMBER: _ClassVar[int]
     SPLIT_BY_FIELD_NUMBER: _ClassVar[int]
     WAYS_FIELD_NUMBER: _ClassVar[int]
+    EFFECTS_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_FIELD_NUMBER: _ClassVar[int]
     verdict: str
     reason: str
     caller: str
@@ -406,7 +410,9 @@ class ExplainResponse(_message.Message):
     branch: _containers.RepeatedScalarFieldContainer[str]
     split_by: _containers.RepeatedCompositeFieldContainer[Rule]
     ways: _containers.RepeatedCompositeFieldContainer[Way]
-    def __init__(self, verdict: _Optional[str] = ..., reason: _Optional[str] = ..., caller: _Optional[str] = ..., identity: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., protocol: _Optional[str] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., branch: _Optional[_Iterable[str]] = ..., split_by: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., ways: _Optional[_Iterable[_Union[Way, _Mapping]]] = ...) -> None: ...
+    effects: _containers.RepeatedCompositeFieldContainer[Effect]
+    unanswered: str
+    def __init__(self, verdict: _Optional[str] = ..., reason: _Optional[str] = ..., caller: _Optional[str] = ..., identity: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., protocol: _Optional[str] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., branch: _Optional[_Iterable[str]] = ..., split_by: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., ways: _Optional[_Iterable[_Union[Way, _Mapping]]] = ..., effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ..., unanswered: _Optional[str] = ...) -> None: ...
 
 class Rule(_message.Message):
     __slots__ = ("manifest", "file", "line", "resource_version")
@@ -420,22 +426,36 @@ class Rule(_message.Message):
     resource_version: int
     def __init__(self, manifest: _Optional[str] = ..., file: _Optional[str] = ..., line: _Optional[int] = ..., resource_version: _Optional[int] = ...) -> None: ...
 
+class Effect(_message.Message):
+    __slots__ = ("rule", "kind", "share", "what")
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    rule: Rule
+    kind: str
+    share: float
+    what: str
+    def __init__(self, rule: _Optional[_Union[Rule, _Mapping]] = ..., kind: _Optional[str] = ..., share: _Optional[float] = ..., what: _Optional[str] = ...) -> None: ...
+
 class Way(_message.Message):
-    __slots__ = ("service", "port", "share", "servers", "more")
+    __slots__ = ("service", "port", "share", "servers", "more", "effects")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     SERVERS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    EFFECTS_FIELD_NUMBER: _ClassVar[int]
     service: str
     port: int
     share: float
     servers: _containers.RepeatedCompositeFieldContainer[Server]
     more: int
-    def __init__(self, service: _Optional[str] = ..., port: _Optional[int] = ..., share: _Optional[float] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ..., more: _Optional[int] = ...) -> None: ...
+    effects: _containers.RepeatedCompositeFieldContainer[Effect]
+    def __init__(self, service: _Optional[str] = ..., port: _Optional[int] = ..., share: _Optional[float] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ..., more: _Optional[int] = ..., effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ...) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("workload", "identity", "app_port", "ready", "allowed", "passes", "mode", "by", "misses", "left_out", "refused")
+    __slots__ = ("workload", "identity", "app_port", "ready", "allowed", "passes", "mode", "by", "misses", "left_out", "refused", "effects")
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     APP_PORT_FIELD_NUMBER: _ClassVar[int]
@@ -447,6 +467,7 @@ class Server(_message.Message):
     MISSES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    EFFECTS_FIELD_NUMBER: _ClassVar[int]
     workload: str
     identity: str
     app_port: int
@@ -458,7 +479,8 @@ class Server(_message.Message):
     misses: _containers.RepeatedCompositeFieldContainer[Miss]
     left_out: _containers.RepeatedScalarFieldContainer[str]
     refused: str
-    def __init__(self, workload: _Optional[str] = ..., identity: _Optional[str] = ..., app_port: _Optional[int] = ..., ready: _Optional[bool] = ..., allowed: _Optional[bool] = ..., passes: _Optional[bool] = ..., mode: _Optional[str] = ..., by: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., misses: _Optional[_Iterable[_Union[Miss, _Mapping]]] = ..., left_out: _Optional[_Iterable[str]] = ..., refused: _Optional[str] = ...) -> None: ...
+    effects: _containers.RepeatedCompositeFieldContainer[Effect]
+    def __init__(self, workload: _Optional[str] = ..., identity: _Optional[str] = ..., app_port: _Optional[int] = ..., ready: _Optional[bool] = ..., allowed: _Optional[bool] = ..., passes: _Optional[bool] = ..., mode: _Optional[str] = ..., by: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., misses: _Optional[_Iterable[_Union[Miss, _Mapping]]] = ..., left_out: _Optional[_Iterable[str]] = ..., refused: _Optional[str] = ..., effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ...) -> None: ...
 
 class Miss(_message.Message):
     __slots__ = ("rule", "why")
@@ -667,7 +689,7 @@ class Certificate(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., serial: _Optional[str] = ..., not_before: _Optional[float] = ..., not_after: _Optional[float] = ..., issuer: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
 
 class Revocation(_message.Message):
-    __slots__ = ("proxy", "identity", "reason", "author", "time", "resource_version", "admitted", "outstanding")
+    __slots__ = ("proxy", "identity", "reason", "author", "time", "resource_version", "admitted", "outstanding", "credential")
     PROXY_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -676,6 +698,7 @@ class Revocation(_message.Message):
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
     proxy: str
     identity: str
     reason: str
@@ -684,19 +707,22 @@ class Revocation(_message.Message):
     resource_version: int
     admitted: bool
     outstanding: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, proxy: _Optional[str] = ..., identity: _Optional[str] = ..., reason: _Optional[str] = ..., author: _Optional[str] = ..., time: _Optional[float] = ..., resource_version: _Optional[int] = ..., admitted: _Optional[bool] = ..., outstanding: _Optional[_Iterable[str]] = ...) -> None: ...
+    credential: str
+    def __init__(self, proxy: _Optional[str] = ..., identity: _Optional[str] = ..., reason: _Optional[str] = ..., author: _Optional[str] = ..., time: _Optional[float] = ..., resource_version: _Optional[int] = ..., admitted: _Optional[bool] = ..., outstanding: _Optional[_Iterable[str]] = ..., credential: _Optional[str] = ...) -> None: ...
 
 class RevokeRequest(_message.Message):
-    __slots__ = ("proxy", "identity", "reason", "undo")
+    __slots__ = ("proxy", "identity", "credential", "reason", "undo")
     PROXY_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNDO_FIELD_NUMBER: _ClassVar[int]
     proxy: str
     identity: str
+    credential: str
     reason: str
     undo: bool
-    def __init__(self, proxy: _Optional[str] = ..., identity: _Optional[str] = ..., reason: _Optional[str] = ..., undo: _Optional[bool] = ...) -> None: ...
+    def __init__(self, proxy: _Optional[str] = ..., identity: _Optional[str] = ..., credential: _Optional[str] = ..., reason: _Optional[str] = ..., undo: _Optional[bool] = ...) -> None: ...
 
 class RevokeResponse(_message.Message):
     __slots__ = ("resource_version", "revocation", "proxies", "others")

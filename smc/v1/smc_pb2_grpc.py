@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class MeshStub:
     """What operators, viewers, proxies and replicas ask for, on port 15129, over mutual TLS. Who asks is known by the path of
-    the credential's SPIFFE ID, which must not have expired, nor, of a proxy, be revoked:
+    the credential's SPIFFE ID, which must not have expired, nor be revoked:
     operator  everything but Trust and ReportDenials
     viewer    what changes nothing, and Renew: Get, List, Proxies, Wait, Acks, Denials, Explain, Diff, Config, Reach,
     Certificates, Rotation
@@ -150,7 +150,7 @@ class MeshStub:
 
 class MeshServicer:
     """What operators, viewers, proxies and replicas ask for, on port 15129, over mutual TLS. Who asks is known by the path of
-    the credential's SPIFFE ID, which must not have expired, nor, of a proxy, be revoked:
+    the credential's SPIFFE ID, which must not have expired, nor be revoked:
     operator  everything but Trust and ReportDenials
     viewer    what changes nothing, and Renew: Get, List, Proxies, Wait, Acks, Denials, Explain, Diff, Config, Reach,
     Certificates, Rotation
@@ -275,8 +275,8 @@ class MeshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Revoke(self, request, context):
-        """Revokes a proxy or an identity, or takes that back. Doing it twice does no harm. NOT_FOUND: what is to be taken back
-        is not revoked; ABORTED: others change the same all the time.
+        """Revokes a proxy, an identity, an operator or a viewer, or takes that back. Doing it twice does no harm. NOT_FOUND: what
+        is to be taken back is not revoked; ABORTED: others change the same all the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -284,7 +284,8 @@ class MeshServicer:
 
     def Renew(self, request, context):
         """A new certificate for the caller's own credential. UNAVAILABLE: also while there is no leader; NOT_FOUND: a proxy
-        whose workload is gone; ABORTED: it was revoked, or let in again, meanwhile.
+        whose workload is gone; ABORTED: it was revoked, or let in again, meanwhile; RESOURCE_EXHAUSTED: a proxy, more often
+        than any certificate ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -292,7 +293,7 @@ class MeshServicer:
 
     def Trust(self, request, context):
         """A proxy says which roots it trusts and who signed its credential, and hears what it should be. It is waited for in a
-        rotation until it has said so. NOT_FOUND: its workload is gone.
+        rotation until it has said so. NOT_FOUND: its workload is gone; RESOURCE_EXHAUSTED: it says so too often.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -426,7 +427,7 @@ def add_MeshServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
     """What operators, viewers, proxies and replicas ask for, on port 15129, over mutual TLS. Who asks is known by the path of
-    the credential's SPIFFE ID, which must not have expired, nor, of a proxy, be revoked:
+    the credential's SPIFFE ID, which must not have expired, nor be revoked:
     operator  everything but Trust and ReportDenials
     viewer    what changes nothing, and Renew: Get, List, Proxies, Wait, Acks, Denials, Explain, Diff, Config, Reach,
     Certificates, Rotation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -122,6 +122,7 @@ async def running(
     *,
     mesh_limits: Limits = MESH_LIMITS,
     join_limits: Limits = JOIN_LIMITS,
+    clock: Callable[[], float] = time.monotonic,
     name: str = "replica-1",
     of: Replica | None = None,
     kek: Path | None = None,
@@ -176,6 +177,7 @@ async def running(
             join="127.0.0.1:0",
             mesh_limits=mesh_limits,
             join_limits=join_limits,
+            clock=clock,
         ) as ports:
             replica.ports = ports
             replica.mesh = mesh(MeshConfig(), {})

@@ -1,6 +1,18 @@
 from __future__ import annotations
 
+import itertools
+
+import grpc
+import grpc.aio
+import pytest
+
 from smc.api.limits import MOST_PEERS, Limiter, Limits, Rate
+from smc.api.server import MESH_LIMITS, PROXY_LIMITS
+from smc.certificates import x509
+from smc.model import MeshConfig, Name
+from smc.v1 import smc_pb2 as pb
+from tests.unit.api.meshes import mesh, proxy
+from tests.unit.api.replica import call, details, running
 
 
 class Clock:
@@ -52,3 +64,65 @@ def test_the_peers_that_are_remembered_are_bounded() -> None:
     for n in range(MOST_PEERS + 100):
         limiter.admit(str(n))
     assert len(limiter._peers) == MOST_PEERS
+
+
+# -------------------------------------------------------------------------------------- what a proxy may ask for rarely
+
+
+def of_proxies(method: str, clock: Clock) -> Limiter:
+    return Limiter(Limits(PROXY_LIMITS[method], MESH_LIMITS.overall), clock)
+
+
+def admitted(limiter: Limiter, clock: Clock, *, every: float, for_: float) -> list[float]:
+    """When somebody is let through who asks so often, in seconds."""
+    began, found = clock.now, []
+    while clock.now < began + for_:
+        if limiter.admit("proxy/shop/buyer") == 0:
+            found.append(clock.now - began)
+        clock.now += every
+    return found
+
+
+def test_the_shortest_life_that_a_credential_may_have_is_renewed_each_time() -> None:
+    clock = Clock()
+    assert len(admitted(of_proxies("Renew", clock), clock, every=4.0, for_=3600)) == 900
+
+
+def test_who_renews_in_a_loop_gets_a_few_a_minute() -> None:
+    clock = Clock()
+    burst = PROXY_LIMITS["Renew"].burst
+    assert len(admitted(of_proxies("Renew", clock), clock, every=0.005, for_=600)) <= burst + 600 / 4 + 1
+
+
+@pytest.mark.parametrize("method", sorted(PROXY_LIMITS))
+@pytest.mark.parametrize("every", [0.1, 1.0, 5.0])
+def test_a_proxy_that_starts_over_and_over_is_never_shut_out_for_long(method: str, every: float) -> None:
+    clock = Clock()
+    passed = admitted(of_proxies(method, clock), clock, every=every, for_=600)
+    assert max(later - earlier for earlier, later in itertools.pairwise(passed)) <= 5.0
+    assert passed[-1] >= 595.0
+
+
+async def test_a_proxy_that_renews_too_often_is_told_when_to_try_again_and_costs_nobody_else_anything() -> None:
+    clock = Clock()
+    names = {name: proxy(name) for name in (Name("shop", "buyer"), Name("shop", "store"))}
+    async with running(clock=clock) as replica:
+        replica.mesh = mesh(MeshConfig(), names)
+        buyer, store = await replica.signed("proxy/shop/buyer"), await replica.signed("proxy/shop/store")
+        operator = replica.operator
+        renew = pb.RenewRequest(csr=x509.request(x509.new_key()))
+        for _ in range(int(PROXY_LIMITS["Renew"].burst)):
+            await call(replica, buyer, "Renew", renew)
+        # Another credential of the same proxy makes no difference: else each renewal would be good for the next.
+        for again in (buyer, await replica.signed("proxy/shop/buyer")):
+            with pytest.raises(grpc.aio.AioRpcError) as e:
+                await call(replica, again, "Renew", renew)
+            assert e.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            told = details(e.value)
+            assert (told.message, told.hint) == ("proxy/shop/buyer calls Renew too often", "try again in 4.0 s")
+        await call(replica, buyer, "Trust", pb.TrustRequest(roots=buyer.pins, issuer=buyer.issuer))
+        await call(replica, store, "Renew", renew)
+        for _ in range(int(PROXY_LIMITS["Renew"].burst) + 1):
+            await call(replica, operator, "Renew", renew)
+        clock.now += 4.0
+        await call(replica, buyer, "Renew", renew)

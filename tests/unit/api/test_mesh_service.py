@@ -15,7 +15,7 @@ from cluster.kv import Ambiguous
 from smc.api.backends import ProxyStatus
 from smc.certificates import x509
 from smc.manifests import Manifest
-from smc.model import MeshConfig, Name, Problem
+from smc.model import Frontend, MeshConfig, Name, Outbound, Problem
 from smc.records import ManifestRecord, MemberRecord, Nack, QuarantineRecord, decode, traceparent
 from smc.v1 import smc_pb2 as pb
 from tests.unit.api.meshes import mesh, proxy
@@ -216,6 +216,19 @@ async def test_a_list_has_one_namespace_or_all(replica: Replica) -> None:
     assert (await failing(replica, "List", pb.ListRequest(kind="Service")))[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_service_is_shown_with_the_address_at_which_it_is_dialled(replica: Replica) -> None:
+    await apply(replica)
+    one, two = Name("shop", "one"), Name("shop", "two")
+    everybodys = Outbound("shop", (), (), (), (Frontend(Name("shop", "bookstore"), "240.0.0.7"),))
+    replica.mesh = mesh(MeshConfig(), {one: proxy(one), two: replace(proxy(two), outbound=everybodys)})
+    get = pb.GetRequest(group="smc.io", kind="Service", namespace="shop", name="bookstore")
+    assert (await call(replica, replica.operator, "Get", get)).address == "240.0.0.7"
+    listed = await call(replica, replica.operator, "List", pb.ListRequest(group="smc.io", kind="Service"))
+    assert [o.address for o in listed.objects] == ["240.0.0.7"]
+    replica.mesh = mesh(MeshConfig(), {one: proxy(one)})
+    assert (await call(replica, replica.operator, "Get", get)).address == "", "nobody dials it"
+
+
 async def test_one_unreadable_record_does_not_hide_the_others(replica: Replica) -> None:
     from cluster.kv import Put
 
@@ -310,6 +323,7 @@ async def test_a_proxy_is_shown_with_what_is_left_out_for_it(replica: Replica) -
 
 
 async def test_own_proxies_are_shown_while_the_store_cannot_be_reached(replica: Replica) -> None:
+    replica.mesh = mesh(MeshConfig(), {})
     replica.streams = [stream("buyer")]
     replica.kv.error = UNREACHABLE  # type: ignore[attr-defined]
     shown = await call(replica, replica.operator, "Proxies", pb.ProxiesRequest())
@@ -357,6 +371,7 @@ async def test_a_renewed_certificate_is_presented_without_a_restart(replica: Rep
 
 
 async def test_a_write_whose_fate_is_unknown_says_so(replica: Replica) -> None:
+    replica.mesh = mesh(MeshConfig(), {})
     replica.kv.error = Ambiguous("answer lost")  # type: ignore[attr-defined]
     code, told = await failing_to_apply(replica)
     assert (code, told.kind) == (grpc.StatusCode.UNKNOWN, "Ambiguous")

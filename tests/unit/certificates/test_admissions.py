@@ -1,4 +1,4 @@
-"""A revoked proxy is let in again by what was made since, and by nothing that was made before. All in virtual time."""
+"""Who was revoked is let in again by what was made since, and by nothing that was made before. All in virtual time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from smc.certificates.revoking import Revoked
 from smc.certificates.tokens import Token, create_token, redeem
 from smc.errors import Conflict, Denied, Invalid
 from smc.model import Identity, Name
-from smc.records import RevocationRecord, encode
+from smc.records import RevocationRecord, TokenRecord, decode, encode
 from tests.unit.certificates.issuer import Mesh, now
 
 pytestmark = pytest.mark.looptime
 
 PROXY = Name("shop", "buyer")
 PATH = f"proxy/{PROXY}"
+ANN = "operator/ann"
+HOLDERS = pytest.mark.parametrize("path", [PATH, ANN, "viewer/ann"])
 
 
-async def token_of(mesh: Mesh) -> Token:
-    text, _ = await create_token(mesh.kv, mesh.keys, PATH, ttl=600, now=now())
+async def token_of(mesh: Mesh, path: str = PATH, author: str = "operator/admin") -> Token:
+    text, _ = await create_token(mesh.kv, mesh.keys, path, ttl=600, now=now(), author=author)
     return Token.parse(text)
 
 
@@ -36,77 +38,121 @@ async def join(mesh: Mesh, token: Token, key: x509.PublicKey | None = None) -> s
     return f"{x509.load(chain)[0].serial_number:x}"
 
 
-async def renew(mesh: Mesh, serial: str) -> str:
+async def renew(mesh: Mesh, serial: str, path: str = PATH) -> str:
     """As the API does for the holder of a credential."""
-    guards = await admissions.check_credential(mesh.kv, mesh.keys, PROXY, serial)
+    guards = await admissions.check_credential(mesh.kv, mesh.keys, path, serial)
     chain = await request_credential(
-        mesh.kv, mesh.keys, mesh.keyring, PATH, x509.new_key().public_key(), "itself", guards=guards
+        mesh.kv, mesh.keys, mesh.keyring, path, x509.new_key().public_key(), "itself", guards=guards
     )
     return f"{x509.load(chain)[0].serial_number:x}"
 
 
-async def revoke(mesh: Mesh) -> None:
-    record = RevocationRecord(PROXY, None, "", "", now())
-    await mesh.kv.transact([Put(mesh.keys.revoked_proxy(PROXY), encode(record))])
+async def revoke(mesh: Mesh, path: str = PATH) -> None:
+    proxy, credential = (PROXY, "") if path == PATH else (None, path)
+    record = RevocationRecord(proxy, None, "", "", now(), credential)
+    await mesh.kv.transact([Put(mesh.keys.revoked_credential(path), encode(record))])
 
 
-async def test_a_credential_from_before_is_not_renewed_and_one_from_after_is_again_and_again() -> None:
+@HOLDERS
+async def test_a_credential_from_before_is_not_renewed_and_one_from_after_is_again_and_again(path: str) -> None:
     mesh = await Mesh.make()
     async with mesh.leading():
-        before = await join(mesh, await token_of(mesh))
-        before = await renew(mesh, before)
-        await revoke(mesh)
-        with pytest.raises(Denied, match="shop/buyer is revoked"):
-            await renew(mesh, before)
-        after = await join(mesh, await token_of(mesh))
+        before = await join(mesh, await token_of(mesh, path))
+        before = await renew(mesh, before, path)
+        await revoke(mesh, path)
+        with pytest.raises(Denied, match=f"{path} is revoked"):
+            await renew(mesh, before, path)
+        after = await join(mesh, await token_of(mesh, path))
         for _ in range(3):
-            after = await renew(mesh, after)
+            after = await renew(mesh, after, path)
         with pytest.raises(Denied):
-            await renew(mesh, before)
+            await renew(mesh, before, path)
 
 
-async def test_a_second_revocation_ends_what_was_let_in_after_the_first() -> None:
+@HOLDERS
+async def test_a_second_revocation_ends_what_was_let_in_after_the_first(path: str) -> None:
     mesh = await Mesh.make()
     async with mesh.leading():
-        await revoke(mesh)
-        after = await join(mesh, await token_of(mesh))
-        await revoke(mesh)
+        await revoke(mesh, path)
+        after = await join(mesh, await token_of(mesh, path))
+        await revoke(mesh, path)
         with pytest.raises(Denied):
-            await renew(mesh, after)
-        assert await renew(mesh, await join(mesh, await token_of(mesh)))
+            await renew(mesh, after, path)
+        assert await renew(mesh, await join(mesh, await token_of(mesh, path)), path)
 
 
-async def test_a_token_from_before_the_revocation_lets_nobody_in_used_or_not() -> None:
+@HOLDERS
+async def test_a_token_from_before_the_revocation_lets_nobody_in_used_or_not(path: str) -> None:
     mesh = await Mesh.make()
     async with mesh.leading():
-        unused, used = await token_of(mesh), await token_of(mesh)
+        unused, used = await token_of(mesh, path), await token_of(mesh, path)
         key = x509.new_key().public_key()
         serial = await join(mesh, used, key)
-        await revoke(mesh)
+        await revoke(mesh, path)
         with pytest.raises(Denied, match="was revoked after this token was made"):
             await join(mesh, unused)
         with pytest.raises(Denied, match="was revoked after this token was made"):
             await join(mesh, used, key)
         with pytest.raises(Denied):
-            await renew(mesh, serial)
+            await renew(mesh, serial, path)
 
 
-async def test_who_asked_before_and_is_answered_after_is_refused() -> None:
+async def test_a_token_ends_with_whoever_made_it_before_being_revoked() -> None:
     mesh = await Mesh.make()
-    token = await token_of(mesh)
+    async with mesh.leading():
+        before = await token_of(mesh, "operator/accomplice", author=ANN)
+        await revoke(mesh, ANN)
+        with pytest.raises(Denied, match="operator/ann was revoked after this token was made"):
+            await join(mesh, before)
+        # Who has been let in again may let in others again.
+        assert await join(mesh, await token_of(mesh, "operator/friend", author=ANN))
+
+
+async def test_a_token_that_does_not_say_who_made_it_is_good() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        assert await join(mesh, await token_of(mesh, ANN, author=""))
+
+
+async def test_no_token_is_made_by_whoever_is_revoked_meanwhile() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        serial = await join(mesh, await token_of(mesh, ANN))
+        guards = await admissions.check_credential(mesh.kv, mesh.keys, ANN, serial)
+        await revoke(mesh, ANN)
+        with pytest.raises(Conflict):
+            await create_token(mesh.kv, mesh.keys, ANN, ttl=600, now=now(), author=ANN, guards=guards)
+        (used,) = (await mesh.kv.list(mesh.keys.tokens)).items
+        assert decode(TokenRecord, used.value).author == "operator/admin"
+
+
+@HOLDERS
+async def test_who_asked_before_and_is_answered_after_is_refused(path: str) -> None:
+    mesh = await Mesh.make()
+    token = await token_of(mesh, path)
     joining = asyncio.create_task(join(mesh, token))
     await asyncio.sleep(1)  # the request is written, and nobody leads
-    await revoke(mesh)
+    await revoke(mesh, path)
     async with mesh.leading():
-        with pytest.raises(Invalid, match="shop/buyer was revoked"):
+        with pytest.raises(Invalid, match=f"{path} was revoked"):
             await joining
+
+
+async def test_the_key_encryption_key_lets_in_whoever_was_revoked() -> None:
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        await revoke(mesh, ANN)
+        # As smc recover does.
+        key = x509.new_key().public_key()
+        chain = await request_credential(mesh.kv, mesh.keys, mesh.keyring, ANN, key, "key-encryption key")
+        assert await renew(mesh, f"{x509.load(chain)[0].serial_number:x}", ANN)
 
 
 async def test_a_revocation_between_the_check_and_the_request_is_noticed() -> None:
     mesh = await Mesh.make()
     async with mesh.leading():
         serial = await join(mesh, await token_of(mesh))
-        guards = await admissions.check_credential(mesh.kv, mesh.keys, PROXY, serial)
+        guards = await admissions.check_credential(mesh.kv, mesh.keys, PATH, serial)
         await revoke(mesh)
         with pytest.raises(Conflict):
             await request_credential(

@@ -133,6 +133,15 @@ class Store:
         record = RevocationRecord(None, identity(text), "stolen", "spiffe://x/operator/a", 1.0)
         self.put(KEYS.revoked_identity(identity(text)), record)
 
+    def revoke_credential(self, path: str) -> int:
+        """Of an operator or a viewer; returns the mod_revision."""
+        record = RevocationRecord(None, None, "stolen", "spiffe://x/operator/a", 1.0, path)
+        return self.put(KEYS.revoked_credential(path), record)
+
+    def admit_credential(self, path: str, revocation: int, *serials: str) -> None:
+        record = AdmissionRecord(None, revocation, tuple((serial, 9.0) for serial in serials), path)
+        self.put(KEYS.admitted_credential(path), record)
+
     def admit(self, proxy: str, *serials: str, revocation: int = 0) -> None:
         """Let a proxy in with these, since its revocation or another one."""
         there = self.items.get(KEYS.revoked_proxy(name(proxy)))

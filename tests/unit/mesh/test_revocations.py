@@ -6,7 +6,7 @@ import pytest
 
 from smc.mesh import Mesh
 from smc.model import Mode
-from smc.records import UnreadableRecord
+from smc.records import AdmissionRecord, UnreadableRecord
 from tests.unit.mesh import store
 from tests.unit.mesh.store import KEYS, Store, identity, name
 
@@ -115,6 +115,52 @@ def test_a_revocation_that_cannot_be_read_revokes_and_an_admission_that_cannot_b
     assert mesh.refuses(name("shop/buyer"), "a1")
     assert mesh.revoked_proxies[name("shop/web-1")].identity is None
     assert mesh.problems["revocations/proxies/shop/web-1"][0].reason == "UnreadableRecord"
+
+
+def test_the_credentials_of_a_revoked_operator_are_refused_and_no_proxy_is_offered_anything() -> None:
+    written = shop()
+    before = written.build()
+    assert before.refuses_credential("operator/ann", "a1") == ""
+    written.revoke_credential("operator/ann")
+    mesh = written.build(before)
+    assert mesh.refuses_credential("operator/ann", "a1") == (
+        "the credential of operator/ann is revoked: log in with a new token"
+    )
+    for other in ("operator/ben", "viewer/ann", "proxy/shop/web-1", "proxy/operator/ann", "replica/ann"):
+        assert mesh.refuses_credential(other, "a1") == "", other
+    assert not mesh.affected
+    written.delete(KEYS.revoked_credential("operator/ann"))
+    assert written.build(mesh).refuses_credential("operator/ann", "a1") == ""
+
+
+def test_an_operator_that_was_let_in_again_has_only_what_was_signed_since() -> None:
+    written = shop()
+    revoked = written.revoke_credential("operator/ann")
+    written.admit_credential("operator/ann", revoked, "a2")
+    mesh = written.build()
+    assert [bool(mesh.refuses_credential("operator/ann", serial)) for serial in ("a1", "a2")] == [True, False]
+    written.revoke_credential("operator/ann")
+    assert written.build(mesh).refuses_credential("operator/ann", "a2"), "an admission is of one revocation"
+
+
+def test_a_proxy_is_refused_by_the_path_of_its_credential_as_by_its_name() -> None:
+    written = shop()
+    written.revoke("shop/web-1", "shop/web")
+    mesh = written.build()
+    assert mesh.refuses_credential("proxy/shop/web-1", "a1") == mesh.refuses(name("shop/web-1"), "a1") != ""
+
+
+def test_a_revocation_of_an_operator_that_cannot_be_read_revokes_and_its_admission_admits_nobody() -> None:
+    written = shop()
+    revoked = written.put(KEYS.revoked_credential("operator/ann"), b"{}")
+    written.put(KEYS.admitted_credential("operator/ann"), b"?")
+    mesh = written.build()
+    assert mesh.refuses_credential("operator/ann", "a1")
+    assert mesh.problems["revocations/credentials/operator/ann"][0].reason == "UnreadableRecord"
+    written.put(
+        KEYS.admitted_credential("operator/ann"), AdmissionRecord(None, revoked, (("a1", 9.0),), "operator/ben")
+    )
+    assert written.build(mesh).refuses_credential("operator/ann", "a1"), "it is about somebody else"
 
 
 def test_lists_that_cannot_be_read_leave_the_mesh_as_it_was() -> None:
