@@ -20,6 +20,23 @@ _NONCE = b"\x2a"
 """In front of a nonce and its length: field 5 of a response."""
 
 
+_ACKS = {b"\x12" + bytes((len(type_.value),)) + type_.value.encode(): type_ for type_ in Type}
+"""What a request begins with that says its type and nothing before it: field 2, and its length."""
+
+
+def acknowledgement(data: bytes) -> Request | None:
+    """The request `data` if it is an ACK that says nothing else, as nearly all are; None: look what it is.
+
+    Every protobuf library writes its two fields in this way, and so reading one takes no parser.
+    """
+    nonce_at = 4 + data[1] if len(data) > 1 else 0
+    type_ = _ACKS.get(data[: nonce_at - 2])
+    nonce = data[nonce_at:]
+    if type_ is None or not nonce.isascii() or data[nonce_at - 2 : nonce_at] != bytes((0x32, len(nonce) & 0x7F)):
+        return None
+    return Request(type_, nonce=nonce.decode()) if len(nonce) < 0x80 else None
+
+
 def request(message: Any) -> Request:
     """Of an envoy.service.discovery.v3.DeltaDiscoveryRequest. Its node is not looked at.
 

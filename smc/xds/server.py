@@ -89,6 +89,8 @@ class _Variant:
 
     request: Any
     """The class of what clients say."""
+    acknowledgement: Callable[[bytes], Request | None]
+    """Reads a request that is nothing but an ACK; what it does not know is read by what `decoder` makes."""
     decoder: Callable[[], Callable[[Any], Request]]
     """Makes what reads the requests of one stream."""
     encode: Callable[[Response, Stream], Sequence[bytes]]
@@ -137,11 +139,13 @@ class Streams:
         changes, states = delta.Encoder(identifier), sotw.Encoder(identifier)
         self._delta = _Variant(
             discovery_pb2.DeltaDiscoveryRequest,
+            delta.acknowledgement,
             lambda: delta.request,
             lambda response, _: changes.encode(response),
         )
         self._sotw = _Variant(
             discovery_pb2.DiscoveryRequest,
+            lambda _: None,
             lambda: sotw.Decoder().request,
             lambda response, stream: (states.encode(response, stream.whole),),
         )
@@ -210,23 +214,8 @@ class Streams:
             self._opening -= 1
 
         stream = Stream(service.types)
-
-        async def receive() -> Request | None:
-            return read(await call.read())
-
-        def send(response: Response) -> int:
-            return call.write(*variant.encode(response, stream))
-
-        session = Session(
-            proxy,
-            stream,
-            slot,
-            self._metrics,
-            receive=receive,
-            send=send,
-            drained=call.drained,
-            listening=self._listening,
-        )
+        peer = _Peer(call, read, lambda response: variant.encode(response, stream))
+        session = Session(proxy, stream, slot, self._metrics, peer, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
         )
@@ -330,11 +319,44 @@ class Streams:
             await asyncio.sleep(seconds / len(left))
 
 
+class _Peer:
+    """A Session's way to a Call."""
+
+    def __init__(self, call: Call, read: _Reader, encode: Callable[[Response], Sequence[bytes]]) -> None:
+        self._call = call
+        self._read = read
+        self._encode = encode
+
+    def deliver(self, receive: Callable[[Request | None], None], fail: Callable[[Exception], None]) -> None:
+        read = self._read
+
+        def received(data: bytes | None) -> None:
+            try:
+                receive(read(data))
+            except Exception as e:  # noqa: BLE001 - `fail` tells it
+                fail(e)
+
+        self._call.deliver(received)
+
+    def pause_reading(self) -> None:
+        self._call.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._call.resume_reading()
+
+    def write(self, response: Response) -> int:
+        return self._call.write(*self._encode(response))
+
+    def drained(self) -> asyncio.Future[None] | None:
+        return self._call.drained()
+
+
 class _Reader:
     """Reads the messages of one stream, and sees to it that they are the proxy's own."""
 
     def __init__(self, variant: _Variant, service: Service, proxy: Name) -> None:
         self._message = variant.request
+        self._acknowledgement = variant.acknowledgement
         self._decode = variant.decoder()
         self._service = service
         self._proxy = proxy
@@ -344,6 +366,8 @@ class _Reader:
         """What one message says; None at the end of the stream."""
         if data is None:
             return None
+        if not self._first and (ack := self._acknowledgement(data)) is not None:
+            return ack
         try:
             message = self._message.FromString(data)
         except DecodeError:

@@ -1,6 +1,7 @@
 """One proxy's stream while it is open: requests and offers go into the state machine, and its responses out.
 
-The transport is three functions, so a test needs no network. Nothing here decides what is sent: `stream.py` does.
+Nothing here decides what is sent: `stream.py` does. The transport, the slot and timers call in, and each call does what
+there is to do and returns: a change that concerns all streams is written to them without one switch of tasks.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import structlog
 from opentelemetry import trace
@@ -51,8 +52,28 @@ class Ended(Exception):
     """The stream must end; the text says why. The proxy may come again at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Awaited:
+class Peer(Protocol):
+    """The proxy's end of the stream."""
+
+    def deliver(self, receive: Callable[[Request | None], None], fail: Callable[[Exception], None]) -> None:
+        """Call `receive` from now on with what the proxy says, and with None once it has closed its side.
+
+        `fail` is told what that raises, and what else is wrong with what it says.
+        """
+
+    def write(self, response: Response) -> int:
+        """Write it, without waiting; returns its size in bytes."""
+
+    def drained(self) -> asyncio.Future[None] | None:
+        """What is done once the proxy has made room for all that was written; None: it has."""
+
+    def pause_reading(self) -> None:
+        """Pass no request on, until `resume_reading`; the proxy waits then."""
+
+    def resume_reading(self) -> None: ...
+
+
+class _Awaited(NamedTuple):
     """An offer that is not ACKed yet, and those before it that it replaced. It holds no Snapshot."""
 
     since: int
@@ -94,36 +115,41 @@ class Session:
         stream: Stream,
         slot: Slot,
         metrics: Metrics,
+        peer: Peer,
         *,
-        receive: Callable[[], Awaitable[Request | None]],
-        send: Callable[[Response], int],
-        drained: Callable[[], Awaitable[None] | None],
         listening: Callable[[Name], None],
     ) -> None:
         """
         Args:
-            receive: the next request; None once the proxy has closed its side.
-            send: writes a response and returns its size in bytes.
-            drained: what to wait for until the proxy has made room for all that was written; None: it has.
             listening: is told once, as soon as the proxy has ACKed all its listeners.
         """
+        self._loop = asyncio.get_running_loop()
         self.proxy = proxy
         self.slot = slot
         self.stream = stream
         self.connected = time.time()
-        self.opened = asyncio.get_running_loop().time()
+        self.opened = self._loop.time()
         self._metrics = metrics
-        self._receive = receive
-        self._send = send
-        self._drained = drained
+        self._peer = peer
         self._listening: Callable[[Name], None] | None = listening
         self._awaited: deque[_Awaited] = deque()
         """What the stream works on, and what it will work on next: two at most, as there."""
+        self._unsent: deque[Response] = deque()
+        """What waits until the proxy has made room for what was written before."""
+        self._room: asyncio.Future[None] | None = None
+        """Done once it has; None: there is room."""
         self._stalled = False
         self._requests = _Bucket(RATE, BURST, self.opened)
         self._lines = _Bucket(LINES_RATE, LINES_BURST, self.opened)
         self._unlogged = 0
         """Refusals since the last that was logged."""
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._alarm: asyncio.TimerHandle | None = None
+        """Set to the stream's deadline or to an earlier one: they come and go far more often than one passes."""
+        self._late: asyncio.TimerHandle | None = None
+        """Ends the stream when the proxy makes no room."""
+        self._reading: asyncio.TimerHandle | None = None
+        """Goes on reading what a proxy says that has said too much."""
 
     # ---------------------------------------------------------------------------------------------- what others see
 
@@ -191,29 +217,40 @@ class Session:
         Raises:
             Ended: this replica wants it to end.
             ProtocolError: the proxy said what no correct client says.
+            Exception: what the peer failed with.
         """
-        self._take(first)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._read())
-                writing = tasks.create_task(self._write())
-                reading.add_done_callback(lambda _: writing.cancel())
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            self._take(first, self._loop.time())
+            self._peer.deliver(self._receive, self._fail)
+            self.slot.listen(self._go_on)
+            await self._over
         finally:
+            if not self._over.cancel() and not self._over.cancelled():
+                self._over.exception()  # where the task was cancelled first, nobody else asks for it
+            for timer in (self._alarm, self._late, self._reading):
+                if timer is not None:
+                    timer.cancel()
             for awaited in self._awaited:
                 _end(awaited.span)
 
-    async def _read(self) -> None:
+    def _receive(self, request: Request | None) -> None:
         """Who says more than RATE is read more slowly: the transport makes room for little more, and so he waits."""
-        loop = asyncio.get_running_loop()
-        while (request := await self._receive()) is not None:
-            self._take(request)
-            if wait := self._requests.take(loop.time()):
-                await asyncio.sleep(wait)
+        if self._over.done():
+            return
+        if request is None:
+            self._over.set_result(None)
+            return
+        now = self._loop.time()
+        self._take(request, now)
+        if wait := self._requests.take(now):
+            self._peer.pause_reading()
+            self._reading = self._loop.call_later(wait, self._peer.resume_reading)
 
-    def _take(self, request: Request) -> None:
-        now = asyncio.get_running_loop().time()
+    def _fail(self, error: Exception) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    def _take(self, request: Request, now: float) -> None:
         if request.error is not None:
             self._metrics.nacks.labels(short(request.type)).inc()
             self._tell(request.type, request.error, now)
@@ -233,20 +270,53 @@ class Session:
         )
         self._unlogged = 0
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            if self.slot.ended:
-                raise Ended(self.slot.ended)
-            if offer := self.slot.take():
-                self._offer(offer)
-            for response in self.stream.to_send(loop.time()):
-                await self._push(response)
-            self._settle(loop.time())
-            await self.slot.changed(self.stream.deadline)
+    def _go_on(self) -> None:
+        """Do what has come due, whatever that is."""
+        if self._over.done():
+            return
+        if self.slot.ended:
+            self._fail(Ended(self.slot.ended))
+        elif self._room is None:
+            try:
+                self._write(self._loop.time())
+            except Exception as e:  # noqa: BLE001 - `run` raises it
+                self._fail(e)
 
-    def _offer(self, offer: Offer) -> None:
-        self._confirm(asyncio.get_running_loop().time())
+    def _write(self, now: float) -> None:
+        if not self._unsent:
+            if offer := self.slot.take():
+                self._offer(offer, now)
+            self._unsent.extend(self.stream.to_send(now))
+        while self._unsent:
+            self._push(self._unsent.popleft())
+            if (room := self._peer.drained()) is not None:
+                self._wait_for(room)
+                return
+        self._settle(now)
+        deadline = self.stream.deadline
+        if deadline is not None and (self._alarm is None or self._alarm.when() > deadline):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(deadline, self._passed)
+
+    def _passed(self) -> None:
+        self._alarm = None
+        self._go_on()
+
+    def _wait_for(self, room: asyncio.Future[None]) -> None:
+        self._room = room
+        late = Ended(f"the proxy did not read for {WRITE_DEADLINE:.0f} s")
+        self._late = self._loop.call_later(WRITE_DEADLINE, self._fail, late)
+        room.add_done_callback(self._made_room)
+
+    def _made_room(self, _: asyncio.Future[None]) -> None:
+        self._room = None
+        if self._late is not None:
+            self._late.cancel()
+        self._go_on()
+
+    def _offer(self, offer: Offer, now: float) -> None:
+        self._confirm(now)
         self.stream.offer(offer.snapshot, offer.revision)
         since, at = offer.revision, offer.at
         if len(self._awaited) > 1:
@@ -262,7 +332,7 @@ class Session:
     def _attributes(self, offer: Offer) -> dict[str, str | int]:
         return {telemetry.PROXY: str(self.proxy), telemetry.REVISION: offer.revision}
 
-    async def _push(self, response: Response) -> None:
+    def _push(self, response: Response) -> None:
         build = self._awaited[0].build if self._awaited else None
         span = None
         if build is not None and build.trace_flags.sampled:
@@ -271,12 +341,7 @@ class Session:
             span.set_attribute(telemetry.TYPE, short(response.type))
             span.set_attribute(telemetry.RESOURCES, len(response.resources))
         try:
-            size = self._send(response)
-            if (room := self._drained()) is not None:
-                async with asyncio.timeout(WRITE_DEADLINE):
-                    await room
-        except TimeoutError:
-            raise Ended(f"the proxy did not read for {WRITE_DEADLINE:.0f} s") from None
+            size = self._peer.write(response)
         finally:
             _end(span)
         sent = self._metrics.sent(short(response.type))
@@ -299,7 +364,7 @@ class Session:
     def _confirm(self, now: float) -> None:
         """Forget what has been ACKed. A store that was restored counts again from a lower revision."""
         acked = self.stream.acked
-        while any(awaited.revision == acked for awaited in self._awaited):
+        while self._awaited and acked in [awaited.revision for awaited in self._awaited]:
             awaited = self._awaited.popleft()
             self._metrics.convergence_time.observe(now - awaited.at)
             _end(awaited.span)

@@ -6,7 +6,8 @@ Whoever puts never waits, whoever takes never sees what was replaced meanwhile: 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 from opentelemetry.trace import SpanContext
 
@@ -17,8 +18,7 @@ class NotAdmitted(Exception):
     """This replica cannot answer a new stream now; another one may. The text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What a proxy should have from now on."""
 
     snapshot: Snapshot
@@ -41,11 +41,9 @@ class Slot:
         self.stale = False
         """The proxy should have something newer than what was put last, and that could not be made."""
         self._newest: Offer | None = None
-        self._happened = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._deadline: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        """Set to the deadline or to an earlier one: they come and go far more often than one passes."""
+        self._listener: Callable[[], None] | None = None
+        self._told = False
+        """The listener will be called, and nobody need ask for it."""
 
     @property
     def waiting(self) -> bool:
@@ -68,32 +66,17 @@ class Slot:
         self.wake()
 
     def wake(self) -> None:
-        """Let `changed` return: something else happened that the stream waits for."""
-        self._happened = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Call the listener soon, once for all that happens until then."""
+        if not self._told:
+            self._told = True
+            asyncio.get_running_loop().call_soon(self._tell)
 
-    async def changed(self, deadline: float | None) -> None:
-        """Return after the next `put`, `end` or `wake` since it last returned, or at `deadline` on the loop's clock."""
-        if not self._happened:
-            self._deadline = deadline
-            self._set_timer()
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = self._deadline = None
-        self._happened = False
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, which must not raise, soon, and after each `put`, `end` and `wake` from now on."""
+        self._listener = listener
+        self.wake()
 
-    def _set_timer(self) -> None:
-        if self._deadline is not None and (self._timer is None or self._timer.when() > self._deadline):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._passed, self._deadline)
-
-    def _passed(self, time: float) -> None:
-        self._timer = None
-        if self._deadline is not None and self._deadline <= time:
-            self.wake()
-        else:
-            self._set_timer()
+    def _tell(self) -> None:
+        self._told = False
+        if self._listener is not None:
+            self._listener()

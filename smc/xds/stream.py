@@ -16,9 +16,10 @@ https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, and what Envo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from sys import intern
 from types import MappingProxyType
+from typing import NamedTuple
 
 from smc.errors import Invalid
 from smc.xds.snapshot import EMPTY, Resource, Snapshot, Source, Type
@@ -49,15 +50,17 @@ class ProtocolError(Invalid):
     """The client said what no correct client says: end the stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Request(NamedTuple):
     """What a client said, whatever the variant of the protocol."""
 
     type: Type
     subscribe: tuple[str, ...] = ()
     """As the client wrote it: "*", and in the first request of Clusters or listeners also nothing, asks for all."""
     unsubscribe: tuple[str, ...] = ()
-    initial: Mapping[str, str] = field(default_factory=dict)
+    initial: Mapping[str, str] = _NOTHING
     """Name -> version of what it has from before; counts in the first request of its type only."""
     nonce: str = ""
     error: str | None = None
@@ -66,8 +69,7 @@ class Request:
     """It has something of the type from before this stream, whether it can say what or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     type: Type
     resources: tuple[Resource, ...]
     removed: tuple[str, ...]
@@ -140,7 +142,9 @@ class Stream:
                 f"a stream of {_names(self._subscriptions)} is asked for a {request.type.name}",
                 hint="ask the service of that type, or the aggregated one",
             )
-        _check(request, subscription)
+        asks = bool(request.subscribe or request.unsubscribe or request.initial)
+        if asks:
+            _check(request, subscription)
         self._now = now
         self._refusals = None
         self._idle = False
@@ -148,12 +152,13 @@ class Stream:
         flight = subscription.flight
         if flight is not None and flight.nonce == request.nonce:
             self._answered(subscription, flight, request.error)
-        for name in request.unsubscribe:
-            if name == WILDCARD:
-                subscription.end_wildcard()
-            else:
-                subscription.unsubscribe(name)
-        self._subscribe(subscription, request, first=first)
+        if asks or first:  # else it is an ACK or a NACK, as nearly always
+            for name in request.unsubscribe:
+                if name == WILDCARD:
+                    subscription.end_wildcard()
+                else:
+                    subscription.unsubscribe(name)
+            self._subscribe(subscription, request, first=first)
         self._proceed()
 
     def to_send(self, now: float) -> tuple[Response, ...]:
@@ -195,9 +200,9 @@ class Stream:
         times = [flight.sent_at + STALLED_AFTER for flight in self._flights()]
         if self._awaited and self._patience is not None:
             times.append(self._patience)
-        if self._introduction_ends is not None:
-            times.append(self._introduction_ends)
-        return min((time for time in times if time > self._now), default=None)
+        if (introduced := self._introduction_ends) is not None:
+            times.append(introduced)
+        return min([time for time in times if time > self._now], default=None) if times else None
 
     @property
     def started(self) -> bool:
@@ -231,6 +236,8 @@ class Stream:
 
     def _refused(self) -> Iterator[Refusal]:
         for subscription in self._subscriptions.values():
+            if not subscription.refused:
+                continue
             names: dict[Nack, list[str]] = {}
             for name, refused in subscription.refused.items():
                 names.setdefault(refused.nack, []).append(name)
@@ -327,7 +334,8 @@ class Stream:
         if not self._is_quiet(self._made):
             return False
         for subscription in self._switched:
-            subscription.switch()
+            if subscription.to_switch:
+                subscription.switch()
         for subscriptions in self._removed:
             if not any(subscription.to_remove for subscription in subscriptions):
                 continue
@@ -343,7 +351,7 @@ class Stream:
         return self._is_quiet(self._subscriptions.values())
 
     def _is_quiet(self, subscriptions: Iterable[Subscription]) -> bool:
-        for subscription in subscriptions:  # a loop, for it is run some ten times a push
+        for subscription in subscriptions:
             if not subscription.quiet:
                 return False
         return not self._is_waiting()
@@ -412,8 +420,8 @@ class Stream:
     def _of(self, *types: Type) -> tuple[Subscription, ...]:
         return tuple(self._subscriptions[type_] for type_ in types if type_ in self._subscriptions)
 
-    def _flights(self) -> Iterator[Flight]:
-        return (s.flight for s in self._subscriptions.values() if s.flight is not None)
+    def _flights(self) -> list[Flight]:
+        return [s.flight for s in self._subscriptions.values() if s.flight is not None]
 
 
 def _suspects(subscription: Subscription, names: Iterable[str]) -> set[Source]:

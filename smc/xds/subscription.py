@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from smc.xds.snapshot import Resource, Source, Type
 
@@ -38,8 +39,7 @@ class Told:
     """Unknown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(NamedTuple):
     """A response that the client has not answered yet."""
 
     nonce: str
@@ -196,7 +196,7 @@ class Subscription:
 
     def send(self, target: Mapping[str, Resource], now: float) -> Flight | None:
         """What goes out next, which is in flight from now on; None while there is nothing, or one is in flight."""
-        if self.flight is not None:
+        if self.flight is not None or not (self.due or self._apart or (self.wildcard and not self._greeted)):
             return None
         for names in self._batches():
             resources, removed = self._compose(names, target)

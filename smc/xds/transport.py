@@ -90,6 +90,8 @@ class Call:
         """The client says no more."""
         self._malformed: Malformed | None = None
         self._reader: asyncio.Future[None] | None = None
+        self._receiver: Callable[[bytes | None], None] | None = None
+        self._reading_paused = False
         self._writer: asyncio.Future[None] | None = None
         self._started = False
         self._ended = False
@@ -127,6 +129,37 @@ class Call:
             raise self._malformed
         return None
 
+    def deliver(self, receiver: Callable[[bytes | None], None]) -> None:
+        """Give `receiver` from now on what `read` would return, as soon as it is there.
+
+        It must not raise. What comes that is no message ends the call, and cancels its task.
+        """
+        self._receiver = receiver
+        self._deliver()
+
+    def pause_reading(self) -> None:
+        """Give the receiver nothing until `resume_reading`; the client can send one window more, and waits then."""
+        self._reading_paused = True
+
+    def resume_reading(self) -> None:
+        self._reading_paused = False
+        self._deliver()
+
+    def _deliver(self) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            return
+        while self._messages and not self._reading_paused:
+            receiver(self._messages.popleft())
+        if self._reading_paused:
+            return
+        self._acknowledge()
+        if self._malformed is not None:
+            self.cut(self._malformed.status, str(self._malformed))
+        elif self._finished:
+            self._receiver = None
+            receiver(None)
+
     def start(self) -> None:
         """Tell the client, before there is anything to write, that the call is served."""
         if not (self._started or self._closed):
@@ -150,7 +183,7 @@ class Call:
             self._connection.flush()
         return length
 
-    def drained(self) -> Awaitable[None] | None:
+    def drained(self) -> asyncio.Future[None] | None:
         """What to wait for until the client has made room for all that was written; None: it has."""
         if self._closed or self._connection.sent(self._number):
             return None
@@ -223,7 +256,9 @@ class Call:
             self._malformed = e
         if last and not (self._malformed or self._inbound.complete):
             self._malformed = Malformed(Status.INTERNAL, "the stream ends in the middle of a message")
-        if self._reader is not None:
+        if self._receiver is not None:
+            self._deliver()
+        elif self._reader is not None:
             self._acknowledge()
             if (self._messages or self._finished or self._malformed) and not self._reader.done():
                 self._reader.set_result(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 
 import hypothesis.strategies as st
 from envoy.service.discovery.v3 import discovery_pb2
@@ -231,21 +230,21 @@ class StatesOfTheWorld(Streams):
         """Not a rule here: it is sent everything."""
 
     def _put(self, response: Response) -> Response:
-        return replace(response, resources=sotw.contents(response, self.stream.whole), removed=())
+        return response._replace(resources=sotw.contents(response, self.stream.whole), removed=())
 
     def _heard(self, response: Response) -> Response:
         type_, told = response.type, {found.name: found for found in response.resources}
         if type_ is ENDPOINT:
             gone = [name for name, found in told.items() if found.body == sotw.no_endpoints(name).body]
             left = tuple(found for name, found in told.items() if name not in gone)
-            return replace(response, resources=left, removed=tuple(gone))
+            return response._replace(resources=left, removed=tuple(gone))
         if type_ not in (CLUSTER, LISTENER):
             return response
         gone = [name for name in self.envoy.has[type_] if name not in told]
         for name in gone:
             if self.returning or name in self.envoy.refused[type_]:
                 self.envoy.lose(type_, name)
-        return replace(response, removed=tuple(name for name in gone if name in self.envoy.has[type_]))
+        return response._replace(removed=tuple(name for name in gone if name in self.envoy.has[type_]))
 
     def _read(self, request: Request) -> Request:
         type_ = request.type

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Awaitable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -34,46 +35,57 @@ FIRST = Request(Type.CLUSTER)
 
 
 class Client:
-    """The other side: an endless supply of requests, and whatever it was sent."""
+    """The other side, which says whatever it is told to, and what it was sent."""
 
     def __init__(self) -> None:
         self.slot = Slot()
         self.metrics = Metrics()
         self.received: list[Response] = []
         self.ready: list[Name] = []
-        self.reads = asyncio.Event()
-        """Cleared, it makes no room for a response."""
-        self.reads.set()
+        self.reads = True
+        """False: it makes no room for a response."""
         self.acks = True
-        self.requests: asyncio.Queue[Request | Exception | None] = asyncio.Queue()
-        self.session = Session(
-            PROXY,
-            Stream(),
-            self.slot,
-            self.metrics,
-            receive=self.receive,
-            send=self.send,
-            drained=self.drained,
-            listening=self.ready.append,
-        )
+        self.said: deque[Request | Exception | None] = deque()
+        """What was not read yet."""
+        self.session = Session(PROXY, Stream(), self.slot, self.metrics, self, listening=self.ready.append)
+        self._paused = True
+        self._receive: Callable[[Request | None], None]
+        self._fail: Callable[[Exception], None]
 
-    async def receive(self) -> Request | None:
-        request = await self.requests.get()
-        if isinstance(request, Exception):
-            raise request
-        return request
+    def deliver(self, receive: Callable[[Request | None], None], fail: Callable[[Exception], None]) -> None:
+        self._receive, self._fail = receive, fail
+        self.resume_reading()
 
-    def send(self, response: Response) -> int:
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        asyncio.get_running_loop().call_soon(self._pass_on)
+
+    def _pass_on(self) -> None:
+        while self.said and not self._paused:
+            said = self.said.popleft()
+            if isinstance(said, Exception):
+                self._fail(said)
+                continue
+            try:
+                self._receive(said)
+            except ProtocolError as e:
+                self._fail(e)
+
+    def write(self, response: Response) -> int:
         self.received.append(response)
         if self.acks:
             self.say(Request(response.type, nonce=response.nonce))
         return 100
 
-    def drained(self) -> Awaitable[object] | None:
-        return None if self.reads.is_set() else self.reads.wait()
+    def drained(self) -> asyncio.Future[None] | None:
+        return None if self.reads else asyncio.get_running_loop().create_future()
 
     def say(self, request: Request | Exception | None) -> None:
-        self.requests.put_nowait(request)
+        self.said.append(request)
+        asyncio.get_running_loop().call_soon(self._pass_on)
 
     def refuse(self, text: str) -> None:
         last = self.received[-1]
@@ -159,13 +171,11 @@ async def test_a_proxy_that_says_too_much_is_read_at_the_rate_and_not_ended() ->
         for _ in range(BURST + 10 * int(RATE)):
             client.say(Request(Type.CLUSTER, nonce="late"))
         await settle()
-        assert client.requests.qsize() == 10 * RATE - 1, (
-            "what comes at once, as from an Envoy that starts, is not held up"
-        )
+        assert len(client.said) == 10 * RATE - 1, "what comes at once, as from an Envoy that starts, is not held up"
         await asyncio.sleep(5)
-        assert client.requests.qsize() == pytest.approx(5 * RATE, abs=2)
+        assert len(client.said) == pytest.approx(5 * RATE, abs=2)
         await asyncio.sleep(5.1)
-        assert client.requests.empty()
+        assert not client.said
         assert not running.done()
 
 
@@ -202,7 +212,7 @@ async def test_who_was_quiet_for_a_while_may_say_much_again_but_not_more_than_th
             for _ in range(BURST + 10):
                 client.say(Request(Type.CLUSTER, nonce="late"))
             await settle()
-            assert client.requests.qsize() == 9, "all but the one that is waited for"
+            assert len(client.said) == 9, "all but the one that is waited for"
 
 
 async def test_refusals_without_end_are_a_few_lines_and_counted_all_the_same() -> None:
@@ -227,7 +237,7 @@ async def test_refusals_without_end_are_a_few_lines_and_counted_all_the_same() -
 
 async def test_a_write_that_takes_too_long_ends_the_stream() -> None:
     client = Client()
-    client.reads.clear()
+    client.reads = False
     client.offer(1, static("local"))
     async with client.connected() as running:
         await asyncio.sleep(WRITE_DEADLINE - 0.1)
@@ -289,7 +299,7 @@ async def test_cancelling_leaves_no_task_behind(reads: bool) -> None:
     before = asyncio.all_tasks()
     client = Client()
     if not reads:
-        client.reads.clear()
+        client.reads = False
     client.offer(1, static("local"))
     async with client.connected() as running:
         await settle()
@@ -359,7 +369,7 @@ async def test_an_offer_behind_a_write_that_takes_long_is_not_acked() -> None:
     client.offer(5, static("local"))
     async with client.connected():
         await settle()
-        client.reads.clear()
+        client.reads = False
         client.say(Request(Type.ENDPOINT, ("nobody",)))
         await settle()
         client.offer(6, static("local", "b"))

@@ -1,4 +1,4 @@
-"""A slot holds the newest Snapshot and no other, and wakes who waits. All in virtual time."""
+"""A slot holds the newest Snapshot and no other, and tells who listens. All in virtual time."""
 
 from __future__ import annotations
 
@@ -53,35 +53,44 @@ async def test_what_was_replaced_is_held_by_nobody() -> None:
 
 
 @pytest.mark.parametrize("what", [lambda s: s.put(Snapshot(), 1), lambda s: s.end("moved"), lambda s: s.wake()])
-async def test_who_waits_is_woken_by_whatever_happens(what: Callable[[Slot], None]) -> None:
-    slot = Slot()
+async def test_who_listens_is_told_of_whatever_happens(what: Callable[[Slot], None]) -> None:
+    slot, told = Slot(), list[float]()
+    slot.listen(lambda: told.append(time()))
     asyncio.get_running_loop().call_later(3, what, slot)
-    await slot.changed(None)
-    assert time() == 3
+    await asyncio.sleep(4)
+    assert told == [0, 3]
 
 
-async def test_what_happened_before_the_wait_is_not_missed() -> None:
-    slot = Slot()
+async def test_what_happened_before_anybody_listened_is_not_missed() -> None:
+    slot, told = Slot(), list[float]()
     slot.wake()
-    await slot.changed(None)
-    assert time() == 0
+    await asyncio.sleep(1)
+    slot.listen(lambda: told.append(time()))
+    await asyncio.sleep(1)
+    assert told == [1]
 
 
-async def test_each_change_wakes_once() -> None:
-    slot = Slot()
+async def test_what_happens_at_once_is_told_once_and_not_in_the_middle_of_it() -> None:
+    slot, told = Slot(), list[bool]()
+    slot.listen(lambda: told.append(slot.waiting))
     slot.put(Snapshot(), 1)
     slot.put(Snapshot(), 2)
-    await slot.changed(None)
-    await slot.changed(9)
-    assert time() == 9
+    assert told == []
+    await asyncio.sleep(1)
+    assert told == [True]
 
 
-async def test_nothing_happens_until_the_deadline() -> None:
-    slot = Slot()
-    await slot.changed(7)
-    assert time() == 7
-    await slot.changed(2)
-    assert time() == 7, "a deadline that has passed is no wait"
+async def test_what_happens_while_it_is_told_is_told_again() -> None:
+    slot, told = Slot(), list[float]()
+
+    def listener() -> None:
+        told.append(time())
+        if len(told) < 3:
+            slot.wake()
+
+    slot.listen(listener)
+    await asyncio.sleep(1)
+    assert len(told) == 3
 
 
 async def test_the_first_reason_to_end_stays() -> None:
@@ -89,11 +98,3 @@ async def test_the_first_reason_to_end_stays() -> None:
     slot.end("the workload was removed")
     slot.end("another replica has fewer streams")
     assert slot.ended == "the workload was removed"
-
-
-async def test_cancelling_a_wait_is_not_swallowed() -> None:
-    waiting = asyncio.create_task(Slot().changed(100))
-    await asyncio.sleep(1)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
