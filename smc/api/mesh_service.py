@@ -86,10 +86,11 @@ class MeshService:
             dry_run=request.dry_run,
         )
         if request.dry_run:
-            shown = objects.shown(record, 0, objects.Known.of(None))
+            shown = objects.shown(record, 0, None, {})
         else:
             await self._settle(record.id, written.revision)
-            shown = objects.shown(record, written.revision, objects.Known.of(b.mesh()))
+            mesh = b.mesh()
+            shown = objects.shown(record, written.revision, mesh, objects.quarantined(mesh))
             log.info(
                 "manifest applied",
                 **{telemetry.MANIFEST: record.id, telemetry.REVISION: written.revision, "author": caller.uri},
@@ -118,7 +119,8 @@ class MeshService:
         item = await b.kv.get(b.keys.manifest(id_))
         if item is None:
             raise _missing(request)
-        return objects.stored(item, objects.Known.of(b.mesh()))
+        mesh = b.mesh()
+        return objects.stored(item, mesh, objects.quarantined(mesh))
 
     async def list_(self, request: pb.ListRequest, caller: Caller) -> pb.ListResponse:
         b = self.backends
@@ -135,11 +137,12 @@ class MeshService:
         return response
 
     def _listed(self, listing: store.Listing) -> pb.ListResponse:
-        known = objects.Known.of(self.backends.mesh())
+        mesh = self.backends.mesh()
+        nacks = objects.quarantined(mesh)
         response = pb.ListResponse(resource_version=listing.revision)
         for item in listing.items:
             try:
-                response.objects.append(objects.stored(item, known))
+                response.objects.append(objects.stored(item, mesh, nacks))
             except UnreadableRecord as e:
                 # One bad record hurts only itself.
                 log.warning("a stored manifest cannot be shown", key=item.key, reason=str(e))
