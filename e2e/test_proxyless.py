@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ import pytest
 import pytest_asyncio
 
 from e2e.kit.mesh import Mesh, eventually
+from smc.cli.session import Session
 from smc.demo import programs
 from smc.demo.apps import APP_PORT, CONTROL_PORT
 from smc.demo.bookstore import Placement
 from smc.demo.local import Plan
 from smc.demo.processes import Process, ProcessFailed
 from smc.proxy.program import WORKLOAD
+from smc.v1 import smc_pb2 as pb
 from tests.drawn import Place
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -79,9 +83,15 @@ class Programs(Mesh):
         return place
 
     async def write_all(self, *documents: dict[str, Any], wait: bool = False) -> None:
+        await self.smc("apply", "-f", await self._listed(documents), *(["--wait"] if wait else []))
+
+    async def delete_all(self, *documents: dict[str, Any]) -> None:
+        await self.smc("delete", "-f", await self._listed(documents))
+
+    async def _listed(self, documents: Sequence[dict[str, Any]]) -> str:
         path = self.directory / "programs.yaml"
         await asyncio.to_thread(path.write_text, "\n---\n".join(json.dumps(document) for document in documents))
-        await self.smc("apply", "-f", str(path), *(["--wait"] if wait else []))
+        return str(path)
 
     async def serve(self, place: Place, version: str) -> Process:
         """Run the program of a workload that serves."""
@@ -159,6 +169,97 @@ async def test_both_ends_know_each_other_by_identity(mesh: Programs, caller: Ask
     await mesh.write_all(_manifest("smc.io/v1alpha1", "Workload", "impostor", endpoint))
     assert {answer["version"] for answer in await caller.next(100)} == {"v1", "v2"}
     await server.kill()
+
+
+CASES: Mapping[str, tuple[Sequence[tuple[str, str]], dict[str, Any]]] = {
+    "plain": ((), {}),
+    "post": ((), {"methods": ["POST"]}),
+    "get": ((), {"methods": ["GET"]}),
+    "twice": ((("x-a", "a"), ("x-a", "b")), {"headers": {"x-a": "a,b"}}),
+    "last": ((("x-a", "a"), ("x-a", "b")), {"headers": {"x-a": "b"}}),
+    "underscore": ((("x_a", "v"),), {"headers": {"x_a": "v"}}),
+    "internal": ((("x-envoy-internal", "v"),), {"headers": {"x-envoy-internal": "v"}}),
+    "certificate": ((("x-forwarded-client-cert", "v"),), {"headers": {"x-forwarded-client-cert": "v"}}),
+    "space": ((("x-a", " v "),), {"headers": {"x-a": "v"}}),
+    "type": ((), {"headers": {"content-type": "application/grpc"}}),
+    "trailers": ((), {"headers": {"te": "trailers"}}),
+    "agent": ((), {"headers": {"user-agent": ".*grpc.*"}}),
+    "host": ((), {"headers": {"host": f"quotes.shop:{PORT}"}}),
+    "id": ((), {"headers": {"x-request-id": ".*"}}),
+    "scheme": ((), {"headers": {"x-forwarded-proto": ".*"}}),
+    "query": ((), {}),
+    "dots": ((), {}),
+}
+"""What is sent, and what a match asks for beside the path, which is the name; `query` and `dots` are sent with them."""
+
+CALLING = """
+import grpc, json, sys
+target, cases = sys.argv[1], json.loads(sys.argv[2])
+credentials = grpc.xds_channel_credentials(grpc.local_channel_credentials())
+with grpc.secure_channel(target, credentials) as channel:
+    for path, metadata in cases:
+        try:
+            answer = channel.unary_unary(path)(b"", metadata=metadata, timeout=10, wait_for_ready=True)
+            print(json.loads(answer)["version"])
+        except grpc.RpcError as e:
+            print(e.code().name)
+"""
+
+
+async def test_explain_says_of_a_programs_calls_what_becomes_of_them(mesh: Programs, caller: Asking) -> None:
+    """Every case once as what policy asks for, under /judged, and once as a condition that leads to v2, under /led."""
+    matches, splits = [{"name": "led", "pathRegex": "/led/"}], []
+    for name, (_, asked) in CASES.items():
+        matches.append({"name": name, "pathRegex": f"/judged/{name}$"} | asked)
+        condition = [{"name": name, "pathRegex": f"/led/{name}$"} | asked]
+        splits.append(_manifest("specs.smi-spec.io/v1alpha4", "HTTPRouteGroup", name, {"matches": condition}))
+        backends = {"service": "quotes", "backends": [{"service": "quotes-v2", "weight": 1}]}
+        backends["matches"] = [{"kind": "HTTPRouteGroup", "name": name}]
+        splits.append(_manifest("split.smi-spec.io/v1alpha4", "TrafficSplit", name, backends))
+    account = {"kind": "ServiceAccount", "namespace": "shop"}
+    target = {
+        "destination": account | {"name": "quotes"},
+        "rules": [{"kind": "HTTPRouteGroup", "name": "cases"}],
+        "sources": [account | {"name": "caller"}],
+    }
+    policy = [
+        _manifest("specs.smi-spec.io/v1alpha4", "HTTPRouteGroup", "cases", {"matches": matches}),
+        _manifest("access.smi-spec.io/v1alpha3", "TrafficTarget", "cases", target),
+    ]
+    # Whoever is led nowhere else comes to v1, so that it is seen who was.
+    await mesh.write_all(*splits, *policy, _split(1, 0), wait=True)
+    calls = [
+        (f"/{kind}/{'x/../' if name == 'dots' else ''}{name}{'?x=1' if name == 'query' else ''}", metadata)
+        for name, (metadata, _) in CASES.items()
+        for kind in ("judged", "led")
+    ]
+    said = await asyncio.to_thread(_explained, mesh.credential, calls)
+    await caller.until({"v1"})
+    bootstrap = mesh.proxyless["shop/caller"].bootstrap
+    printed = await mesh.children.run(
+        "calls",
+        [sys.executable, "-c", CALLING, TARGET, json.dumps(calls)],
+        env={"GRPC_XDS_BOOTSTRAP": str(bootstrap)},
+    )
+    assert dict(zip(calls, printed.split(), strict=True)) == dict(zip(calls, said, strict=True))
+    assert set(said) == {"v1", "v2", "PERMISSION_DENIED"}
+    await mesh.delete_all(*splits, *policy, _split(1, 0))
+    await mesh.write_all(*_policy(GET), wait=True)
+    await caller.until({"v1", "v2"})
+
+
+def _explained(credential: Path, calls: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> list[str]:
+    """Who answers each call of the caller's, or PERMISSION_DENIED."""
+    found = []
+    with contextlib.closing(Session(credential, ())) as session:
+        for path, metadata in calls:
+            headers = [pb.Header(name=name, value=value) for name, value in metadata]
+            request = pb.ExplainRequest(caller="shop/caller", service="shop/quotes", path=path, headers=headers)
+            answer = session.call("Explain", request)
+            (way,) = answer.ways
+            known = {"allowed": way.service.rpartition("-")[2], "denied": "PERMISSION_DENIED"}
+            found.append(known[answer.verdict])
+    return found
 
 
 async def test_what_policy_does_not_allow_the_server_refuses(mesh: Programs, caller: Asking) -> None:

@@ -3,22 +3,35 @@
 What is evaluated are the compiled nouns that Envoy's configuration is made from, so the answer is that of the wire,
 with every quarantine that holds at the two proxies. Pure: a Mesh and a Request in, an Explanation out.
 
-It is about rules. What a TrafficPolicy does on the way (faults, limits, retries), certificates that are revoked one by
-one, and endpoints that a health check has put out, are not looked at. Applications without a proxy are explained as if
-they had one.
+The verdict is about rules. What a TrafficPolicy does to some of the requests that pass is told beside it, as Effects:
+faults, timeouts and limits, but not what is tried again. Certificates that are revoked one by one, and endpoints that a
+health check has put out, are not looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import Enum
 
 from smc.envoy import names, requests
 from smc.envoy.requests import BadRequest, Request
 from smc.errors import NotFound
+from smc.manifests.traffic import WHOLE
 from smc.mesh import Mesh, Proxy
-from smc.model import Destination, HttpMatch, Identity, Inbound, Mode, Name, Permission, Protocol, Target
+from smc.model import (
+    Destination,
+    HttpMatch,
+    Identity,
+    Inbound,
+    Mode,
+    Name,
+    Permission,
+    Protocol,
+    Sidecar,
+    Target,
+)
 
 MOST_MISSES = 10
 """Permissions that are told of one server that denies."""
@@ -41,6 +54,19 @@ class Verdict(Enum):
     """By a proxy, because of its form: no rule is asked."""
     NOWHERE = "nowhere to go"
     """No workload serves what it is sent to, or a split sends it to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a TrafficPolicy does to requests, whatever the verdict says of them."""
+
+    source: Source
+    kind: str
+    """Its field: `fault.delay`, `fault.abort`, `timeout`, `limits` or `rateLimit`."""
+    share: float
+    """Of the requests that it may happen to, above 0, at most 1."""
+    what: str
+    """For people: what becomes of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +101,8 @@ class Server:
     """The manifests that its proxy goes without, because it refused them."""
     refused: str = ""
     """Why the proxy refuses the request itself, whatever policy says."""
+    effects: tuple[Effect, ...] = ()
+    """At its proxy, after policy."""
 
     @property
     def passes(self) -> bool:
@@ -91,6 +119,8 @@ class Way:
     """Of all such requests, above 0, at most 1."""
     servers: tuple[Server, ...]
     """Sorted by workload."""
+    effects: tuple[Effect, ...] = ()
+    """Between the caller's proxy and whoever answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +140,18 @@ class Explanation:
     split_by: tuple[Source, ...] = ()
     """What made it go where it goes, sorted; empty: no split does."""
     ways: tuple[Way, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    """At the caller's proxy, before it goes any way."""
+    unanswered: str = ""
+    """What the application meets where nobody is ready."""
 
 
 def explain(mesh: Mesh, caller: Name, service: Name, request: Request, port: int | None = None) -> Explanation:
     """Say what becomes of `request` from the application of the workload `caller` to a service.
 
     Args:
-        request: with a `host` only if it is to be another one of the service's names than `<service>.<namespace>`.
+        request: with a `host` only if it is to be another one of the service's names than `<service>.<namespace>`; with
+            a method of "" it is gRPC's or GET.
         port: of the service; None: its only one.
 
     Raises:
@@ -128,28 +163,45 @@ def explain(mesh: Mesh, caller: Name, service: Name, request: Request, port: int
     destination = _destination(proxy, service, port)
     protocol = destination.protocol
     asked = _addressed(mesh, proxy, destination, request)
+    unanswered = _unanswered(proxy, protocol)
 
     of = (caller, proxy.workload.identity, service, destination.port, protocol, asked)
     try:
-        sent = requests.outgoing(asked)
+        sent = requests.called(asked) if _is_grpc(proxy) else requests.outgoing(asked)
     except BadRequest as e:
-        return Explanation(Verdict.REFUSED, *of, f"{e.message}: the caller's own proxy answers 400")
-    branch, targets, split_by = _route(destination, sent)
+        who = "it does not leave the program" if _is_grpc(proxy) else "the caller's own proxy answers 400"
+        return Explanation(Verdict.REFUSED, *of, f"{e.message}: {who}")
+    branch, targets, split_by = _route(destination, requests.routed(sent) if _is_grpc(proxy) else sent)
     whole = sum(target.weight for target in targets)
-    ways = tuple(Way(t, t.weight / whole, _servers(mesh, proxy, t, sent, protocol)) for t in targets)
-    verdict, reason = _verdict(ways)
-    return Explanation(verdict, *of, reason, branch, split_by, ways)
+    ways = tuple(
+        Way(t, t.weight / whole, _servers(mesh, proxy, t, sent, protocol), tuple(_limits(proxy, t, protocol)))
+        for t in targets
+    )
+    verdict, reason = _verdict(ways, unanswered)
+    effects = tuple(_of_requests(proxy, destination)) if targets else ()
+    return Explanation(verdict, *of, reason, branch, split_by, ways, effects, unanswered)
 
 
-def _verdict(ways: tuple[Way, ...]) -> tuple[Verdict, str]:
+def _is_grpc(proxy: Proxy) -> bool:
+    """Whether there is no proxy: the application itself is told, and judges."""
+    return proxy.workload.sidecar is Sidecar.GRPC
+
+
+def _unanswered(caller: Proxy, protocol: Protocol) -> str:
+    if _is_grpc(caller):
+        return "the call ends with UNAVAILABLE"
+    return f"the caller's proxy {'closes the connection' if protocol is Protocol.TCP else 'answers 503'}"
+
+
+def _verdict(ways: tuple[Way, ...], unanswered: str) -> tuple[Verdict, str]:
     """And the reason, where no rule is one."""
     servers = [server for way in ways for server in way.servers]
     if not ways:
-        return Verdict.NOWHERE, "no backend has a weight above 0: the caller's proxy answers 503"
+        return Verdict.NOWHERE, f"no backend has a weight above 0: {unanswered}"
     if not servers:
-        return Verdict.NOWHERE, "no workload serves it: the caller's proxy answers 503"
+        return Verdict.NOWHERE, f"no workload serves it: {unanswered}"
     if all(server.refused for server in servers):
-        return Verdict.REFUSED, f"{servers[0].refused}: the server's proxy answers 400"
+        return Verdict.REFUSED, servers[0].refused
     passing = [server.passes for server in servers]
     if any(passing) and not all(passing):
         return Verdict.SOME, ""
@@ -157,7 +209,13 @@ def _verdict(ways: tuple[Way, ...]) -> tuple[Verdict, str]:
 
 
 def _destination(proxy: Proxy, service: Name, port: int | None) -> Destination:
-    found = [d for d in proxy.outbound.destinations if d.service == service]
+    every = [d for d in proxy.outbound.destinations if d.service == service]
+    found = [d for d in every if not (_is_grpc(proxy) and d.protocol is Protocol.TCP)]
+    if every and not found:
+        raise NotFound(
+            f"the program {proxy.workload.name} is told of no port of {service}",
+            hint="its ports are TCP, and a gRPC program without a proxy calls by gRPC alone",
+        )
     if not found:
         limited = " (spec.reachableServices of its Workload does not name it)" if proxy.workload.reachable else ""
         raise NotFound(
@@ -174,23 +232,25 @@ def _destination(proxy: Proxy, service: Name, port: int | None) -> Destination:
 
 
 def _addressed(mesh: Mesh, proxy: Proxy, destination: Destination, request: Request) -> Request:
-    """With a host, if it has none.
+    """With a host and a method, if it has none.
 
     Raises:
         NotFound: the host that it has is not one of the service.
     """
     service, port = destination.service, destination.port
     given = [value for name, value in request.headers if name.lower() == "host"]
+    by_grpc = _is_grpc(proxy) or destination.protocol is Protocol.GRPC
+    method = request.method or (requests.GRPC_METHOD if by_grpc else "GET")
     if not given:
         host = f"{service.name}.{service.namespace}" + (f":{port}" if port != 80 else "")
-        return Request(request.method, request.path, (("host", host), *request.headers))
+        return Request(method, request.path, (("host", host), *request.headers))
     near = service.namespace == proxy.workload.name.namespace
     known = [
         d for h in names.hosts(service, mesh.config.mesh_domain, same_namespace=near) for d in names.domains(h, port)
     ]
     if len(given) > 1 or given[0].lower() not in known:
         raise NotFound(f"{', '.join(given)[:200]} does not lead to {service} port {port}", hint=f"{known[0]} does")
-    return request
+    return replace(request, method=method)
 
 
 def _route(
@@ -202,6 +262,57 @@ def _route(
             return branch.matches, branch.targets, branch.sources
     others = {source for branch in destination.branches for source in branch.sources}
     return None, destination.targets, tuple(s for s in destination.sources if s not in others)
+
+
+def _of_requests(caller: Proxy, destination: Destination) -> Iterable[Effect]:
+    """What is done to requests before they are sent, or while they are answered; connections have none."""
+    treatment = destination.treatment
+    if treatment is None or destination.protocol is Protocol.TCP:
+        return
+    policy, source = treatment.policy, treatment.source
+    fault = policy.fault
+    if fault is not None and fault.delay is not None:
+        yield Effect(
+            source, "fault.delay", fault.delay_share / WHOLE, f"wait {_time(fault.delay)} before they are sent"
+        )
+    if fault is not None and fault.abort_status:
+        status = f"{fault.abort_status}"
+        if _is_grpc(caller):
+            status = f"{requests.GRPC_STATUSES.get(fault.abort_status, 'UNKNOWN')} ({status})"
+        yield Effect(source, "fault.abort", fault.abort_share / WHOLE, f"are answered {status}, and not sent")
+    if policy.timeout is not None and not _is_grpc(caller):
+        yield Effect(source, "timeout", 1.0, f"are answered 504 if they take longer than {_time(policy.timeout)}")
+
+
+def _limits(caller: Proxy, target: Target, protocol: Protocol) -> Iterable[Effect]:
+    """What the caller's proxy may have open there."""
+    treatment = next(
+        (u.treatment for u in caller.outbound.upstreams if (u.service, u.port) == (target.service, target.port)), None
+    )
+    if treatment is None or treatment.policy.limits is None:
+        return
+    limits = treatment.policy.limits
+    http = protocol is not Protocol.TCP
+    most = [
+        (limits.connections, "connections", not _is_grpc(caller)),
+        (limits.pending_requests, "that wait for a connection", not _is_grpc(caller)),
+        (limits.requests, "requests", http),
+    ]
+    said = ", ".join(f"{number} {what}" for number, what, known in most if number is not None and known)
+    if said:
+        beyond = _unanswered(caller, protocol)
+        yield Effect(treatment.source, "limits", 1.0, f"may be at most {said} at a time; beyond it {beyond}")
+
+
+def _rate_limit(inbound: Inbound) -> Iterable[Effect]:
+    if (limit := inbound.rate_limit) is not None:
+        often = f"{limit.requests} each {_time(limit.per)}, {limit.burst} at once"
+        for source in inbound.sources:
+            yield Effect(source, "rateLimit", 1.0, f"may be at most {often}, of all callers; beyond it 429")
+
+
+def _time(value: timedelta) -> str:
+    return f"{value.total_seconds():g} s" if value >= timedelta(seconds=1) else f"{value.total_seconds() * 1000:g} ms"
 
 
 def _servers(mesh: Mesh, caller: Proxy, target: Target, sent: Request, protocol: Protocol) -> tuple[Server, ...]:
@@ -231,10 +342,14 @@ def _server(
     request = None
     if protocol is not Protocol.TCP:
         try:
-            request = requests.incoming(sent, source.uri(mesh.trust_domain), identity.uri(mesh.trust_domain))
+            if _is_grpc(proxy):
+                request = requests.answered(sent)
+            else:
+                request = requests.incoming(sent, source.uri(mesh.trust_domain), identity.uri(mesh.trust_domain))
         except BadRequest as e:
-            return Server(*of, allowed=False, mode=mode, refused=e.message)
-        if request.path == names.HEALTH_PATH:
+            who = "the server refuses it" if _is_grpc(proxy) else "the server's proxy answers 400"
+            return Server(*of, allowed=False, mode=mode, refused=f"{e.message}: {who}")
+        if request.path == names.HEALTH_PATH and not _is_grpc(proxy):
             return Server(*of, allowed=True, mode=mode)
     by = []
     misses = []
@@ -249,10 +364,13 @@ def _server(
             sources = [str(identity) for identity in permission.sources]
             allowed = ", ".join(sources if len(sources) <= MOST_NAMED else [*sources[:MOST_NAMED], "others"])
             misses.append(Miss(permission, (f"it is for {allowed}, and not for {source}",), of_others=True))
+    passes = bool(by) or mode is not Mode.ENFORCING
+    effects = tuple(_rate_limit(inbound)) if passes and request is not None and not _is_grpc(proxy) else ()
     if by:
-        return Server(*of, allowed=True, mode=mode, by=tuple(by), left_out=left_out)
+        return Server(*of, allowed=True, mode=mode, by=tuple(by), left_out=left_out, effects=effects)
     closest = sorted(misses, key=lambda miss: (miss.of_others, len(miss.why), miss.permission.manifest))
-    return Server(*of, allowed=False, mode=mode, misses=tuple(closest[:MOST_MISSES]), left_out=left_out)
+    misses = closest[:MOST_MISSES]
+    return Server(*of, allowed=False, mode=mode, misses=tuple(misses), left_out=left_out, effects=effects)
 
 
 def _unmet(permission: Permission, inbound: Inbound, request: Request | None) -> tuple[str, ...]:

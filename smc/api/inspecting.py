@@ -18,7 +18,7 @@ from smc.envoy.requests import Request
 from smc.envoy.routes import policy_sources
 from smc.envoy.snapshot import Generator
 from smc.errors import Exhausted, Invalid, NotFound, Unavailable
-from smc.explaining import Explanation, Server, Source
+from smc.explaining import Effect, Explanation, Server, Source
 from smc.manifests import Finding, InvalidManifest
 from smc.mesh import Mesh
 from smc.model import HttpMatch, Identity, Name, Outbound
@@ -57,7 +57,7 @@ async def explain(b: Backends, request: pb.ExplainRequest) -> pb.ExplainResponse
     """Raises Invalid, NotFound, Unavailable."""
     mesh = _mesh(b)
     headers = tuple((header.name, header.value) for header in request.headers)
-    asked = Request(request.method or "GET", request.path or "/", headers)
+    asked = Request(request.method, request.path or "/", headers)
     service = _name(request.service, "the service")
     caller = _caller(mesh, request.caller)
     found = await asyncio.to_thread(explaining.explain, mesh, caller, service, asked, request.port or None)
@@ -93,6 +93,8 @@ def _explanation(mesh: Mesh, e: Explanation) -> pb.ExplainResponse:
         headers=[pb.Header(name=name, value=value) for name, value in e.request.headers],
         branch=[_shown(match) for match in e.branch or ()],
         split_by=[_rule(mesh, source) for source in e.split_by],
+        effects=_effects(mesh, e.effects),
+        unanswered=e.unanswered,
     )
     for way in e.ways:
         response.ways.add(
@@ -101,8 +103,13 @@ def _explanation(mesh: Mesh, e: Explanation) -> pb.ExplainResponse:
             share=way.share,
             servers=[_server(mesh, server) for server in way.servers[:MOST_SERVERS]],
             more=max(0, len(way.servers) - MOST_SERVERS),
+            effects=_effects(mesh, way.effects),
         )
     return response
+
+
+def _effects(mesh: Mesh, effects: Iterable[Effect]) -> list[pb.Effect]:
+    return [pb.Effect(rule=_rule(mesh, e.source), kind=e.kind, share=e.share, what=e.what) for e in effects]
 
 
 def _server(mesh: Mesh, server: Server) -> pb.Server:
@@ -121,6 +128,7 @@ def _server(mesh: Mesh, server: Server) -> pb.Server:
         ],
         left_out=server.left_out,
         refused=server.refused,
+        effects=_effects(mesh, server.effects),
     )
 
 

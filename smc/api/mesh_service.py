@@ -86,11 +86,10 @@ class MeshService:
             dry_run=request.dry_run,
         )
         if request.dry_run:
-            shown = objects.shown(record, 0, None, {})
+            shown = objects.shown(record, 0, objects.Known.of(None))
         else:
             await self._settle(record.id, written.revision)
-            mesh = b.mesh()
-            shown = objects.shown(record, written.revision, mesh, objects.quarantined(mesh))
+            shown = objects.shown(record, written.revision, objects.Known.of(b.mesh()))
             log.info(
                 "manifest applied",
                 **{telemetry.MANIFEST: record.id, telemetry.REVISION: written.revision, "author": caller.uri},
@@ -119,8 +118,7 @@ class MeshService:
         item = await b.kv.get(b.keys.manifest(id_))
         if item is None:
             raise _missing(request)
-        mesh = b.mesh()
-        return objects.stored(item, mesh, objects.quarantined(mesh))
+        return objects.stored(item, objects.Known.of(b.mesh()))
 
     async def list_(self, request: pb.ListRequest, caller: Caller) -> pb.ListResponse:
         b = self.backends
@@ -137,12 +135,11 @@ class MeshService:
         return response
 
     def _listed(self, listing: store.Listing) -> pb.ListResponse:
-        mesh = self.backends.mesh()
-        nacks = objects.quarantined(mesh)
+        known = objects.Known.of(self.backends.mesh())
         response = pb.ListResponse(resource_version=listing.revision)
         for item in listing.items:
             try:
-                response.objects.append(objects.stored(item, mesh, nacks))
+                response.objects.append(objects.stored(item, known))
             except UnreadableRecord as e:
                 # One bad record hurts only itself.
                 log.warning("a stored manifest cannot be shown", key=item.key, reason=str(e))

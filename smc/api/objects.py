@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from cluster.kv import KeyValue
 from smc.mesh import Mesh
-from smc.model import Severity
+from smc.model import Name, Outbound, Severity
 from smc.records import ManifestRecord, QuarantineRecord, decode
 from smc.v1 import smc_pb2 as pb
-
-Quarantined = Mapping[str, list[QuarantineRecord]]
-"""By manifest."""
-
 
 NOT_BUILT_YET = "NotBuiltYet"
 """The reason of the one Problem that says nothing about the manifest."""
 
 
-def quarantined(mesh: Mesh | None) -> Quarantined:
-    found: defaultdict[str, list[QuarantineRecord]] = defaultdict(list)
-    for proxy in mesh.proxies.values() if mesh is not None else ():
-        for record in proxy.quarantined:
-            found[record.manifest].append(record)
-    return found
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a Mesh has to say of manifests, gathered once for all of them."""
+
+    mesh: Mesh | None
+    quarantined: Mapping[str, Sequence[QuarantineRecord]]
+    """By manifest."""
+    dialled: Mapping[Name, str]
+    """By service: the address at which intercepted callers dial it."""
+
+    @classmethod
+    def of(cls, mesh: Mesh | None) -> Known:
+        quarantined: defaultdict[str, list[QuarantineRecord]] = defaultdict(list)
+        outbounds: dict[int, Outbound] = {}
+        for proxy in mesh.proxies.values() if mesh is not None else ():
+            outbounds[id(proxy.outbound)] = proxy.outbound
+            for record in proxy.quarantined:
+                quarantined[record.manifest].append(record)
+        dialled = {f.service: f.address for outbound in outbounds.values() for f in outbound.frontends or ()}
+        return cls(mesh, quarantined, dialled)
 
 
-def stored(item: KeyValue, mesh: Mesh | None, nacks: Quarantined) -> pb.Object:
+def stored(item: KeyValue, known: Known) -> pb.Object:
     """Show the manifest at `item`.
 
     Raises:
         UnreadableRecord: it holds none.
     """
-    return shown(decode(ManifestRecord, item.value, key=item.key), item.mod_revision, mesh, nacks)
+    return shown(decode(ManifestRecord, item.value, key=item.key), item.mod_revision, known)
 
 
-def shown(record: ManifestRecord, mod_revision: int, mesh: Mesh | None, nacks: Quarantined) -> pb.Object:
+def shown(record: ManifestRecord, mod_revision: int, known: Known) -> pb.Object:
     """Show a manifest at the revision of its last write; 0 if it is not stored."""
     object_ = pb.Object(
         group=record.group,
@@ -54,8 +65,9 @@ def shown(record: ManifestRecord, mod_revision: int, mesh: Mesh | None, nacks: Q
         resource_version=mod_revision,
     )
     if mod_revision:
-        object_.problems.extend(_problems(record.id, mod_revision, mesh))
-        object_.nacks.extend(nack(q) for q in nacks.get(record.id, ()) if q.mod_revision == mod_revision)
+        object_.problems.extend(_problems(record.id, mod_revision, known.mesh))
+        object_.nacks.extend(nack(q) for q in known.quarantined.get(record.id, ()) if q.mod_revision == mod_revision)
+        object_.address = known.dialled.get(record.name, "") if record.kind == "Service" else ""
     return object_
 
 

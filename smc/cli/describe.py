@@ -61,6 +61,7 @@ def text(object_: Any, reach: Any, now: float | None = None) -> str:
         f"Author:      {o.author}",
         f"Written in:  {o.file}:{o.line}",
         f"Version:     {o.resource_version}",
+        *([f"Address:     {o.address}{_virtual(o.address, data)}"] if o.address else []),
     ]
     body = {k: v for k, v in data.items() if k not in ("apiVersion", "kind", "metadata", "status")}
     lines += [*as_yaml(body).rstrip("\n").splitlines()] if body else []
@@ -73,6 +74,12 @@ def text(object_: Any, reach: Any, now: float | None = None) -> str:
         lines.append(f"  {n.proxy}  {n.type_url.rpartition('.')[2]} {n.resource}  (version {n.resource_version})")
         lines.append(textwrap.indent(n.text, "    "))
     return "\n".join([*lines, *_reached(reach)])
+
+
+def _virtual(address: str, data: Any) -> str:
+    """That it is not written in the manifest."""
+    own = (data.get("spec") or {}).get("address")
+    return "" if own == address else " (virtual: where intercepted applications dial it)"
 
 
 def _reached(reach: Any) -> Iterator[str]:

@@ -45,7 +45,7 @@ class Header(click.ParamType[tuple[str, str]]):
 @click.argument("caller")
 @click.argument("service")
 @click.option("--port", type=click.IntRange(1, 65535), default=None, help="Of the service. Default: its only one.")
-@click.option("--method", default="GET", show_default=True)
+@click.option("--method", default="", help="Default: GET; POST of what speaks gRPC.")
 @click.option("--path", default="/", show_default=True, help="With the query, if there is one.")
 @click.option("--header", "headers", type=Header(), multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -68,6 +68,10 @@ def explain(
     The answer is that of the configuration which the proxies have or are about to get, judged as Envoy judges it: the
     path without its query and normalised, headers by their whole value, splits before policy. Nothing is sent. If it
     is denied, the permissions that come closest are listed, and what the request lacks.
+
+    Beside the verdict, and whatever it is, stands what a TrafficPolicy does to such requests, and to which share of
+    them: faults, the timeout, limits, the rate limit. A workload without a proxy (sidecar: grpc) is judged as gRPC
+    judges: paths as they are, the values of a header as one.
     """
     from smc.v1 import smc_pb2 as pb
 
@@ -106,16 +110,30 @@ def _lines(a: pb.ExplainResponse) -> Iterator[str]:
     if a.split_by:
         yield "split by  " + "\n          ".join(_rule(rule) for rule in a.split_by)
         yield "          for " + (" or ".join(a.branch) if a.branch else "all requests that no condition takes")
+    yield from _treated("", a.effects)
     for way in a.ways:
         yield f"{way.share:>6.1%} to {way.service} port {way.port}"
         if not way.servers:
             yield "          nobody serves it"
         elif not any(server.ready for server in way.servers):
-            yield "          nobody is ready, so the caller's proxy answers 503"
+            yield f"          nobody is ready, so {a.unanswered}"
+        yield from _treated("    ", way.effects)
         for workloads, server in _alike(way.servers):
             yield from (f"    {line}" for line in _judged(workloads, server))
         if way.more:
             yield f"    and {way.more} more workloads"
+
+
+def _treated(indent: str, effects: Sequence[pb.Effect]) -> Iterator[str]:
+    """One manifest has made all of them, as a rule."""
+    rule = ""
+    for effect in effects:
+        if (now := _rule(effect.rule)) != rule:
+            rule = now
+            yield f"{indent}treated by {rule}"
+        # A share is for what happens by chance; what has a bound happens to all beyond it.
+        share = f"{effect.share:.4%}".rstrip("0%").rstrip(".") + "% " if effect.kind.startswith("fault.") else ""
+        yield f"{indent}  {share}{effect.what}"
 
 
 def _counted(a: pb.ExplainResponse) -> str:
@@ -151,6 +169,7 @@ def _judged(workloads: Sequence[str], server: pb.Server) -> Iterator[str]:
     for miss in server.misses:
         yield f"  not by {_rule(miss.rule)}"
         yield from (f"      {why}" for why in miss.why)
+    yield from _treated("  ", server.effects)
     for manifest in server.left_out:
         yield f"  its proxy goes without {named_by(manifest)}, which it refused"
 

@@ -27,25 +27,26 @@ FORMATS = ("table", "wide", "json", "yaml", "name")
 Spec = Mapping[str, Any]
 
 
-def _split(spec: Spec) -> tuple[str, ...]:
+def _split(spec: Spec, _: Any) -> tuple[str, ...]:
     backends = ", ".join(f"{b['service']}={b['weight']}" for b in spec.get("backends", ()))
     return str(spec.get("service", "")), backends
 
 
-def _target(spec: Spec) -> tuple[str, ...]:
+def _target(spec: Spec, _: Any) -> tuple[str, ...]:
     sources = ", ".join(str(s.get("name", "")) for s in spec.get("sources", ()))
     return str(spec.get("destination", {}).get("name", "")), sources
 
 
-def _routes(spec: Spec) -> tuple[str, ...]:
+def _routes(spec: Spec, _: Any) -> tuple[str, ...]:
     return (", ".join(str(m.get("name", "")) for m in spec.get("matches", ())),)
 
 
-def _service(spec: Spec) -> tuple[str, ...]:
-    return (", ".join(f"{p.get('port', '')}/{p.get('protocol', 'http')}" for p in spec.get("ports", ())),)
+def _service(spec: Spec, object_: Any) -> tuple[str, ...]:
+    ports = ", ".join(f"{p.get('port', '')}/{p.get('protocol', 'http')}" for p in spec.get("ports", ()))
+    return ports, object_.address
 
 
-def _workload(spec: Spec) -> tuple[str, ...]:
+def _workload(spec: Spec, _: Any) -> tuple[str, ...]:
     return (
         str(spec.get("address", "")),
         str(spec.get("serviceAccount", "")),
@@ -53,24 +54,29 @@ def _workload(spec: Spec) -> tuple[str, ...]:
     )
 
 
-def _mode(spec: Spec) -> tuple[str, ...]:
+def _mode(spec: Spec, _: Any) -> tuple[str, ...]:
     return (str(spec.get("mode", "")),)
 
 
-COLUMNS: Mapping[str, tuple[tuple[str, ...], Callable[[Spec], tuple[str, ...]]]] = {
+Cells = Callable[[Spec, Any], tuple[str, ...]]
+"""Of a spec, and of the object that the API shows."""
+
+COLUMNS: Mapping[str, tuple[tuple[str, ...], Cells]] = {
     "TrafficSplit": (("SERVICE", "BACKENDS"), _split),
     "TrafficTarget": (("DESTINATION", "SOURCES"), _target),
     "NamespaceConfig": (("MODE",), _mode),
     "HTTPRouteGroup": (("MATCHES",), _routes),
-    "Service": (("PORTS",), _service),
+    "Service": (("PORTS", "ADDRESS"), _service),
     "Workload": (("ADDRESS", "SERVICE ACCOUNT", "SERVICES"), _workload),
 }
-"""By kind: what is worth seeing of its spec."""
+"""By kind: what is worth seeing of it."""
 
 
 _HELP = f"""List the manifests of a kind, or show one.
 
 {KIND_HELP}
+
+ADDRESS of a service is where intercepted applications dial it: its own, or the virtual one that it keeps.
 
 `smc get denials` lists what policy has denied, or would have denied where the mode is audit or permissive, as the
 proxies have counted it since they started.
@@ -177,7 +183,7 @@ def _header(kind: Kind, *, wide: bool, with_namespace: bool) -> list[str]:
 def _row(
     o: Any, kind: Kind, *, wide: bool, with_namespace: bool, now: float | None = None, deleted: bool = False
 ) -> list[str]:
-    _, cells = COLUMNS.get(kind.name, ((), lambda _spec: ()))
+    _, cells = COLUMNS.get(kind.name, ((), lambda _spec, _object: ()))
     state = "deleted" if deleted else status(o)
     row = [*((o.namespace,) if with_namespace else ()), o.name, *_cells(cells, o), state, age(o.created, now)]
     return [*row, str(o.resource_version), f"{o.file}:{o.line}", o.author.rpartition("/")[2]] if wide else row
@@ -215,10 +221,10 @@ def _teller(kind: Kind, output: str, all_namespaces: bool) -> Callable[[Changes[
     return tell
 
 
-def _cells(cells: Callable[[Spec], tuple[str, ...]], object_: Any) -> tuple[str, ...]:
+def _cells(cells: Cells, object_: Any) -> tuple[str, ...]:
     """What a newer version wrote may have another shape: then the columns are unknown, not an error."""
     try:
-        return cells(json.loads(object_.json).get("spec") or {})
+        return cells(json.loads(object_.json).get("spec") or {}, object_)
     except (AttributeError, KeyError, TypeError, ValueError):
         return ("?",) * len(COLUMNS[object_.kind][0])
 
@@ -257,6 +263,7 @@ def as_data(object_: Any) -> dict[str, Any]:
             "refusedBy": [
                 {"proxy": n.proxy, "type": n.type_url, "resource": n.resource, "text": n.text} for n in object_.nacks
             ],
+            **({"address": object_.address} if object_.address else {}),
             "author": object_.author,
             "file": object_.file,
             "line": object_.line,

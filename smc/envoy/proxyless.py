@@ -13,12 +13,16 @@ The rules are those of every other workload, in the words that gRPC knows. As ob
   revoked certificates, and no header says which certificate a peer has shown. So a proxy that is revoked goes on to
   reach such servers until its certificate ends, unless its identity is revoked.
 - A server asks for a Listener by the address that it listens on, as the application wrote it.
-- A split by weight, the conditions of a split, retries (by gRPC's words for them) and faults work as elsewhere; a limit
-  on rates, audit's counters and outlier detection by answers do not.
+- A split by weight, retries (by gRPC's words for them) and faults work as elsewhere; a limit on rates, audit's counters
+  and outlier detection by answers do not.
+- The conditions of a split see the path with its query, and what the application itself sends: no method, `host`,
+  `te`, `user-agent` or header that ends in `-bin`. A server's policy sees all of them but `te`. To both, the values of
+  a header are one, joined by commas, and nothing is normalised.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
@@ -82,7 +86,17 @@ def listeners(destination: Destination, mesh_domain: str, *, same_namespace: boo
 
 def route(destination: Destination) -> Resource:
     """Where requests to a service port go."""
-    return routes.alone(names.cluster(destination.service, destination.port), destination)
+    return routes.alone(names.cluster(destination.service, destination.port), _posted(destination))
+
+
+def _posted(destination: Destination) -> Destination:
+    """With every condition on the method decided: each call is a POST, and where gRPC routes it sees no method."""
+    branches = []
+    for branch in destination.branches:
+        able = (match for match in branch.matches if not match.methods or "POST" in match.methods)
+        if matches := tuple(replace(match, methods=()) for match in able):
+            branches.append(replace(branch, matches=matches))
+    return replace(destination, branches=tuple(branches))
 
 
 def cluster(noun: Upstream, trust_domain: str, mesh_domain: str) -> Resource:

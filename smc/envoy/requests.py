@@ -2,6 +2,9 @@
 
 The other side of what `http.py` and `listeners.py` tell Envoy to do, and nothing else: a rule is judged with these
 words, not with those that the application sent. Each is observed at a real Envoy.
+
+`called` and `routed` are the same at a caller that speaks gRPC without a proxy, `answered` at a server: gRPC normalises
+nothing, and has words of its own for what a rule sees. Each is observed at grpcio 1.85.
 """
 
 from __future__ import annotations
@@ -16,6 +19,22 @@ from smc.model import HttpMatch
 
 MADE_UP_ID = "00000000-0000-4000-8000-000000000000"
 """Stands for the request id that a proxy gives to a request without one."""
+
+GRPC_AGENT = "grpc"
+"""Stands for the `user-agent` that gRPC's own client sends."""
+GRPC_METHOD, GRPC_TYPE = "POST", "application/grpc"
+"""The only ones that gRPC knows."""
+GRPC_STATUSES = {
+    400: "INTERNAL",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "UNIMPLEMENTED",
+    429: "UNAVAILABLE",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "UNAVAILABLE",
+}
+"""What a status of HTTP is to a gRPC program; every other error is UNKNOWN."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
@@ -65,11 +84,19 @@ class Request:
     """With the query, if there is one."""
     headers: tuple[tuple[str, str], ...] = ()
     """(name, value) in the order in which they are sent; `host` is one of them."""
+    grpc: bool = False
+    """Whether gRPC judges it, to which a header's values are one, and the query is a part of the path."""
 
     def values(self, name: str) -> tuple[bytes, ...]:
         """Of a header, in order: a rule that one of them meets is met. Empty: there is no such header."""
         wanted = "host" if name == ":authority" else name
-        return tuple(encoded(value) for known, value in self.headers if known == wanted)
+        found = tuple(encoded(value) for known, value in self.headers if known == wanted)
+        return (b",".join(found),) if self.grpc and found else found
+
+    @property
+    def judged_path(self) -> str:
+        """What a rule's expression has to match."""
+        return self.path if self.grpc else self.path.partition("?")[0]
 
 
 def encoded(text: str) -> bytes:
@@ -106,7 +133,45 @@ def incoming(sent: Request, source: str, destination: str) -> Request:
     certificate = f"By={destination};Hash={'0' * 64};URI={source}"
     headers = [(name, value) for name, value in sent.headers if "_" not in name]
     own = {"x-forwarded-proto": "https", "x-forwarded-client-cert": certificate}
-    return replace(sent, path=normalised(sent.path), headers=_with(headers, own, without=_INTERNAL))
+    seen = _with(headers, own, without=_INTERNAL)
+    if all(name != "x-request-id" for name, _ in seen):
+        seen = (*seen, ("x-request-id", MADE_UP_ID))
+    return Request(sent.method, normalised(sent.path), seen)
+
+
+def called(request: Request) -> Request:
+    """As gRPC's own client sends it.
+
+    Raises:
+        BadRequest: gRPC sends nothing that looks like this.
+    """
+    if request.method != GRPC_METHOD:
+        raise BadRequest(f"gRPC has no method {request.method[:80]!r}", hint=f"it calls by {GRPC_METHOD}")
+    if not _TARGET.fullmatch(encoded(request.path)):
+        raise BadRequest(f"the path {request.path[:200]!r} is not / and then visible ASCII", hint="escape it")
+    headers = [(name.lower(), value) for name, value in request.headers]
+    if not all(_TOKEN.fullmatch(name) for name, _ in headers):
+        raise BadRequest("a header has a name that none may have")
+    own = {"content-type": GRPC_TYPE, "te": "trailers", "user-agent": GRPC_AGENT}
+    return Request(request.method, request.path, _with(headers, own, without=frozenset()), grpc=True)
+
+
+def routed(sent: Request) -> Request:
+    """What the conditions of a split see, at its caller, of what `called` gave: not what gRPC adds after them."""
+    unseen = {"host", "te", "user-agent"}
+    seen = tuple((name, value) for name, value in sent.headers if name not in unseen and not name.endswith("-bin"))
+    return replace(sent, headers=seen)
+
+
+def answered(sent: Request) -> Request:
+    """As a gRPC server that is no proxy judges what `outgoing` or `called` gave.
+
+    Raises:
+        BadRequest: gRPC refuses it.
+    """
+    if sent.method != GRPC_METHOD:
+        raise BadRequest(f"gRPC has no method {sent.method[:80]!r}", hint=f"it is called by {GRPC_METHOD}")
+    return replace(sent, headers=tuple(header for header in sent.headers if header[0] != "te"), grpc=True)
 
 
 def normalised(path: str) -> str:
@@ -165,7 +230,7 @@ def unmet(match: HttpMatch, request: Request) -> Mapping[str, str]:
     """
     found = {}
     if match.path is not None:
-        path = request.path.partition("?")[0]
+        path = request.judged_path
         if not matches_whole(match.path, encoded(path)):
             found["path"] = f"the path {path} does not match {match.path}"
     if match.methods and request.method not in match.methods:

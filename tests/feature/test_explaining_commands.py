@@ -161,6 +161,42 @@ async def test_explain_follows_a_split(desk: Desk) -> None:
     assert [way["share"] for way in data["ways"]] == [0.25, 0.75]
 
 
+TREATED = """\
+apiVersion: smc.io/v1alpha1
+kind: TrafficPolicy
+metadata: {name: bookstore-v1, namespace: shop}
+spec:
+  service: bookstore-v1
+  fault: {delay: {duration: 10ms, percent: 0.5}, abort: {status: 503}}
+  limits: {maxRequests: 7}
+  rateLimit: {requests: 100, burst: 200}
+"""
+
+
+async def test_explain_says_what_a_traffic_policy_does_and_where_it_is_written(desk: Desk) -> None:
+    await desk.shop.apply(TREATED)
+    await desk.built()
+    result = await desk.smc("explain", "shop/buyer", "bookstore-v1.shop", "--path", "/books")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[5:] == [
+        "treated by trafficpolicy/shop/bookstore-v1  policy.yaml:1",
+        "  0.5% wait 10 ms before they are sent",
+        "  100% are answered 503, and not sent",
+        "100.0% to shop/bookstore-v1 port 80",
+        "    treated by trafficpolicy/shop/bookstore-v1  policy.yaml:1",
+        "      may be at most 7 requests at a time; beyond it the caller's proxy answers 503",
+        "    allowed at shop/bookstore-v1, as shop/bookstore-v1, port 8080",
+        "      by traffictarget/shop/buyer-to-bookstore  policy.yaml:1",
+        "      treated by trafficpolicy/shop/bookstore-v1  policy.yaml:1",
+        "        may be at most 100 each 1 s, 200 at once, of all callers; beyond it 429",
+    ]
+    data = json.loads((await desk.smc("explain", "shop/buyer", "shop/bookstore-v1", "-o", "json")).stdout)
+    assert [(effect["kind"], effect["share"]) for effect in data["effects"]] == [
+        ("fault.delay", 0.005),
+        ("fault.abort", 1.0),
+    ]
+
+
 async def test_what_explain_cannot_answer_has_an_exit_code_of_its_own(desk: Desk) -> None:
     assert (await desk.smc("explain", "shop/nobody", "shop/bookstore")).exit_code == 3
     assert (await desk.smc("explain", "nobody", "shop/bookstore")).exit_code == 7

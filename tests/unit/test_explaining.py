@@ -6,9 +6,9 @@ import pytest
 
 from smc.envoy.requests import Request
 from smc.errors import NotFound
-from smc.explaining import Explanation, Server, Verdict, explain
+from smc.explaining import Effect, Explanation, Server, Verdict, explain
 from smc.mesh import Mesh
-from smc.model import Identity
+from smc.model import Identity, Sidecar
 from tests.unit.mesh.store import (
     Store,
     group_text,
@@ -18,6 +18,7 @@ from tests.unit.mesh.store import (
     service_text,
     split_text,
     target_text,
+    traffic_text,
     workload_text,
 )
 
@@ -238,6 +239,146 @@ def test_a_connection_is_judged_by_who_and_where_alone(store: Store) -> None:
         target_text("shop/connecting", "store", "shop/buyer", group="ours").replace("HTTPRouteGroup", "TCPRoute")
     )
     assert explained(store)[0].verdict is Verdict.ALLOWED
+
+
+# ------------------------------------------------------------------------------------------------------ TrafficPolicies
+
+
+def told(effects: tuple[Effect, ...]) -> list[tuple[str, float, str]]:
+    assert all(source.startswith("smc.io/TrafficPolicy/shop/") for source, _ in (e.source for e in effects))
+    return [(effect.kind, effect.share, effect.what) for effect in effects]
+
+
+FAULTS = "fault: {delay: {duration: 1500ms, percent: 0.1}, abort: {status: 429, percent: 20}}"
+
+
+def test_faults_and_the_timeout_are_of_the_service_that_is_called_wherever_its_requests_go(store: Store) -> None:
+    store.apply(split_text("shop/half", "store", store_v2=1))
+    store.apply(traffic_text("shop/ill", "store", f"{FAULTS}, timeout: 250ms"))
+    store.apply(traffic_text("shop/other", "store-v2", "fault: {abort: {status: 503}}"))
+    found, _ = explained(store, "/books/1")
+    assert told(found.effects) == [
+        ("fault.delay", 0.001, "wait 1.5 s before they are sent"),
+        ("fault.abort", 0.2, "are answered 429, and not sent"),
+        ("timeout", 1.0, "are answered 504 if they take longer than 250 ms"),
+    ]
+    assert found.verdict is Verdict.DENIED, "what a TrafficPolicy does is no part of the verdict"
+
+
+def test_limits_are_of_whoever_the_request_is_sent_to(store: Store) -> None:
+    store.apply(split_text("shop/half", "store", store_v2=1))
+    store.apply(traffic_text("shop/one", "store", "limits: {maxConnections: 1}"))
+    store.apply(traffic_text("shop/two", "store-v2", "limits: {maxConnections: 2, maxRequests: 3}"))
+    found, _ = explained(store, "/books/1")
+    assert [told(way.effects) for way in found.ways] == [
+        [
+            (
+                "limits",
+                1.0,
+                "may be at most 2 connections, 3 requests at a time; beyond it the caller's proxy answers 503",
+            )
+        ]
+    ]
+
+
+def test_a_rate_limit_counts_what_policy_lets_through(store: Store) -> None:
+    store.apply(traffic_text("shop/slow", "store", "rateLimit: {requests: 10, per: 1m, burst: 30}"))
+    _, server = explained(store, "/books/1")
+    limited = [("rateLimit", 1.0, "may be at most 10 each 60 s, 30 at once, of all callers; beyond it 429")]
+    assert told(server.effects) == limited
+    assert explained(store, "/x")[1].effects == ()
+    store.apply(namespace_text("shop", "audit"))
+    assert told(explained(store, "/x")[1].effects) == limited
+    assert explained(store, "/.smc/health")[1].effects == ()
+
+
+def test_of_connections_only_limits_are_told(store: Store) -> None:
+    store.apply(service_text("shop/store", 80, protocol="tcp"))
+    settings = f"{FAULTS}, timeout: 1s, limits: {{maxConnections: 1, maxRequests: 2}}, rateLimit: {{requests: 1}}"
+    store.apply(traffic_text("shop/all", "store", settings))
+    found, server = explained(store)
+    assert (found.effects, server.effects) == ((), ())
+    assert [told(way.effects) for way in found.ways] == [
+        [("limits", 1.0, "may be at most 1 connections at a time; beyond it the caller's proxy closes the connection")]
+    ]
+
+
+def test_a_policy_that_the_callers_proxy_goes_without_does_nothing(store: Store) -> None:
+    store.apply(traffic_text("shop/ill", "store", FAULTS))
+    policy = "smc.io/TrafficPolicy/shop/ill"
+    store.quarantine("shop/buyer", policy, store.build().manifests[policy].mod_revision)
+    assert explained(store, "/books/1")[0].effects == ()
+
+
+# ---------------------------------------------------------------------------------------- gRPC programs without a proxy
+
+
+@pytest.fixture
+def programs(store: Store) -> Store:
+    """The buyer and the store speak gRPC themselves."""
+    store.apply(workload_text("shop/buyer", "buyer", sidecar=Sidecar.GRPC))
+    store.apply(workload_text("shop/store", "store", "store", sidecar=Sidecar.GRPC))
+    store.apply(GROUP.replace("[GET, HEAD]", "[POST]"))
+    return store
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "allowed"),
+    [
+        ("/books/1", {}, True),
+        ("/x/../books/1", {}, False),
+        ("//books/1", {}, False),
+        ("/.smc/health", {}, False),
+        ("/beta", {"x_team": "a,b", "host": "store.shop.svc"}, True),
+    ],
+)
+def test_a_program_judges_paths_as_they_are(programs: Store, path: str, headers: dict[str, str], allowed: bool) -> None:
+    found, server = explained(programs, path, "", **headers)
+    assert found.request.method == "POST"
+    assert server.allowed is allowed
+
+
+@pytest.mark.parametrize("caller", ["buyer", "envoys"])
+def test_the_values_of_a_header_are_one_to_a_program(programs: Store, caller: str) -> None:
+    programs.apply(workload_text("shop/envoys", "buyer", address="10.0.0.9"))
+    for values, verdict in ((("a", "b"), Verdict.ALLOWED), (("c", "a,b"), Verdict.DENIED)):
+        request = Request("POST", "/beta", tuple(("x-team", value) for value in values))
+        assert explain(programs.build(), name(f"shop/{caller}"), name("shop/store"), request).verdict is verdict
+
+
+def test_a_call_by_anything_but_post_is_refused(programs: Store) -> None:
+    programs.apply(workload_text("shop/envoys", "buyer", address="10.0.0.9"))
+    for caller, who in (("buyer", "it does not leave the program"), ("envoys", "the server refuses it")):
+        request = Request("GET", "/books/1")
+        found = explain(programs.build(), name(f"shop/{caller}"), name("shop/store"), request)
+        assert found.verdict is Verdict.REFUSED
+        assert found.reason.endswith(who)
+
+
+def test_a_condition_of_a_split_does_not_see_to_whom_a_program_speaks(programs: Store) -> None:
+    programs.apply(CANARY.replace("user-agent: '.*Firefox.*'", "x-team: a, host: '.*'"))
+    programs.apply(split_text("shop/beta", "store", "canary", store_v2=1))
+    request = Request("", "/books/1", (("x-team", "a"),))
+    found = explain(programs.build(), name("shop/buyer"), name("shop/store"), request)
+    assert found.branch is None
+    programs.apply(CANARY.replace("user-agent: '.*Firefox.*'", "x-team: a"))
+    assert explain(programs.build(), name("shop/buyer"), name("shop/store"), request).branch is not None
+
+
+def test_a_program_aborts_in_its_own_words_and_has_no_rate_limit(programs: Store) -> None:
+    settings = f"{FAULTS}, timeout: 1s, limits: {{maxConnections: 1, maxRequests: 2}}, rateLimit: {{requests: 1}}"
+    programs.apply(traffic_text("shop/ill", "store", settings))
+    found, server = explained(programs, "/books/1", "")
+    assert told(found.effects)[1:] == [("fault.abort", 0.2, "are answered UNAVAILABLE (429), and not sent")]
+    assert [told(way.effects) for way in found.ways] == [
+        [("limits", 1.0, "may be at most 2 requests at a time; beyond it the call ends with UNAVAILABLE")]
+    ]
+    assert server.effects == ()
+
+
+def test_a_program_is_told_of_no_tcp(programs: Store) -> None:
+    programs.apply(service_text("shop/cache", 6379, protocol="tcp"))
+    assert "no port of shop/cache" in _failing(programs.build(), name("shop/buyer"), name("shop/cache"), Request())
 
 
 # ----------------------------------------------------------------------------------------------------------- questions

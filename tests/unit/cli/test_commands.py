@@ -143,8 +143,8 @@ async def test_what_would_fail_for_every_document_fails_once(desk: Desk) -> None
 async def test_a_kind_has_many_names(desk: Desk, word: str) -> None:
     await desk.smc("apply", "-f", desk.write("shop.yaml", SERVICE))
     result = await desk.smc("get", word, "-n", "shop")
-    assert result.stdout.splitlines()[0].split() == ["NAME", "PORTS", "STATUS", "AGE"]
-    assert result.stdout.splitlines()[1].split()[:3] == ["bookstore", "80/http", "1"]
+    assert result.stdout.splitlines()[0].split() == ["NAME", "PORTS", "ADDRESS", "STATUS", "AGE"]
+    assert result.stdout.splitlines()[1].split()[:3] == ["bookstore", "80/http", "-"]
 
 
 async def test_a_kind_that_nobody_knows_is_wrong_usage(desk: Desk) -> None:

@@ -55,19 +55,21 @@ def troubled() -> pb.Object:
 
 
 def test_the_table_of_services() -> None:
-    text = get.render([bookstore(), troubled()], SERVICE, "table", now=NOW)
+    dialled = bookstore()
+    dialled.address = "240.0.0.7"
+    text = get.render([dialled, troubled()], SERVICE, "table", now=NOW)
     assert text == (
-        "NAME          PORTS              STATUS                                     AGE\n"
-        "bookstore     80/http, 81/grpc   ok                                         3h\n"
-        "bookstore-2   80/http, 81/grpc   1 problem, 1 warning, refused by 1 proxy   3h"
+        "NAME          PORTS              ADDRESS     STATUS                                     AGE\n"
+        "bookstore     80/http, 81/grpc   240.0.0.7   ok                                         3h\n"
+        "bookstore-2   80/http, 81/grpc   -           1 problem, 1 warning, refused by 1 proxy   3h"
     )
 
 
 def test_the_wide_table_with_namespaces() -> None:
     text = get.render([bookstore()], SERVICE, "wide", with_namespace=True, now=NOW)
     assert text == (
-        "NAMESPACE   NAME        PORTS              STATUS   AGE   VERSION   WRITTEN IN    AUTHOR\n"
-        "shop        bookstore   80/http, 81/grpc   ok       3h    42        shop.yaml:3   ann"
+        "NAMESPACE   NAME        PORTS              ADDRESS   STATUS   AGE   VERSION   WRITTEN IN    AUTHOR\n"
+        "shop        bookstore   80/http, 81/grpc   -         ok       3h    42        shop.yaml:3   ann"
     )
 
 
@@ -98,7 +100,7 @@ def test_yaml_can_be_applied_again() -> None:
 def test_a_manifest_of_another_shape_is_shown_with_question_marks() -> None:
     o = bookstore()
     o.json = '{"spec": {"ports": 7}}'
-    assert "bookstore   ?       ok" in get.render([o], SERVICE, "table", now=NOW)
+    assert "bookstore   ?       ?         ok" in get.render([o], SERVICE, "table", now=NOW)
 
 
 def test_a_description_says_all_that_the_mesh_has_to_say() -> None:
@@ -132,6 +134,19 @@ def test_a_description_says_all_that_the_mesh_has_to_say() -> None:
         "  shop/buyer  nacked: Listener outbound: no really\n"
         "  shop/far  disconnected\n" + "".join(f"  shop/p{number:02}  acked\n" for number in range(18)) + "  and 4 more"
     )
+
+
+def test_a_virtual_address_is_told_from_one_that_is_written() -> None:
+    o = bookstore()
+    assert "Address:" not in describe.text(o, pb.ReachResponse(), now=NOW)
+    o.address = "240.0.0.7"
+    virtual = "\nAddress:     240.0.0.7 (virtual: where intercepted applications dial it)\nspec:\n"
+    assert virtual in describe.text(o, pb.ReachResponse(), now=NOW)
+    assert json.loads(get.render([o], SERVICE, "json", single=True))["status"]["address"] == "240.0.0.7"
+    manifest = json.loads(o.json)
+    manifest["spec"]["address"] = "240.0.0.7"
+    o.json = json.dumps(manifest)
+    assert "\nAddress:     240.0.0.7\nspec:\n" in describe.text(o, pb.ReachResponse(), now=NOW)
 
 
 def test_what_no_proxy_has_is_said() -> None:

@@ -86,13 +86,13 @@ async def test_get_prints_what_there_is_and_then_the_rows_that_change(replica: R
     await apply(replica, SERVICE)
     await apply(replica, SERVICE.replace(b"bookstore", b"bookshelf"))
     async with smc(tmp_path, "get", "services", "-n", "shop") as watched:
-        assert (await watched.line()).split() == ["NAME", "PORTS", "STATUS", "AGE"]
+        assert (await watched.line()).split() == ["NAME", "PORTS", "ADDRESS", "STATUS", "AGE"]
         assert [(await watched.line()).split()[0] for _ in range(2)] == ["bookshelf", "bookstore"]
         await apply(replica, SERVICE.replace(b"80", b"81"))
         assert (await watched.line()).split()[:2] == ["bookstore", "81/http"]
         request = pb.DeleteRequest(group="smc.io", kind="Service", namespace="shop", name="bookshelf")
         await call(replica, replica.operator, "Delete", request)
-        assert (await watched.line()).split()[:3] == ["bookshelf", "80/http", "deleted"]
+        assert (await watched.line()).split()[:4] == ["bookshelf", "80/http", "-", "deleted"]
         assert await watched.interrupt() == (130, "", "")
 
 

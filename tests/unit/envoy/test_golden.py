@@ -184,7 +184,10 @@ def _treated() -> Mesh:
 
 
 def _proxyless() -> Mesh:
-    """A gRPC program that calls itself through a split, another service, and a port of TCP, which it is not told of."""
+    """A gRPC program that calls itself through a split, another service, and a port of TCP, which it is not told of.
+
+    Of the conditions of the split one is for reading by GET, which no call does.
+    """
     api = replace(nouns.workload("shop/api", "127.0.3.4"), sidecar=Sidecar.GRPC, app_address="127.0.3.5")
     treatment = Treatment(
         TrafficPolicy(
@@ -211,7 +214,7 @@ def _proxyless() -> Mesh:
                     50051,
                     {"books/idle": 1000, "shop/api": 3000},
                     nouns.SPLIT,
-                    [((nouns.READ,), {"shop/api": 1000})],
+                    [((nouns.READ, HttpMatch("/shop.Api/Put", ("POST", "PUT"))), {"shop/api": 1000})],
                 ),
                 treatment=treatment,
             ),
