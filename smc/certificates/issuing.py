@@ -289,7 +289,7 @@ class _Term:
                 else:
                     next_ = min(next_, held.unwanted_since + RETIRE_AFTER)
         dues: list[tuple[float, Identity]] = []
-        for number, identity in enumerate(wanted.identities):
+        for number, identity in enumerate(self._kept(wanted, retired)):
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)
             dues.append((self._held[identity].due(wanted.workload_ttl, self.authority.number), identity))
@@ -304,6 +304,17 @@ class _Term:
             return 0.0
         # A millisecond more than to the moment itself, so that rounding never wakes it just before.
         return next_ - now + 0.001
+
+    def _kept(self, wanted: Wanted, retired: Sequence[Identity]) -> Sequence[Identity]:
+        """Whose certificates are kept good: of all that have one, until it is taken away. A rotation waits for all that
+        are stored, and whoever comes back in time must not be given one of an authority that is gone.
+        """
+        out = {*retired, *wanted.revoked.identities}
+        return [
+            identity
+            for identity, held in self._held.items()
+            if identity in wanted.identities or (held.mod_revision and identity not in out)
+        ]
 
     async def _issue(self, identities: Sequence[Identity], ttl: timedelta) -> None:
         made: list[CertificateRecord] = []

@@ -15,6 +15,7 @@ from cluster.kv import Guard, Operation, Outcome, Put
 from cluster.memory import MemoryKV
 from smc.certificates import x509
 from smc.certificates.issuing import AT_A_TIME, LAST_RETRY, RETIRE_AFTER, Issuer
+from smc.certificates.revoking import Revoked
 from smc.certificates.sealing import Keyring
 from smc.model import Identity
 from smc.records import encode
@@ -238,6 +239,28 @@ async def test_a_transaction_that_is_applied_late_replaces_nothing() -> None:
         assert kv.held is not None
         await kv.transact(*kv.held)
         assert await mesh.record(BUYER) == record
+
+
+class Unlisted(MemoryKV):
+    """Takes no list of revoked certificates but the first, so that nothing revoked is ever taken away."""
+
+    async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
+        if any(operation.key.endswith("/ca/crl") and guards[0].create_revision != 0 for operation in operations):
+            raise store.Unavailable("it takes no lists")
+        return await super().transact(operations, guards)
+
+
+async def test_the_certificate_of_a_revoked_identity_is_never_renewed_however_long_it_stays() -> None:
+    mesh = await Mesh.make(Unlisted())
+    mesh.want(BUYER, STORE, ttl=timedelta(minutes=5))
+    async with mesh.leading():
+        before = {identity: await mesh.certified(identity) for identity in (BUYER, STORE)}
+        await asyncio.sleep(1)
+        mesh.wanted = replace(mesh.wanted, identities=frozenset({BUYER}), revoked=Revoked(frozenset({STORE})))
+        mesh.changed.set()
+        await asyncio.sleep(240)
+        assert await mesh.record(STORE) == before[STORE]
+        assert await mesh.record(BUYER) != before[BUYER]
 
 
 async def test_two_hundred_identities_take_few_revisions() -> None:

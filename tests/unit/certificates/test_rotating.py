@@ -18,6 +18,7 @@ from cluster.kv import Delete, Guard, Operation, Outcome, Put, Status
 from cluster.memory import MemoryKV
 from smc.certificates import making, rotating, tokens, x509
 from smc.certificates.authority import Trust, follow_trust, load_roots, load_stored, pins
+from smc.certificates.issuing import RETIRE_AFTER
 from smc.certificates.requests import request_credential
 from smc.certificates.rotating import Progress
 from smc.certificates.rotation import FORCED_AFTER
@@ -382,6 +383,27 @@ async def test_a_workload_that_is_gone_is_not_waited_for() -> None:
         await r.mesh.kv.transact([Delete(r.mesh.keys.ready(gone))])
         await r.ask(Rotates.ROOT)
         assert (await r.until(Phase.DONE)).left_behind == ()
+
+
+@BOTH
+async def test_the_certificate_of_an_identity_that_nobody_has_any_more_is_not_waited_for(of: Rotates) -> None:
+    async with rotatable() as r, r.mesh.leading():
+        before = await r.mesh.certified(STORE)
+        r.mesh.want(BUYER)  # the last workload of the store's is deleted
+        asked = await r.ask(of)
+        await r.until(Phase.DONE, asked.id, within=60)
+        kept = await r.mesh.record(STORE)
+        assert kept is not None
+        assert kept.issuer != before.issuer, "should it come back, what it is given leads to what is trusted"
+        r.mesh.want(BUYER, STORE)
+        await asyncio.sleep(5)
+        assert await r.mesh.record(STORE) == kept
+        r.mesh.want(BUYER)
+        await asyncio.sleep(RETIRE_AFTER + 5)
+        assert await r.mesh.record(STORE) is None
+        crl = (await load_stored(r.mesh.kv, r.mesh.keys)).crl
+        assert crl is not None
+        assert kept.serial in {one.certificate.serial for one in crl.revoked}
 
 
 async def test_a_token_that_pins_the_old_root_alone_holds_the_new_one_up_until_it_is_used_or_ends() -> None:
