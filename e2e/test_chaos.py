@@ -30,10 +30,8 @@ import random
 import re
 import signal
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -41,7 +39,8 @@ import pytest
 
 from e2e.kit import invariants
 from e2e.kit.mesh import Mesh, eventually
-from e2e.kit.verdicts import History, Lane, Question, Rules
+from e2e.kit.story import Done, Pulse, Run, story, table
+from e2e.kit.verdicts import History, Lane, Question, Rules, Wrong
 from smc.demo import bookstore, programs
 from smc.demo.bookstore import Placement
 from smc.demo.local import MESH, Plan
@@ -174,17 +173,6 @@ class PatientMesh(Mesh):
         raise AssertionError("it counts for ever")
 
 
-@dataclass(slots=True)
-class Done:
-    """One action that was taken."""
-
-    name: str
-    begun: float
-    took: float | None = None
-    converged: float = 0.0
-    """Seconds, of `took`, that the mesh had to come to what it should be."""
-
-
 class World:
     """The mesh, the rules that hold for it, and what all actions share."""
 
@@ -199,6 +187,8 @@ class World:
         self.calm = asyncio.Lock()
         """Held during each fault, and by whoever needs that there is none."""
         self.actions: list[Done] = []
+        self.start = self.now
+        """When the first request was sent, on the loop's clock; until then, when this was made."""
         self._files = 0
 
     @property
@@ -271,24 +261,30 @@ class World:
                     await stack.enter_async_context(lane.held())
             yield
 
-    def assert_right(self) -> None:
-        wrong = [one for lane in self.lanes for one in lane.wrong]
-        assert not wrong, f"{len(wrong)} wrong answers"
+    @property
+    def wrong(self) -> list[Wrong]:
+        return [one for lane in self.lanes for one in lane.wrong]
 
-    async def at_rest(self) -> float:
-        """The mesh comes to what it should be while nothing is done to it; returns the seconds that it took."""
-        begun = self.now
+    def assert_right(self) -> None:
+        wrong = len(self.wrong)
+        assert not wrong, f"{wrong} wrong answers"
+
+    async def at_rest(self) -> None:
+        """The mesh comes to what it should be while nothing is done to it."""
+        rest = Done("come_to_rest", self.now)
+        self.actions.append(rest)
         for replica in self.mesh.replicas:
             await replica.until_ready(PATIENCE)
         await self.settled()
         await self.until(self.whole, "every caller has every server")
+        rest.converged = self.now - rest.begun
         assert json.loads(await self.mesh.smc("check", "-o", "json"))["ok"]
         stored = await self.mesh.etcd.read(f"/smc/{MESH}/")
         quarantined = [key for key in stored if key.startswith(f"/smc/{MESH}/quarantine/")]
         assert not quarantined
         assert await self.mesh.leader_key() is not None
         self.assert_right()
-        return self.now - begun
+        rest.took = self.now - rest.begun
 
 
 Action = Callable[[], Awaitable[float]]
@@ -306,6 +302,7 @@ class Track:
         self.choice = choice
         self._left: list[Action] = []
         """Of this turn."""
+        self._doing = Done("", 0.0)
 
     def actions(self) -> Sequence[Action]:
         raise NotImplementedError
@@ -323,10 +320,20 @@ class Track:
         self._left.remove(found)
         return found
 
+    def _to(self, *what: object) -> None:
+        """Say to whom the action is done, and how."""
+        self._doing.to = " ".join([self._doing.to, *map(str, what)]).strip()
+
+    def _seconds(self, least: float, most: float) -> float:
+        """So long that something lasts, by chance."""
+        seconds = self.choice.uniform(least, most)
+        self._to(f"for {seconds:.1f} s")
+        return seconds
+
     async def run(self, until: float) -> None:
         while self.world.now < until:
             action = self._next()
-            done = Done(action.__name__, self.world.now)
+            self._doing = done = Done(action.__name__, self.world.now)
             self.world.actions.append(done)
             done.converged = await action()
             done.took = self.world.now - done.begun
@@ -344,7 +351,7 @@ class Faults(Track):
         return (
             self.kill_replicas, self.stop_replicas, self.restart_replica, self.kill_all_replicas, self.stop_etcd,
             self.kill_server_envoy, self.end_server_envoy, self.stop_server_envoy, self.kill_server_sidecar,
-            self.kill_caller_envoy, self.restart_caller_sidecar,
+            self.kill_caller_envoy, self.stop_caller_envoy, self.restart_caller_sidecar,
         )  # fmt: skip
 
     async def kill_replicas(self) -> float:
@@ -355,12 +362,13 @@ class Faults(Track):
 
     async def _kill(self, replicas: Sequence[Replica]) -> float:
         async with self.world.calm:
+            self._to(*(replica.name for replica in replicas))
             pids = [replica.process.pid for replica in replicas]
             async with asyncio.TaskGroup() as tasks:
                 for replica in replicas:
                     tasks.create_task(replica.kill())
             assert not any(replica.process.alive for replica in replicas)
-            await asyncio.sleep(self.choice.uniform(0, 8))
+            await asyncio.sleep(self._seconds(0, 8))
             for replica in replicas:
                 await replica.start()
             assert not {replica.process.pid for replica in replicas} & set(pids)
@@ -369,9 +377,10 @@ class Faults(Track):
     async def stop_replicas(self) -> float:
         async with self.world.calm:
             replicas = await self._some(most=3)
+            self._to(*(replica.name for replica in replicas))
             for replica in replicas:
                 replica.process.pause()
-            await asyncio.sleep(self.choice.uniform(1, 12))
+            await asyncio.sleep(self._seconds(1, 12))
             for replica in replicas:
                 replica.process.resume()
             return await self._recovered()
@@ -379,6 +388,7 @@ class Faults(Track):
     async def restart_replica(self) -> float:
         async with self.world.calm:
             (replica,) = await self._some(most=1)
+            self._to(replica.name)
             replica.process.terminate()
             await replica.process.wait()
             assert replica.process.returncode == 0
@@ -389,7 +399,7 @@ class Faults(Track):
         async with self.world.calm:
             (member,) = self.mesh.etcd.members
             member.pause()
-            await asyncio.sleep(self.choice.uniform(1, 8))
+            await asyncio.sleep(self._seconds(1, 8))
             member.resume()
             return await self._recovered()
 
@@ -405,12 +415,16 @@ class Faults(Track):
             return await self._hurt(sidecar, signal.SIGKILL)
 
     async def stop_server_envoy(self) -> float:
+        return await self._stop(self._server())
+
+    async def stop_caller_envoy(self) -> float:
+        """What is asked meanwhile is answered once it goes on."""
+        return await self._stop(self._caller())
+
+    async def _stop(self, sidecar: Sidecar) -> float:
         async with self.world.calm:
-            pid = self._server().envoy_pid
-            assert pid
-            os.kill(pid, signal.SIGSTOP)
-            await asyncio.sleep(self.choice.uniform(1, 6))
-            os.kill(pid, signal.SIGCONT)
+            with sidecar.stopped():
+                await asyncio.sleep(self._seconds(1, 6))
             return await self._recovered()
 
     async def kill_server_sidecar(self) -> float:
@@ -459,11 +473,16 @@ class Faults(Track):
         return found[: self.choice.randint(1, most)]
 
     def _server(self) -> Sidecar:
-        return self.mesh.sidecars[self.choice.choice(SERVERS).workload]
+        return self._one_of(SERVERS)
 
     def _caller(self) -> Sidecar:
         """One that is never shut out: its proxy would not become ready again."""
-        return self.mesh.sidecars[self.choice.choice((BUYER, SECOND_BUYER, THIEF)).workload]
+        return self._one_of((BUYER, SECOND_BUYER, THIEF))
+
+    def _one_of(self, placements: Sequence[Placement]) -> Sidecar:
+        workload = self.choice.choice(placements).workload
+        self._to(workload)
+        return self.mesh.sidecars[workload]
 
 
 # ------------------------------------------------------------------------------------------------------------ policy
@@ -482,6 +501,7 @@ class Policy(Track):
         account = self.choice.choice((THIEF, THIEF, READER, BUYER)).service_account
         grant = (account, self.choice.choice(VERSIONS))
         grants = self.world.history.newest.grants
+        self._to(*grant, "withdrawn" if grant in grants else "granted")
         if grant in grants:
             name = f"{account}-to-{grant[1]}"
             return await self.world.change(
@@ -491,6 +511,7 @@ class Policy(Track):
 
     async def weigh(self) -> float:
         weights = self.choice.choice(((100, 0), (0, 100), (50, 50), (1, 9), None))
+        self._to(weights)
         if weights is not None:
             return await self.world.apply({"weights": weights}, bookstore.split(*weights))
         if self.world.history.newest.weights is None:
@@ -498,6 +519,7 @@ class Policy(Track):
         return await self.world.change({"weights": None}, "delete", "trafficsplit", "bookstore", "-n", "bookstore")
 
     async def send_testers_elsewhere(self) -> float:
+        self._to(not self.world.history.newest.testers)
         if self.world.history.newest.testers:
             return await self.world.change({"testers": False}, "delete", "trafficsplit", "testers", "-n", "bookstore")
         return await self.world.apply({"testers": True}, TESTERS_SPLIT)
@@ -505,6 +527,7 @@ class Policy(Track):
     async def change_mode(self) -> float:
         enforced = not self.world.history.newest.enforced
         mode = "enforcing" if enforced else self.choice.choice(("audit", "permissive"))
+        self._to(mode)
         return await self.world.apply({"enforced": enforced}, _mode(mode))
 
     async def treat(self) -> float:
@@ -517,7 +540,9 @@ class Policy(Track):
                 {"healthCheck": {"interval": "500ms"}},
             )
         )
-        return await self.world.apply({}, _treatment(self.choice.choice(SERVICES), **more))
+        service = self.choice.choice(SERVICES)
+        self._to(service, json.dumps(more))
+        return await self.world.apply({}, _treatment(service, **more))
 
     async def add_service(self) -> float:
         """A service that nobody asks for comes and goes, as files."""
@@ -540,8 +565,9 @@ class Policy(Track):
     async def break_file(self) -> float:
         """A file of a server is no YAML for a while: what it said before goes on."""
         placement = self.choice.choice(SERVERS)
+        self._to(placement.workload)
         self.mesh.write(placement.workload, "apiVersion: [smc.io\n")
-        await asyncio.sleep(self.choice.uniform(1, 6))
+        await asyncio.sleep(self._seconds(1, 6))
         self.mesh.write(
             placement.workload, bookstore.workload(placement, self.mesh.sidecars[placement.workload].address)
         )
@@ -590,6 +616,7 @@ class Trust(Track):
 
     async def change_certificate_life(self) -> float:
         self._short = not self._short
+        self._to(LIFE if self._short else "24h")
         return await self.world.apply({}, bookstore.mesh_config(LIFE if self._short else "24h"))
 
     async def join(self) -> float:
@@ -601,6 +628,7 @@ class Trust(Track):
                 Placement("bookbuyer", f"bookbuyer-{self._number}", "bookbuyer"),
             )
         )
+        self._to(placement.workload)
         begun = self.world.now
         await self.mesh.add(placement)
         self._newcomers.append(placement)
@@ -624,7 +652,7 @@ class Trust(Track):
             await self.mesh.smc("cert", "revoke", "--proxy", placement.workload, "--wait=60s")
             await self.world.settled()
             took = self.world.now - begun
-            await asyncio.sleep(self.choice.uniform(0, 2))
+            await asyncio.sleep(self._seconds(0, 2))
             await self._take_away(placement)
         return took
 
@@ -633,7 +661,7 @@ class Trust(Track):
         identity = ("--identity", f"{READER.namespace}/{account}")
         self.world.out.add(READER.workload)
         took = await self.world.change({"revoked": frozenset({account})}, "cert", "revoke", *identity)
-        await asyncio.sleep(self.choice.uniform(1, 5))
+        await asyncio.sleep(self._seconds(1, 5))
         return took + await self._let_in("cert", "revoke", *identity, "--undo")
 
     async def revoke_caller(self) -> float:
@@ -647,7 +675,7 @@ class Trust(Track):
         took = await self.world.change(
             {"revoked": frozenset({READER.service_account})}, "cert", "revoke", "--proxy", READER.workload
         )
-        await asyncio.sleep(self.choice.uniform(1, 5))
+        await asyncio.sleep(self._seconds(1, 5))
         token = (await self.mesh.smc("token", "create", f"proxy/{READER.workload}")).strip()
         async with self.world.held(READER.workload), self.world.calm:
             self.world.history.begin(self.world.now, {"revoked": frozenset()})
@@ -679,7 +707,9 @@ class Trust(Track):
         return not await self.mesh.sidecars[READER.workload].admin.pending()
 
     def _choose(self) -> Placement:
-        return self._newcomers.pop(self.choice.randrange(len(self._newcomers)))
+        placement = self._newcomers.pop(self.choice.randrange(len(self._newcomers)))
+        self._to(placement.workload)
+        return placement
 
     async def _take_away(self, placement: Placement) -> float:
         """The file goes first; who was told by it goes once no caller has it any more."""
@@ -711,65 +741,43 @@ class Trust(Track):
         return True
 
 
-# -------------------------------------------------------------------------------------------------------------- tell
-
-
-def _table(world: World) -> str:
-    found: dict[str, list[Done]] = defaultdict(list)
-    for done in world.actions:
-        found[done.name].append(done)
-    lines = [f"{'action':<26}{'times':>6}{'longest convergence':>22}"]
-    for name, each in sorted(found.items()):
-        lines.append(f"{name:<26}{len(each):>6}{max(one.converged for one in each):>20.1f} s")
-    lines += ["", f"{'requests':<56}{'answers':>8}{'passed':>8}{'one rule':>9}"]
-    for lane in world.lanes:
-        share = lane.certain / max(1, lane.answered)
-        lines.append(f"{lane.question!s:<56}{lane.answered:>8}{lane.passed:>8}{share:>9.0%}")
-    return "\n".join(lines)
-
-
-def _story(world: World, start: float) -> str:
-    """The last actions and the first wrong answers."""
-    wrong = sorted((one for lane in world.lanes for one in lane.wrong), key=lambda one: one.found.sent)
-    lines = [f"the last actions, in seconds after the start ({start:.3f} on the loop's clock):"]
-    for done in world.actions[-20:]:
-        end = f"{done.begun - start + done.took:8.1f}" if done.took is not None else "  not yet"
-        lines.append(f"  {done.begun - start:8.1f} to {end}  {done.name}")
-    lines.append(f"{len(wrong)} wrong answers; the first, by when they were sent:")
-    lines += [f"  {one.found.sent - start:8.1f}  {one}" for one in wrong[:20]]
-    return "\n".join(lines)
-
-
 @pytest.mark.timeout(SECONDS * 2 + 900)
 async def test_no_request_is_judged_wrongly_whatever_happens(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
-        seed = invariants.seeded()
-    plan = Plan(workloads=(*CALLERS, *SERVERS), manifests=FIRST, patience=PATIENCE)
-    async with PatientMesh(plan) as mesh:
-        world = World(mesh)
-        await world.settled()
-        await world.until(world.whole, "every caller has every server")
-        start = world.now
-        tracks = [track(world, random.Random(seed.random())) for track in (Faults, Policy, Trust)]
-        try:
-            async with AsyncExitStack() as lanes:
-                for question in _questions():
-                    lane = Lane(question, mesh.sidecar(question.caller).outbound, world.history, timeout=ANSWER)
-                    world.lanes.append(await lanes.enter_async_context(lane))
-                while (left := start + SECONDS - world.now) > 0:
-                    async with asyncio.TaskGroup() as tasks:
-                        for track in tracks:
-                            tasks.create_task(track.run(world.now + min(ROUND, left)), name=type(track).__name__)
-                    await world.at_rest()
+        run = Run("e2e/test_chaos.py", invariants.seed(), SECONDS)
+    chance = random.Random(run.seed)
+    world = World(PatientMesh(Plan(workloads=(*CALLERS, *SERVERS), manifests=FIRST, patience=PATIENCE)))
+    tracks = [track(world, random.Random(chance.random())) for track in (Faults, Policy, Trust)]
+    pulse = Pulse()
+    try:
+        async with world.mesh, pulse:
+            await world.settled()
+            await world.until(world.whole, "every caller has every server")
+            world.start = world.now
+            await _hurt(world, tracks)
             world.assert_right()
-        except BaseException:
-            sys.stdout.write(f"{_story(world, start)}\n")
-            raise
-    with capsys.disabled():
-        sys.stdout.write(f"{_table(world)}\n")
-    if SECONDS >= EVERYTHING:
         missing = {action.__name__ for track in tracks for action in track.actions()} - {
             one.name for one in world.actions
         }
-        assert not missing, f"these were never done: {', '.join(sorted(missing))}"
-    assert sum(lane.certain for lane in world.lanes) > 0.5 * sum(lane.answered for lane in world.lanes)
+        assert not missing or SECONDS < EVERYTHING, f"these were never done: {', '.join(sorted(missing))}"
+        assert sum(lane.certain for lane in world.lanes) > 0.5 * sum(lane.answered for lane in world.lanes)
+    except BaseException:
+        sys.stdout.write(f"{story(run, world.actions, world.wrong, start=world.start, now=world.now)}\n")
+        raise
+    finally:
+        with capsys.disabled():
+            sys.stdout.write(f"{table(world.actions, world.lanes)}\n{pulse.told(world.start)}\n")
+
+
+async def _hurt(world: World, tracks: Sequence[Track]) -> None:
+    """All tracks at once while requests are sent, a ROUND after the other."""
+    async with AsyncExitStack() as lanes:
+        for question in _questions():
+            proxy = world.mesh.sidecar(question.caller).outbound
+            lane = Lane(question, proxy, world.history, timeout=ANSWER)
+            world.lanes.append(await lanes.enter_async_context(lane))
+        while (left := world.start + SECONDS - world.now) > 0:
+            async with asyncio.TaskGroup() as tasks:
+                for track in tracks:
+                    tasks.create_task(track.run(world.now + min(ROUND, left)), name=type(track).__name__)
+            await world.at_rest()

@@ -7,9 +7,11 @@ import base64
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,7 +29,8 @@ from e2e.kit import invariants, namespaces
 from e2e.kit.chaos import Chaos
 from e2e.kit.mesh import eventually
 from e2e.kit.prober import Connections, Probe, Prober, send, statuses, z_score
-from e2e.kit.verdicts import DENIED, OUT, History, Question, Rules, fits, outcomes
+from e2e.kit.story import FIRST_WRONG, Done, Pulse, Run, story
+from e2e.kit.verdicts import DENIED, OUT, History, Question, Rules, Wrong, fits, outcomes
 from smc import manifests
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
@@ -811,3 +814,33 @@ def test_who_is_shut_out_finds_its_way_as_before_until_it_is_let_in_for_certain(
 def test_an_answer_is_right_or_wrong(status: int, version: str, source: str, expected: set[str], right: bool) -> None:
     found = Probe(0.0, 0.1, status, version, source, "", "")
     assert fits(found, frozenset(expected), QUESTION) is right
+
+
+# ------------------------------------------------------------------------------------------------------------- story
+
+
+def test_a_story_says_what_was_done_what_was_wrong_and_how_it_is_done_again() -> None:
+    actions = [
+        Done("kill_replicas", 101.0, "replica-0 replica-2 for 3.1 s", took=12.5),
+        Done("weigh", 110.0, "(0, 100)"),
+    ]
+    wrong = [Wrong(QUESTION, Probe(sent, 0.25, 503, "", "", "", ""), frozenset({"v1"})) for sent in range(200, 100, -1)]
+    told = story(Run("e2e/test_chaos.py", 77, 600.0), actions, wrong, start=100.0, now=130.0)
+
+    assert "E2E_CHAOS_SECONDS=600 E2E_SEED=77 .venv/bin/python -X dev -m pytest -s e2e/test_chaos.py" in told
+    assert re.search(r"1\.0 to +13\.5 +kill_replicas +replica-0 replica-2 for 3\.1 s$", told, re.MULTILINE)
+    assert re.search(r"10\.0 to +not yet +weigh +\(0, 100\)$", told, re.MULTILINE)
+    assert re.search(r"^ +1\.0 .*bookstore/books, kept: 503, not v1$", told, re.MULTILINE), "the first comes first"
+    assert "100 wrong answers" in told
+    assert told.count("503") == FIRST_WRONG
+
+
+async def test_a_pulse_tells_when_the_loop_was_late() -> None:
+    async with Pulse() as pulse:
+        start = asyncio.get_running_loop().time()
+        await asyncio.sleep(2 * Pulse.TICK)
+        time.sleep(0.5)  # noqa: ASYNC251
+        await asyncio.sleep(2 * Pulse.TICK)
+    assert pulse.latest >= 0.4
+    assert 0 <= pulse.latest_at - start < 60
+    assert f"late by {pulse.latest:.2f} s" in pulse.told(start)

@@ -85,8 +85,13 @@ def check_store(values: Iterable[tuple[str, bytes]], directories: Iterable[Path]
     assert not found, "\n".join(found)
 
 
+def seed() -> int:
+    """E2E_SEED if it is set, else a number of chance; it is printed, so that it can be given again."""
+    number = int(os.environ.get("E2E_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
+    sys.stdout.write(f"E2E_SEED={number}\n")
+    return number
+
+
 def seeded() -> random.Random:
-    """A source of randomness whose seed is printed, and can be given again as E2E_SEED."""
-    seed = int(os.environ.get("E2E_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
-    sys.stdout.write(f"E2E_SEED={seed}\n")
-    return random.Random(seed)
+    """A source of randomness from `seed`."""
+    return random.Random(seed())
