@@ -135,7 +135,7 @@ async def _pinned_root(address: str, token: Token, now: float) -> tuple[x509.Cer
         raise ProxyFailed(
             Exit.WRONG_PIN,
             f"{address} is not the mesh that the token is for: {e.message}",
-            hint="check the address; if it is right, somebody may be in between. The token was not sent",
+            hint=f"{e.hint}check the address; if it is right, somebody may be in between. The token was not sent",
         ) from None
     try:
         for certificate in chain:
@@ -149,13 +149,31 @@ def _check_presented(chain: tuple[x509.Certificate, ...], pins: Sequence[str]) -
     """Check that a replica's chain leads to a pinned root; returns the root and the trust domain."""
     root = next((c for c in chain if any(hmac.compare_digest(x509.pin(c), pin) for pin in pins)), None)
     if root is None:
-        raise Invalid("none of the certificates that it presents has the pinned key")
+        raise _without_pinned_root(chain, pins)
+    return root, _trust_domain_of_replica(chain, root)
+
+
+def _trust_domain_of_replica(chain: tuple[x509.Certificate, ...], root: x509.Certificate) -> str:
     x509.check_self_signed(root)
     x509.check_chain(chain[: chain.index(root) + 1], (root,), 0.0, times=False)
     trust_domain, *path = x509.uri(chain[0]).removeprefix("spiffe://").split("/")
     if len(path) != 2 or path[0] != "replica":
         raise Invalid("it is no replica of the mesh")
-    return root, trust_domain
+    return trust_domain
+
+
+def _without_pinned_root(chain: tuple[x509.Certificate, ...], pins: Sequence[str]) -> Invalid:
+    """What presents no root of the token: a mesh that has another one by now, or no mesh at all."""
+    try:
+        _trust_domain_of_replica(chain, chain[-1])
+    except (Invalid, IndexError):
+        return Invalid("none of the certificates that it presents has the pinned key")
+    known = " or ".join(f"{pin[:16]}…" for pin in pins)
+    return Invalid(
+        f"the root that it has now is {x509.pin(chain[-1])[:16]}…, and the one in the token is {known}",
+        hint="if the root was rotated after the token was made (smc cert rotate --root), nobody takes the token any "
+        "more: ask for a new one, smc token create. If it was not, ",
+    )
 
 
 async def presented_chain(address: str, name: str | None = None) -> tuple[x509.Certificate, ...]:

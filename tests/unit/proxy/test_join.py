@@ -61,8 +61,25 @@ async def test_a_server_with_another_root_gets_no_token(tmp_path: Path) -> None:
     async with serving(plane, other.credential("replica/a", now=time.time())) as address:
         error = await refused(tmp_path, address)
     assert error.exit == Exit.WRONG_PIN
-    assert "not the mesh that the token is for" in str(error)
+    assert error.message == (
+        f"{address} is not the mesh that the token is for: the root that it has now is {x509.pin(other.root)[:16]}…, "
+        f"and the one in the token is {TOKEN.pins[0][:16]}…"
+    )
+    assert error.hint == (
+        "if the root was rotated after the token was made (smc cert rotate --root), nobody takes the token any more: "
+        "ask for a new one, smc token create. If it was not, check the address; if it is right, somebody may be in "
+        "between. The token was not sent"
+    )
     assert plane.joins == []
+
+
+async def test_a_server_that_is_no_replica_of_any_mesh_is_not_taken_for_one_with_another_root(tmp_path: Path) -> None:
+    other = TestAuthority.make(now=time.time())
+    async with serving(ControlPlane(other), other.credential("operator/admin", now=time.time())) as address:
+        error = await refused(tmp_path, address)
+    assert error.exit == Exit.WRONG_PIN
+    assert "none of the certificates that it presents has the pinned key" in error.message
+    assert error.hint.startswith("check the address")
 
 
 async def test_a_server_that_shows_the_right_root_without_a_chain_to_it_gets_no_token(tmp_path: Path) -> None:
