@@ -7,6 +7,7 @@ bookthief. TCP is asked for by HTTP's CONNECT, as programs with a proxy setting 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -311,7 +312,16 @@ async def test_an_identity_that_may_connect_gets_through_and_no_other(mesh: Prot
     await mesh.write_down(_target("connections", CONNECTIONS, "bookbuyer"))
     await eventually(mesh.is_well, timeout=10, what="the refused caller holds nothing against the servers")
     assert {await mesh.greeting() for _ in range(40)} == {"I am v1", "I am v2"}
+    refused = [f"listener.{mesh.sidecar(server).inbound.replace(':', '_')}.ssl.fail_verify_san" for server in SERVERS]
+    before = sum([await mesh.sidecar(s).admin.stat(name) for s, name in zip(SERVERS, refused, strict=True)])
     assert [await mesh.greeting("bookthief") for _ in range(4)] == [""] * 4
+    assert await mesh.greeting()
+
+    async def told() -> bool:
+        document = json.loads(await mesh.smc("get", "denials", "-n", "bookstore", "-o", "json"))
+        return sum(d["denied"] for d in document["denials"] if d["port"] == "tcp") == before + 4
+
+    await eventually(told, timeout=20, every=0.5, what="smc get denials tells of each")
 
 
 def _mode(mode: str) -> str:

@@ -16,7 +16,7 @@ from smc.api.limits import Limiter, Limits, Rate
 from smc.envoy import names
 from smc.errors import Exhausted, Invalid
 from smc.mesh import Mesh, Proxy
-from smc.model import Name
+from smc.model import Name, Protocol
 from smc.v1 import smc_pb2 as pb
 
 LIMITS = Limits(peer=Rate(1, 5), overall=Rate(500, 2000))
@@ -88,7 +88,8 @@ class Denials:
 def _ports(proxy: Proxy) -> set[str]:
     """What its calls may be counted under. A proxy's word is not taken for it."""
     own = {names.cluster(service, port) for inbound in proxy.inbound for service, port in inbound.services}
-    return own | {names.PLAINTEXT}
+    tcp = {names.TCP for inbound in proxy.inbound if inbound.protocol is Protocol.TCP}
+    return own | {names.PLAINTEXT} | tcp
 
 
 def newest(told: Iterable[pb.Denial]) -> list[pb.Denial]:

@@ -17,7 +17,8 @@ from smc.cli.watching import PATIENCE, Change, Changes, refuse, watch
 WORDS = ("denial", "denials")
 """What stands where other lists have a kind. There is no such manifest: the proxies count them."""
 FORMATS = ("table", "wide", "json", "yaml")
-PLAINTEXT = "plaintext"
+TOGETHER = ("plaintext", "tcp")
+"""What stands for a port where Envoy does not say which was meant."""
 
 
 def show(session: Session, namespace: str, output: str, *, watched: bool) -> None:
@@ -67,7 +68,7 @@ def _row(denial: Any, output: str, now: float | None = None) -> list[str]:
 
 
 def _service(port: str) -> tuple[str, str]:
-    """`<namespace>/<service>|<port>` as the service and the port; plaintext may have been meant for any."""
+    """`<namespace>/<service>|<port>` as the service and the port; what is counted together has no service."""
     service, _, number = port.rpartition("|")
     return (service, number) if service else ("", port)
 
@@ -83,7 +84,7 @@ def as_data(denial: Any) -> dict[str, Any]:
         "namespace": namespace,
         "workload": workload,
         "service": service or None,
-        "port": port if port == PLAINTEXT else int(port),
+        "port": port if port in TOGETHER else int(port),
         "mode": denial.mode,
         "denied": denial.denied,
         "wouldBeDenied": denial.would_be_denied,

@@ -79,7 +79,8 @@ _HELP = f"""List the manifests of a kind, or show one.
 ADDRESS of a service is where intercepted applications dial it: its own, or the virtual one that it keeps.
 
 `smc get denials` lists what policy has denied, or would have denied where the mode is audit or permissive, as the
-proxies have counted it since they started.
+proxies have counted it since they started: requests by service port; connections that were refused at ports that speak
+TCP together, as PORT tcp. gRPC programs without a proxy count nothing.
 """
 
 

@@ -22,6 +22,7 @@ import grpc.aio
 import structlog
 
 from smc.certificates.credential import Credential
+from smc.envoy import names
 from smc.proxy.enrolment import Enrolment
 from smc.proxy.join import channel_to
 from smc.v1 import smc_pb2 as pb
@@ -34,16 +35,24 @@ REPEAT = 60.0
 CALL_TIMEOUT = 5.0
 MOST_PORTS = 1000
 _MOST_BYTES = 4 * 1024 * 1024
-FILTER = r"^(http\.inbound\.rbac\..+|inbound\..+\.rbac)\.(shadow_)?denied$"
-"""As listeners name them: of a port that speaks HTTP, and of one that speaks TCP."""
-_COUNTER = re.compile(r"(?:http\.inbound\.rbac\.(?P<http>.+)|inbound\.(?P<tcp>.+)\.rbac)\.(?P<shadow>shadow_)?denied")
+_REFUSED = rf"listener\..+_{names.INBOUND_PORT}\.ssl\.fail_verify_san"
+"""Policy of TCP is in the handshake, which fails for who may not connect: one for each connection."""
+FILTER = rf"^((http\.inbound\.rbac\..+|inbound\..+\.rbac)\.(shadow_)?denied|{_REFUSED})$"
+"""As listeners name them: of a port that speaks HTTP, of one that speaks TCP, and of all that do."""
+_COUNTER = re.compile(
+    r"(?:http\.inbound\.rbac\.(?P<http>.+)|inbound\.(?P<tcp>.+)\.rbac)\.(?P<shadow>shadow_)?denied"
+    rf"|(?P<refused>{_REFUSED})"
+)
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The calls to one port that policy denied since Envoy started, and those that passed only because of the mode."""
+    """The calls to one port that policy denied since Envoy started, and those that passed only because of the mode.
+
+    Where policy is enforced, what connects to ports that speak TCP is counted together, under `names.TCP`.
+    """
 
     denied: int = 0
     would_be_denied: int = 0
@@ -61,7 +70,7 @@ def counted(stats: Any) -> Mapping[str, Counted]:
             match = _COUNTER.fullmatch(stat.get("name", ""))
             if match is None or not (value := int(stat["value"])):
                 continue
-            port = match["http"] or match["tcp"]
+            port = names.TCP if match["refused"] else match["http"] or match["tcp"]
             kind = "would_be_denied" if match["shadow"] else "denied"
             found[port] = replace(found.get(port, Counted()), **{kind: value})
     except (TypeError, KeyError, AttributeError) as e:

@@ -29,8 +29,8 @@ class Clock:
         return self.now
 
 
-def mesh(mode: Mode = Mode.ENFORCING) -> Mesh:
-    store = Inbound(8080, Protocol.HTTP, ((STORE, 80), (STORE, 81)))
+def mesh(mode: Mode = Mode.ENFORCING, protocol: Protocol = Protocol.HTTP) -> Mesh:
+    store = Inbound(8080, protocol, ((STORE, 80), (STORE, 81)))
     till = Inbound(8080, Protocol.HTTP, ((TILL, 80),))
     return nouns.mesh(
         nouns.proxy(nouns.workload("shop/store", "127.0.0.1"), inbound=[store], mode=mode),
@@ -78,6 +78,12 @@ def test_a_proxy_is_counted_for_the_ports_that_it_has_and_for_no_other(denials: 
         ("shop/store", PORT): (1, 0),
         ("shop/store", "plaintext"): (7, 0),
     }
+
+
+def test_only_a_proxy_with_a_port_that_speaks_tcp_refuses_connections(denials: Denials) -> None:
+    denials.take(STORE, report(store_80=1, tcp=7), mesh())
+    assert counts(list(denials.of(mesh(), "", 100.0))) == {("shop/store", PORT): (1, 0)}
+    assert counts(list(denials.of(mesh(protocol=Protocol.TCP), "", 100.0)))["shop/store", "tcp"] == (7, 0)
 
 
 def test_who_is_not_in_the_mesh_is_not_counted(denials: Denials) -> None:

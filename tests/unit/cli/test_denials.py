@@ -19,6 +19,7 @@ FOUND = (
     pb.Denial(workload="bank/till", port="bank/till|80", mode="enforcing", denied=12, since=NOW - 90, last=NOW - 30),
     pb.Denial(workload="shop/store-1", port="shop/store|80", mode="audit", would_be_denied=3, since=NOW, last=NOW),
     pb.Denial(workload="shop/store-1", port="plaintext", mode="permissive", would_be_denied=4, since=NOW, last=NOW),
+    pb.Denial(workload="shop/store-1", port="tcp", mode="enforcing", denied=5, since=NOW, last=NOW),
 )
 
 
@@ -27,7 +28,8 @@ def test_the_table_says_who_was_called_as_what_and_how_often_that_was_denied() -
         "NAMESPACE   WORKLOAD   SERVICE      PORT        MODE         DENIED   WOULD BE DENIED   LAST\n"
         "bank        till       bank/till    80          enforcing    12       0                 30s\n"
         "shop        store-1    shop/store   80          audit        0        3                 0s\n"
-        "shop        store-1    -            plaintext   permissive   0        4                 0s"
+        "shop        store-1    -            plaintext   permissive   0        4                 0s\n"
+        "shop        store-1    -            tcp         enforcing    5        0                 0s"
     )
 
 
@@ -49,6 +51,7 @@ def test_data_has_numbers_and_times() -> None:
         "last": "2030-03-17T17:46:10Z",
     }
     assert (document["denials"][2]["service"], document["denials"][2]["port"]) == (None, "plaintext")
+    assert (document["denials"][3]["service"], document["denials"][3]["port"]) == (None, "tcp")
     assert yaml.safe_load(denials.render(FOUND, "yaml"))["denials"][0]["wouldBeDenied"] == 0
 
 
@@ -88,7 +91,7 @@ def test_a_replica_that_does_not_answer_takes_nothing_along_and_is_named_once(
     session: Any = Asked([pb.DenialsResponse(denials=FOUND), missing, missing, pb.DenialsResponse(denials=FOUND[:1])])
     look = denials._looker(session, pb.DenialsRequest())
     all_ = look({})
-    assert len(all_) == 3
+    assert len(all_) == len(FOUND)
     assert look(all_) == all_
     assert look(all_) == all_
     assert len(look(all_)) == 1

@@ -50,10 +50,14 @@ def test_counters_are_joined_by_port_whatever_it_speaks_and_only_if_there_is_som
                 "http.inbound.rbac.shop/store|81.denied": 0,
                 f"http.inbound.rbac.{PORT}.allowed": 9,
                 "http.outbound.rbac.x.denied": 9,
+                "listener.127.0.3.1_15003.ssl.fail_verify_san": 7,
+                "listener.127.0.3.1_15001.ssl.fail_verify_san": 9,
+                "listener.127.0.3.1_15003.ssl.fail_verify_error": 9,
             }
         )
     )
     assert found == {
+        "tcp": Counted(7, 0),
         "plaintext": Counted(0, 6),
         PORT: Counted(3, 4),
         "shop/store|9000": Counted(0, 5),
