@@ -63,7 +63,7 @@ SECTIONS = {
         "check": ("smc.cli.check:check", "Say whether the mesh is well, and what mends it."),
     },
     "Certificates": {
-        "cert": ("smc.cli.cert:cert", "See certificates, revoke a proxy or an identity, and rotate who signs."),
+        "cert": ("smc.cli.cert:cert", "See certificates, revoke whoever has lost one, and rotate who signs."),
     },
     "The program itself": {
         "completion": ("smc.cli.completion:completion", "Print the script that completes smc's words in your shell."),

@@ -36,6 +36,7 @@ def answer() -> pb.CertificatesResponse:
     )
     found.revocations.add(identity="shop/thief", author="spiffe://x/operator/ben", time=NOW - 5, outstanding=["1b"])
     found.revocations.add(proxy="shop/back", author="spiffe://x/operator/ben", time=NOW - 5, admitted=True)
+    found.revocations.add(credential="operator/eve", author="spiffe://x/operator/ben", time=NOW - 5, reason="left")
     return found
 
 
@@ -48,7 +49,8 @@ def test_the_table() -> None:
         "REVOKED               STATE          AGE   BY    REASON\n"
         "proxy/shop/bad        revoked        60s   ann   stolen\n"
         "identity/shop/thief   pending        5s    ben   -\n"
-        "proxy/shop/back       let in again   5s    ben   -"
+        "proxy/shop/back       let in again   5s    ben   -\n"
+        "operator/eve          revoked        5s    ben   left"
     )
 
 
@@ -62,7 +64,8 @@ def test_wide_has_whole_serials_and_name_one_a_line() -> None:
 
 def test_json_is_for_programs() -> None:
     document = json.loads(cert.render(answer(), "json", NOW))
-    assert [one["state"] for one in document["revocations"]] == ["revoked", "pending", "let in again"]
+    assert [one["state"] for one in document["revocations"]] == ["revoked", "pending", "let in again", "revoked"]
+    assert [one.get("credential") for one in document["revocations"]] == [None, None, None, "operator/eve"]
     assert document["certificates"][1]["notBefore"] is None
     assert document["crl"] == {"number": 3, "resourceVersion": 40}
 
@@ -80,6 +83,11 @@ def test_json_is_for_programs() -> None:
             pb.RevokeResponse(revocation=pb.Revocation(identity="shop/buyer"), proxies=["shop/a", "shop/b"]),
             False,
             "its proxies are out: shop/a, shop/b",
+        ),
+        (
+            pb.RevokeResponse(revocation=pb.Revocation(credential="viewer/vic")),
+            False,
+            "to let it in again: smc token create viewer/vic",
         ),
         (pb.RevokeResponse(), True, "certificates that were revoked stay so"),
     ],

@@ -243,7 +243,52 @@ async def test_revoke_returns_once_the_certificates_are_listed_and_every_proxy_h
     assert "2 of 2 proxies have ACKed it" in result.output
 
 
-async def test_revoke_wants_one_of_two(desk: Desk) -> None:
-    for given in ([], ["--proxy", "shop/a", "--identity", "shop/a"]):
-        result = await desk.smc("cert", "revoke", *given)
-        assert result.exit_code == 2, result.output
+@pytest.mark.parametrize(
+    "given", [[], ["--proxy", "shop/a", "--identity", "shop/a"], ["--operator", "ann", "--viewer", "ann"]]
+)
+async def test_revoke_wants_one_of_four(desk: Desk, given: list[str]) -> None:
+    result = await desk.smc("cert", "revoke", *given)
+    assert result.exit_code == 2, result.output
+    assert "name a --proxy, an --identity, an --operator or a --viewer, and one alone" in result.output
+
+
+async def test_an_operator_is_revoked_by_name_waited_for_and_taken_back(desk: Desk) -> None:
+    revoked = await desk.smc("cert", "revoke", "--operator", "ann", "--reason", "left", "--wait=10s")
+    assert (revoked.exit_code, revoked.stdout) == (0, "operator/ann revoked\n"), revoked.output
+    assert "to let it in again: smc token create operator/ann" in revoked.stderr
+    assert "2 of 2 proxies have ACKed it" in revoked.stderr
+    again = await desk.smc("cert", "revoke", "--operator", "ann")
+    assert again.stdout == "operator/ann was revoked before\n"
+    listed = await desk.smc("cert", "list")
+    assert [line.split() for line in listed.stdout.splitlines()][-1][:2] == ["operator/ann", "revoked"]
+    back = await desk.smc("cert", "revoke", "--operator", "ann", "--undo")
+    assert (back.exit_code, back.stdout) == (0, "operator/ann is revoked no longer\n")
+
+
+async def test_who_revokes_himself_is_told_the_way_back_and_is_not_kept_waiting_for_what_he_may_not_ask(
+    desk: Desk,
+) -> None:
+    revoked = await desk.smc("cert", "revoke", "--operator", "admin", "--wait=10s")
+    assert (revoked.exit_code, revoked.stdout) == (0, "operator/admin revoked\n"), revoked.output
+    assert "that is you: another operator lets you in again with smc token create operator/admin" in revoked.stderr
+    assert "if there is none, smc recover" in revoked.stderr
+    assert "it is not waited for" in revoked.stderr
+    back = await desk.smc("cert", "revoke", "--operator", "admin", "--undo")
+    assert (back.exit_code, back.stdout) == (4, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "text"),
+    [
+        (["--operator", "Ann"], 1, "use operator/<name> or viewer/<name>"),
+        (["--viewer", "viewer/ann"], 1, "use operator/<name> or viewer/<name>"),
+        (["--operator", "ann", "--undo"], 3, "smc cert list shows who is"),
+        (["--identity", "shop/buyer-1", "--undo"], 3, "smc cert list shows who is"),
+    ],
+)
+async def test_who_cannot_be_revoked_or_was_not_is_said_with_what_to_do(
+    desk: Desk, given: list[str], code: int, text: str
+) -> None:
+    result = await desk.smc("cert", "revoke", *given)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert text in result.stderr
