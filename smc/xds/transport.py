@@ -5,7 +5,7 @@ bytes in memory: so a connection costs no buffer of its own, and each new one se
 moment. What is here joins the two to a socket, and bounds what a peer can make the server hold:
 
 - who is silent in the middle of the handshake is cut off, and so is who takes HANDSHAKE seconds for it, opens no stream
-  in IDLE, or answers no PING;
+  in IDLE, answers no PING, or does not read the last that it is told;
 - what a call does not read is not acknowledged, so a peer can send one window more and waits then;
 - of what a peer does not read, nothing is turned into frames beyond a small buffer. What was to be written stays the
   caller's own bytes, shared by all calls that were given the same.
@@ -307,7 +307,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         """Ends whatever has its time now: the connection's life, or its grace."""
         self._quiet = 0
-        """Sweeps since the peer said anything."""
+        """Sweeps since the peer said anything, or since this end is closed."""
         self._idle = 0
         """Sweeps without a call."""
         self._calls: dict[int, Call] = {}
@@ -323,12 +323,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        host, port = transport.get_extra_info("peername")[:2]
-        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if not self._server.entered(self):
+        address = transport.get_extra_info("peername")  # None: it is gone already
+        if address is None or not self._server.entered(self):
             self._closing = True
             self._transport.abort()
             return
+        host, port = address[:2]
+        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._transport.set_write_buffer_limits(high=_BUFFERED)
         self._tls = self._server.context().wrap_bio(self._incoming, self._outgoing, server_side=True)
 
@@ -341,12 +342,13 @@ class _Connection(asyncio.Protocol):
             if not self._up:
                 self._shake_hands()
             while self._incoming.pending and not self._closing:
-                self.http2.receive_data(self._tls.read(_RECORD))
-                self._take()
+                if data := self._tls.read(_RECORD):
+                    self.http2.receive_data(data)
+                    self._take()
+                else:
+                    self._close()  # the peer has said goodbye; what follows on that is never read
         except ssl.SSLWantReadError:
             pass  # a record, or a part of the handshake, whose rest is yet to come
-        except ssl.SSLZeroReturnError:
-            self._close()
         except (ssl.SSLError, ngh2.NGH2Error) as e:
             self._fail(str(e))
         self.flush()
@@ -432,9 +434,11 @@ class _Connection(asyncio.Protocol):
 
     def sweep(self) -> None:
         """Look after it; every SWEEP seconds."""
-        if self._closing:
-            return
         self._quiet += 1
+        if self._closing:
+            if self._quiet > 2:
+                self._transport.abort()  # who does not read the last that was said to him, and so would never go
+            return
         self._idle = 0 if self._calls else self._idle + 1
         if not self._up:
             if self._quiet > 2 or self._idle * SWEEP >= HANDSHAKE:
@@ -470,6 +474,7 @@ class _Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._closing = True
+        self._quiet = 0
         self._stop_timer()
         for call in self._calls.values():
             call.close()
