@@ -1,4 +1,4 @@
-"""A revoked proxy is out within seconds, on open connections too, and who shares its identity loses nothing."""
+"""Who is revoked is out within seconds, on what is open too, proxy or operator; and nobody else loses anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import ssl
 import sys
 import tempfile
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -24,8 +25,11 @@ from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.demo.bookstore import Placement
 from smc.demo.local import TRUST_DOMAIN
-from smc.demo.programs import Sidecar
+from smc.demo.processes import ProcessFailed
+from smc.demo.programs import Replica, Sidecar
 from smc.proxy.join import channel_options
+from smc.v1 import smc_pb2 as pb
+from smc.v1.smc_pb2_grpc import MeshStub
 from smc.xds.snapshot import Type
 
 mesh = module_mesh()
@@ -37,6 +41,7 @@ BUYERS = tuple(Placement("bookbuyer", f"bookbuyer-{n}", "bookbuyer") for n in (2
 GOOD, BAD = BUYERS
 """With the bookbuyer of the demo they are three proxies of one identity."""
 SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets"
+SERVICES = pb.ListRequest(group="smc.io", kind="Service")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """With which a client of HTTP/2 begins: whoever takes its certificate answers."""
 
@@ -108,7 +113,7 @@ def _tell(figures: str) -> None:
 
 async def _revocations(mesh: Mesh) -> dict[str, dict[str, Any]]:
     found = json.loads(await mesh.smc("cert", "list", "-o", "json"))["revocations"]
-    return {one.get("proxy") or f"identity {one['identity']}": one for one in found}
+    return {one.get("proxy") or one.get("credential") or f"identity {one['identity']}": one for one in found}
 
 
 def _after(prober: Prober, moment: float) -> list[int]:
@@ -267,3 +272,241 @@ async def test_the_next_leader_carries_out_what_the_dead_one_could_not(mesh: Mes
         await good.until(2000)
     good.assert_clean(minimum=2000)
     await _rejoin(mesh, bad)
+
+
+async def test_what_was_never_revoked_cannot_be_taken_back_and_a_name_that_is_none_is_told_what_would_be(
+    mesh: Mesh,
+) -> None:
+    before = await _revocations(mesh)
+    for subject, text in (
+        (("--identity", "bookbuyer/bookbuyer"), "identity bookbuyer/bookbuyer is not revoked"),
+        (("--proxy", "bookstore/bookstore-v1"), "proxy bookstore/bookstore-v1 is not revoked"),
+        (("--operator", "admin"), "operator admin is not revoked"),
+    ):
+        ended = await mesh.ended("cert", "revoke", *subject, "--undo")
+        assert (ended.code, ended.output) == (3, "")
+        assert text in ended.errors
+        assert "smc cert list shows who is" in ended.errors
+    wrong = await mesh.ended("cert", "revoke", "--operator", f"spiffe://{TRUST_DOMAIN}/operator/ann")
+    assert (wrong.code, wrong.output) == (1, "")
+    assert "names no operator and no viewer" in wrong.errors
+    assert "use operator/<name> or viewer/<name>" in wrong.errors
+    assert await _revocations(mesh) == before
+
+
+# ------------------------------------------------------------------------------------------------ operators and viewers
+
+
+async def _login(mesh: Mesh, path: str, place: str) -> Path:
+    """The directory of a new credential."""
+    token = (await mesh.smc("token", "create", path)).strip()
+    return await _use(mesh, token, place)
+
+
+async def _use(mesh: Mesh, token: str, place: str) -> Path:
+    directory = mesh.directory / place
+    join = [part for replica in mesh.replicas if replica.process.alive for part in ("--join", replica.join)]
+    await mesh.smc("login", *join, "--token", token, "--credential", str(directory))
+    return directory
+
+
+class Thief:
+    """Has a copy of somebody's credential, on a connection to each replica that stays open, and never stops."""
+
+    def __init__(self, mesh: Mesh, stolen: Credential) -> None:
+        self.credential = stolen
+        self.last: dict[str, float] = {}
+        """By replica: when it let the thief in last, by the loop's clock."""
+        self.told: dict[str, grpc.StatusCode] = {}
+        """By replica: what it said last."""
+        self._replicas = mesh.replicas
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def channel(self, replica: Replica) -> grpc.aio.Channel:
+        own = self.credential
+        tls = grpc.ssl_channel_credentials(own.roots_pem.encode(), own.key.encode(), own.chain.encode())
+        return grpc.aio.secure_channel(replica.api, tls, options=channel_options(x509.replica_host(TRUST_DOMAIN)))
+
+    async def ask(self, replica: Replica, method: str, request: Any) -> grpc.StatusCode:
+        async with self.channel(replica) as channel:
+            return await _status(channel, method, request)
+
+    async def renew(self, replica: Replica) -> None:
+        """Go over to another credential of the same name."""
+        key = x509.new_key()
+        async with self.channel(replica) as channel:
+            answer = await MeshStub(channel).Renew(pb.RenewRequest(csr=x509.request(key)), timeout=20)  # type: ignore[no-untyped-call]
+        own = self.credential
+        self.credential = Credential(own.uri, answer.chain, x509.private_pem(key).decode(), tuple(answer.roots))
+
+    async def _go_on(self, replica: Replica) -> None:
+        async with self.channel(replica) as channel:
+            while True:
+                asked = asyncio.get_running_loop().time()
+                self.told[replica.name] = found = await _status(channel, "List", SERVICES)
+                if found is grpc.StatusCode.OK:
+                    self.last[replica.name] = asked
+                await asyncio.sleep(0.02)
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._go_on(replica)) for replica in self._replicas]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _status(channel: grpc.aio.Channel, method: str, request: Any) -> grpc.StatusCode:
+    try:
+        await getattr(MeshStub(channel), method)(request, timeout=20)  # type: ignore[no-untyped-call]
+    except grpc.aio.AioRpcError as e:
+        return e.code()
+    return grpc.StatusCode.OK
+
+
+async def _everywhere(mesh: Mesh, thief: Thief, *, within: float) -> float:
+    """Seconds until every replica that is alive refuses the thief."""
+    alive = [replica.name for replica in mesh.replicas if replica.process.alive]
+
+    def refused() -> bool:
+        return {thief.told.get(name) for name in alive} == {grpc.StatusCode.PERMISSION_DENIED}
+
+    return await eventually(refused, timeout=within, what=f"refused by all: {thief.told}")
+
+
+async def test_a_stolen_operators_credential_is_refused_by_every_replica_and_stays_so_when_the_leader_dies(
+    mesh: Mesh,
+) -> None:
+    loop = asyncio.get_running_loop()
+    await mesh.wait_synced()
+    stolen = await asyncio.to_thread(credentials.read, await _login(mesh, "operator/ann", "ann"))
+    ben = await asyncio.to_thread(credentials.read, await _login(mesh, "viewer/ben", "ben"))
+    early, renewed = Thief(mesh, stolen), Thief(mesh, stolen)
+    await renewed.renew(mesh.replicas[1])
+    accomplice = (
+        await mesh.smc("token", "create", "operator/eve", "--credential", str(mesh.directory / "ann"))
+    ).strip()
+    watching = asyncio.create_task(
+        mesh.ended("get", "traffictargets", "-A", "--watch", "--credential", str(mesh.directory / "ann"))
+    )
+    async with (
+        mesh.prober("bookbuyer/bookbuyer", rate=100) as prober,
+        early,
+        renewed,
+        Thief(mesh, ben) as other,
+    ):
+        await eventually(
+            lambda: all(len(one.last) == 3 for one in (early, renewed, other)), timeout=20, what="all are let in"
+        )
+        await prober.until(200)
+        # What is open for eight seconds, in each replica: it waits for a revision that there will not be.
+        never = pb.WaitRequest(resource_versions=[2**40], seconds=8)
+        waits = [asyncio.create_task(early.ask(replica, "Wait", never)) for replica in mesh.replicas]
+        await asyncio.sleep(0.5)
+        assert not any(wait.done() for wait in waits)
+        assert not watching.done()
+
+        told = await mesh.smc("cert", "revoke", "--operator", "ann", "--reason", "lost the laptop")
+        moment = loop.time()
+        assert told == "operator/ann revoked\n"
+        calls = max([await _everywhere(mesh, thief, within=DEADLINE) for thief in (early, renewed)])
+        assert set(await asyncio.gather(*waits)) == {grpc.StatusCode.PERMISSION_DENIED}
+        open_ = loop.time() - moment
+        ended = await watching
+        watch = loop.time() - moment
+        _tell(
+            f"after the revocation of an operator: no call {calls:.2f} s, none open {open_:.2f}, no watch {watch:.2f}"
+        )
+        assert open_ < DEADLINE
+        assert watch < DEADLINE
+        assert (ended.code, "the credential of operator/ann is revoked" in ended.errors) == (4, True)
+
+        for thief in (early, renewed):
+            for replica in mesh.replicas:
+                for method, request in (
+                    ("Renew", pb.RenewRequest(csr=x509.request(x509.new_key()))),
+                    ("CreateToken", pb.CreateTokenRequest(credential="operator/eve")),
+                    ("Revoke", pb.RevokeRequest(credential="operator/ann", undo=True)),
+                ):
+                    assert await thief.ask(replica, method, request) is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(ProcessFailed, match="operator/ann was revoked after this token was made"):
+            await _use(mesh, accomplice, "eve")
+
+        leader, key = await mesh.leader(), await mesh.leader_key()
+        await leader.kill()
+
+        async def another_leads() -> bool:
+            return await mesh.leader_key() not in (None, key)
+
+        await eventually(another_leads, timeout=30, what="another replica leads", every=0.1)
+        died = loop.time()
+        await leader.start()
+        await leader.until_ready()
+        for thief in (early, renewed):
+            await _everywhere(mesh, thief, within=20)
+            assert max(thief.last.values()) < moment + DEADLINE < died, "nobody lets it in again, also when it starts"
+
+        one = (await _revocations(mesh))["operator/ann"]
+        assert (one["state"], one["reason"], one["author"]) == (
+            "revoked", "lost the laptop", f"spiffe://{TRUST_DOMAIN}/operator/admin"
+        )  # fmt: skip
+        anew = await _login(mesh, "operator/ann", "ann-again")
+        for replica in mesh.replicas:
+            await mesh.smc("get", "traffictargets", "-A", "--server", replica.api, "--credential", str(anew))
+        assert (await _revocations(mesh))["operator/ann"]["state"] == "let in again"
+        for thief in (early, renewed):
+            await _everywhere(mesh, thief, within=DEADLINE)
+        assert min(other.last.values()) > died, "nobody else lost anything"
+        await prober.until(1000)
+    prober.assert_clean(minimum=1000)
+
+
+async def test_a_viewer_is_revoked_while_nobody_leads_and_as_it_was_once_that_is_taken_back(mesh: Mesh) -> None:
+    await mesh.wait_synced()
+    stolen = await asyncio.to_thread(credentials.read, await _login(mesh, "viewer/carl", "carl"))
+    leader, key = await mesh.leader(), await mesh.leader_key()
+    others = [replica for replica in mesh.replicas if replica is not leader]
+    async with Thief(mesh, stolen) as thief:
+        await eventually(lambda: len(thief.last) == 3, timeout=20, what="it is let in")
+        await leader.kill()
+        servers = [part for replica in others for part in ("--server", replica.api)]
+        assert await mesh.smc("cert", "revoke", "--viewer", "carl", *servers) == "viewer/carl revoked\n"
+        took = await _everywhere(mesh, thief, within=DEADLINE)
+        assert await mesh.leader_key() in (None, key), "nobody has begun to lead meanwhile"
+        _tell(f"after the revocation of a viewer while nobody leads: no call {took:.2f} s")
+        await leader.start()
+        await leader.until_ready()
+        await _everywhere(mesh, thief, within=20)
+        assert await mesh.smc("cert", "revoke", "--viewer", "carl", "--undo") == "viewer/carl is revoked no longer\n"
+
+        def back() -> bool:
+            return set(thief.told.values()) == {grpc.StatusCode.OK}
+
+        await eventually(back, timeout=DEADLINE, what="it is as it was")
+        assert "viewer/carl" not in await _revocations(mesh)
+
+
+async def test_an_operator_that_revokes_itself_is_told_the_way_back_and_the_key_encryption_key_is_one(
+    mesh: Mesh,
+) -> None:
+    dora = await _login(mesh, "operator/dora", "dora")
+    ended = await mesh.ended("cert", "revoke", "--operator", "dora", "--wait", "--credential", str(dora))
+    assert (ended.code, ended.output) == (0, "operator/dora revoked\n")
+    assert "that is you: another operator lets you in again with smc token create operator/dora" in ended.errors
+
+    async def out() -> bool:
+        found = await mesh.ended("cert", "revoke", "--operator", "dora", "--undo", "--credential", str(dora))
+        assert found.code == 4, "it cannot take that back itself, on no replica"
+        return "smc recover" in found.errors
+
+    assert await out()
+    etcd = ",".join(mesh.etcd.endpoints)
+    recover = ("recover", "--etcd", etcd, "--kek-file", str(mesh.directory / "kek"), "--operator", "dora")
+    servers = [part for replica in mesh.replicas for part in ("--server", replica.api)]
+    await mesh.smc(*recover, *servers, "--credential", str(mesh.directory / "recovered"))
+    for replica in mesh.replicas:
+        where = ("--server", replica.api, "--credential", str(mesh.directory / "recovered"))
+        await mesh.smc("get", "traffictargets", "-A", *where)
+    assert (await _revocations(mesh))["operator/dora"]["state"] == "let in again"
