@@ -13,8 +13,11 @@ from smc.xds import messages
 from smc.xds.snapshot import Resource, Type
 from smc.xds.stream import Request, Response
 
-MOST_SHARED = 16 * 1024 * 1024
-"""Bytes of responses that are kept for the next stream that is sent the same."""
+MOST_SHARED = 48 * 1024 * 1024
+"""Bytes of memory for the responses that are kept for the next stream that is sent the same."""
+
+_EACH = 512
+"""Bytes of memory that a response takes that is kept, and each resource and name in it, however short they are."""
 
 _NONCE = b"\x2a"
 """In front of a nonce and its length: field 5 of a response."""
@@ -72,7 +75,7 @@ class Encoder:
         self._encoded: WeakKeyDictionary[Resource, bytes] = WeakKeyDictionary()
         self._shared: dict[tuple[Type, str, tuple[Resource, ...], tuple[str, ...]], bytes] = {}
         self._held = 0
-        """Bytes in these."""
+        """Bytes of memory that these take."""
 
     def encode(self, response: Response) -> tuple[bytes, bytes]:
         """The serialised message, in two parts of which the first is shared."""
@@ -86,10 +89,13 @@ class Encoder:
         written = self._shared.get(key)
         if written is None:
             written = self._write(response)
-            self._held += len(written)
+            # Whoever asks for what does not exist is answered with what nobody else has: so each resource is taken for
+            # one that is there only because it is kept here, once as it was made, once encoded, and in the response.
+            cost = 3 * len(written) + _EACH * (1 + len(response.resources) + len(response.removed))
+            self._held += cost
             if self._held > MOST_SHARED:
                 self._shared.clear()
-                self._held = len(written)
+                self._held = cost
             self._shared[key] = written
         return written
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
 from smc.xds import delta
 from smc.xds.stream import ProtocolError, Request, Response
-from tests.unit.xds.resources import CLUSTER, ENDPOINT, SECRET, assignment, cluster, secret
+from smc.xds.subscription import empty_route
+from tests.unit.xds.resources import CLUSTER, ENDPOINT, ROUTE, SECRET, assignment, cluster, secret
 
 
 def test_a_request_is_read_whole() -> None:
@@ -78,12 +82,27 @@ def test_a_response_is_written_once_for_all_who_are_told_the_same() -> None:
         assert encoder.encode(other)[0] != first
 
 
-def test_what_is_kept_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [6, 256], ids="names of {}".format)
+@pytest.mark.parametrize("names", [1, 1_000], ids="{} in a response".format)
+@pytest.mark.parametrize("exist", [True, False], ids=["that exist", "that do not"])
+def test_all_that_is_kept_for_others_is_bounded(
+    exist: bool, names: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "MOST_SHARED", 3_000_000)
     encoder = delta.Encoder("replica-1")
-    monkeypatch.setattr(delta, "MOST_SHARED", 10_000)
-    for number in range(1_000):
-        encoder.encode(Response(CLUSTER, (cluster(f"c{number}"),), (), "v", "1"))
-        assert sum(map(len, encoder._shared.values())) <= 10_000
+    tracemalloc.start()
+    try:
+        for first in range(0, 8_000, names):
+            asked = [f"{number}".rjust(length, "n") for number in range(first, first + names)]
+            found, missing = (tuple(map(empty_route, asked)), ()) if exist else ((), tuple(asked))
+            encoder.encode(Response(ROUTE, found, missing, "v", "1"))
+            del asked, found, missing
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert encoder._shared
+    assert held <= delta.MOST_SHARED, "the resources and names that are kept with a response count as well"
 
 
 def test_a_secret_is_encoded_once_and_forgotten_with_it() -> None:
