@@ -19,6 +19,10 @@ from smc.errors import Denied
 from smc.model import Name
 from smc.records import AdmissionRecord, Keys, TokenRecord, UnreadableRecord, decode, encode
 
+MOST_ADMITTED = 100
+"""Credentials of one path that count after it was revoked, the newest: who renews has no use for those before, and who
+renews in a loop must not fill the store."""
+
 
 def is_revocable(credential: str) -> bool:
     """Whether a credential can be revoked by its path. A replica's cannot: whoever unwraps the mesh's key is one."""
@@ -77,7 +81,7 @@ async def admit(
     key = keys.admitted_credential(credential)
     there = await kv.get(key)
     before = [one for one in _read(there, credential, revoked) if one[1] > now]
-    after = (*before, (f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp()))
+    after = (*before[1 - MOST_ADMITTED :], (f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp()))
     return Put(key, encode(_record(credential, revoked, after))), unchanged(key, there)
 
 

@@ -19,7 +19,7 @@ from smc.cli.pages import examples
 from smc.cli.session import Session, credential_option, server_option
 from smc.cli.table import table
 from smc.config import HEALTH_PORT
-from smc.errors import SmcError
+from smc.errors import Denied, SmcError
 
 if TYPE_CHECKING:
     from smc.certificates.credential import Credential
@@ -68,6 +68,8 @@ def credential(found: Credential, now: float) -> Check:
 def server(address: str, answer: Any) -> Check:
     """What a server says of itself, a ProxiesResponse of its own proxies; or the SmcError that it was."""
     id_ = f"server/{address}"
+    if isinstance(answer, Denied):
+        return Check(id_, Result.ERROR, answer.message, LOGIN)
     if isinstance(answer, SmcError):
         return Check(
             id_, Result.ERROR, answer.message, "smc serve, on its machine: is it running, and what does it log?"

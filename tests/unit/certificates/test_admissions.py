@@ -15,7 +15,7 @@ from smc.certificates.revoking import Revoked
 from smc.certificates.tokens import Token, create_token, redeem
 from smc.errors import Conflict, Denied, Invalid
 from smc.model import Identity, Name
-from smc.records import RevocationRecord, TokenRecord, decode, encode
+from smc.records import AdmissionRecord, RevocationRecord, TokenRecord, decode, encode
 from tests.unit.certificates.issuer import Mesh, now
 
 pytestmark = pytest.mark.looptime
@@ -193,6 +193,23 @@ async def test_nothing_is_signed_for_a_proxy_of_a_revoked_identity() -> None:
         await asyncio.sleep(0.1)
         with pytest.raises(Invalid, match="the identity shop/buyer of shop/buyer is revoked"):
             await join(mesh, await token_of(mesh))
+
+
+@HOLDERS
+async def test_whoever_renews_in_a_loop_fills_no_record(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admissions, "MOST_ADMITTED", 3)
+    mesh = await Mesh.make()
+    async with mesh.leading():
+        await revoke(mesh, path)
+        first = serial = await join(mesh, await token_of(mesh, path))
+        for _ in range(5):
+            serial = await renew(mesh, serial, path)
+        item = await mesh.kv.get(mesh.keys.admitted_credential(path))
+        assert item is not None
+        assert len(decode(AdmissionRecord, item.value).credentials) == 3
+        with pytest.raises(Denied):
+            await renew(mesh, first, path)
+        assert await renew(mesh, serial, path)
 
 
 async def test_an_admission_that_cannot_be_read_admits_nobody() -> None:

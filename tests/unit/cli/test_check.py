@@ -140,6 +140,18 @@ def test_a_server_that_is_not_ready_is_an_error() -> None:
 ONE, TWO = pb.Replica(name="a", leader=True, ready=True, revision=7), pb.Replica(name="b", ready=True, revision=6)
 
 
+async def test_whoever_is_revoked_is_told_so_and_to_log_in_again(pair: Pair) -> None:
+    await call(pair.one, pair.one.operator, "Revoke", pb.RevokeRequest(credential="operator/admin"))
+    for replica in (pair.one, pair.two):
+        replica.mesh = replace(replica.mesh, revoked_credentials={"operator/admin": ()})
+    result, found = await pair.smc("-o", "json")
+    assert (result.exit_code, found["server"], found["replicas"]) == (1, "error", "skipped")
+    one, two = json.loads(result.stdout)["checks"][1:3]
+    for told in (one, two):
+        assert told["reason"] == "the credential of operator/admin is revoked"
+        assert told["command"] == "smc login --join <host> --token <token>"
+
+
 def test_one_replica_alone_is_a_warning_and_one_that_is_not_there_an_error() -> None:
     assert check.replicas([ONE, TWO], ()).result == "ok"
     assert check.replicas([ONE], ()).result == "warning"
