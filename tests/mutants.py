@@ -72,6 +72,31 @@ UNIT = (
         ),
     ),
     Caught(
+        "a call outlives the revocation of its caller",
+        "smc/api/calls.py",
+        (
+            (
+                "timeout=LOOK_AGAIN))[0]:\n                await self.admit(caller)",
+                "timeout=LOOK_AGAIN))[0]:\n                pass",
+            ),
+        ),
+        ("tests/unit/api/test_revocations.py::test_a_call_that_is_open_ends_when_its_caller_is_revoked",),
+    ),
+    Caught(
+        "whoever is revoked takes it back on a replica that is behind",
+        "smc/api/revocations.py",
+        (
+            (
+                "guards = [admissions.unchanged(subject.key, item), *await may()]",
+                "guards = [admissions.unchanged(subject.key, item)]",
+            ),
+        ),
+        (
+            "tests/unit/api/test_revocations.py::"
+            "test_a_replica_whose_mesh_is_behind_makes_nothing_that_would_outlast_the_revocation",
+        ),
+    ),
+    Caught(
         "watch resumed at the header's revision",
         "cluster/etcd.py",
         (
