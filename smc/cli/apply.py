@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smc.cli import say, tracing
+from smc.cli.completion import complete_kind, complete_name
 from smc.cli.documents import Document, read
 from smc.cli.kinds import identify, namespace_of, resolve, split_name
 from smc.cli.pages import examples
@@ -26,7 +27,9 @@ HOPELESS = (Denied, Unauthenticated, Expired, Unavailable)
 
 def file_options(f: F) -> F:
     """-f and -n, as every command has them that reads manifests."""
-    namespace = click.option("-n", "--namespace", default="", help="For manifests that name none.")
+    namespace = click.option(
+        "-n", "--namespace", default="", help="The namespace of what names none. Default: default."
+    )
     files = click.option(
         "-f",
         "--filename",
@@ -115,8 +118,8 @@ def apply(
         exits={LAGGING: "it is written, and after the time some proxies still go by it"},
     ),
 )
-@click.argument("kind", required=False)
-@click.argument("name", required=False)
+@click.argument("kind", required=False, shell_complete=complete_kind)
+@click.argument("name", required=False, shell_complete=complete_name)
 @file_options
 @wait_option
 @click.option("--resource-version", type=click.IntRange(min=1), default=None, help="Only this version.")

@@ -25,11 +25,10 @@ SHOWN = 20
 @click.command(
     help=f"""Show a manifest with its problems, who refuses it, and which proxies it reached.
 
-    {KIND_HELP}
-
-    A manifest reaches a proxy whose routes or policy are made from it. Those that have not ACKed it as it is now come
-    first, and why they have not.
-    """,
+{KIND_HELP}
+A manifest reaches a proxy whose routes or policy are made from it. Those that have not ACKed it as it is now come
+first, and why they have not. Of a service it says where intercepted applications dial it.
+""",
     epilog=examples("smc describe trafficsplit bookstore -n shop", "smc describe tt/buyer-to-bookstore -n shop"),
 )
 @click.argument("kind", shell_complete=complete_kind)

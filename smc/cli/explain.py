@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smc.cli import say
+from smc.cli.completion import complete_proxy
 from smc.cli.kinds import named_by
 from smc.cli.pages import examples
 from smc.cli.session import Session, connected
@@ -42,7 +43,7 @@ class Header(click.ParamType[tuple[str, str]]):
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("caller")
+@click.argument("caller", shell_complete=complete_proxy)
 @click.argument("service")
 @click.option("--port", type=click.IntRange(1, 65535), default=None, help="Of the service. Default: its only one.")
 @click.option("--method", default="", help="Default: GET; POST of what speaks gRPC.")

