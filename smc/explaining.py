@@ -190,7 +190,10 @@ def _is_grpc(proxy: Proxy) -> bool:
 def _unanswered(caller: Proxy, protocol: Protocol) -> str:
     if _is_grpc(caller):
         return "the call ends with UNAVAILABLE"
-    return f"the caller's proxy {'closes the connection' if protocol is Protocol.TCP else 'answers 503'}"
+    if protocol is not Protocol.TCP:
+        return "the caller's proxy answers 503"
+    asks = caller.workload.sidecar is Sidecar.EXPLICIT
+    return f"the caller's proxy {'answers CONNECT with 503' if asks else 'closes the connection'}"
 
 
 def _verdict(ways: tuple[Way, ...], unanswered: str) -> tuple[Verdict, str]:

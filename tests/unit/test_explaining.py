@@ -298,9 +298,11 @@ def test_of_connections_only_limits_are_told(store: Store) -> None:
     store.apply(traffic_text("shop/all", "store", settings))
     found, server = explained(store)
     assert (found.effects, server.effects) == ((), ())
-    assert [told(way.effects) for way in found.ways] == [
-        [("limits", 1.0, "may be at most 1 connections at a time; beyond it the caller's proxy closes the connection")]
-    ]
+    most = "may be at most 1 connections at a time; beyond it the caller's proxy"
+    assert [told(way.effects) for way in found.ways] == [[("limits", 1.0, f"{most} answers CONNECT with 503")]]
+    store.apply(workload_text("shop/buyer", "buyer", sidecar=Sidecar.INTERCEPTED))
+    found, _ = explained(store)
+    assert [told(way.effects) for way in found.ways] == [[("limits", 1.0, f"{most} closes the connection")]]
 
 
 def test_a_policy_that_the_callers_proxy_goes_without_does_nothing(store: Store) -> None:
