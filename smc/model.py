@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Name:
-    """A name within a namespace; written `<namespace>/<name>`."""
+class Name(NamedTuple):
+    """A name within a namespace; written `<namespace>/<name>`.
+
+    A tuple, for it is the key of nearly every table: a dataclass computes its hash in Python, each time.
+    """
 
     namespace: str
     name: str

@@ -660,6 +660,8 @@ def _plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, Name):
+        return {"namespace": value.namespace, "name": value.name}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
@@ -685,6 +687,9 @@ def _make_reader(kind: Any) -> Callable[[Any], Any]:
         return lambda plain: tuple(read(item) for read, item in zip(readers, plain, strict=True))
     if kind is Any or origin is not None:
         return lambda plain: plain
+    if kind is Name:
+        text = _reader(str)
+        return lambda plain: Name(text(plain["namespace"]), text(plain["name"]))
     if is_dataclass(kind):
         return _dataclass_reader(kind)
     if kind is bytes:
