@@ -6,6 +6,11 @@ import asyncio
 import os
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair. In CI the default is to draw the same ones each time.
+settings.register_profile("untimed", parent=settings.default, deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:
