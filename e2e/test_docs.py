@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,12 @@ import pytest_asyncio
 from e2e.kit import invariants
 from e2e.kit.namespaces import Host, Namespaces
 from e2e.kit.reader import Places, Reader
+from smc import plugins
+from smc.cli.session import Session
 from smc.demo.addresses import Addresses
 from smc.demo.processes import Children
 from smc.demo.programs import find_etcd
+from smc.v1 import smc_pb2 as pb
 from tests.documentation import CHAPTERS, DOCS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -92,12 +95,17 @@ async def test_every_command_of_a_chapter_does_what_it_says(chapter: Path, reade
     assert await _mesh(reader) == before, "it leaves the mesh as it was"
 
 
-async def _mesh(reader: Reader) -> str:
-    """Every manifest, and every proxy."""
-    kinds = ("services", "workloads", "trafficsplits", "traffictargets", "httproutegroups", "tcproutes")
-    own = ("identitybindings", "trafficpolicies", "namespaceconfigs", "meshconfigs")
-    lines = [f"smc get {kind} -A -o name" for kind in (*kinds, *own)]
-    return await reader.try_out("; ".join([*lines, "smc proxy status -o name"]))
+async def _mesh(reader: Reader) -> Sequence[str]:
+    """Every manifest as it is written, and every proxy."""
+    return await asyncio.to_thread(_all_of, reader.home / "admin")
+
+
+def _all_of(credential: Path) -> Sequence[str]:
+    # One session and no commands: each of those begins a Python of its own.
+    with contextlib.closing(Session(credential, ())) as session:
+        lists = [session.call("List", pb.ListRequest(group=k.group, kind=k.name)) for k in plugins.kinds()]
+        manifests = [f"{o.kind} {o.namespace}/{o.name} {o.json}" for listed in lists for o in listed.objects]
+        return [*manifests, *sorted(proxy.name for proxy in session.call("Proxies", pb.ProxiesRequest()).proxies)]
 
 
 async def test_machines_of_their_own_join_as_their_chapter_says() -> None:
