@@ -109,14 +109,8 @@ class Gate:
     ) -> tuple[Any, Failure | None]:
         try:
             peer, caller = self.identify(call)
-            if wait := self.limiter.admit(peer):
-                raise _exhausted(f"too many calls from {peer}", wait)  # noqa: TRY301
-            self.authorise(caller, method)
-            await self.admit(caller)
-            # Whoever is revoked is told so, however often he asks.
-            if wait := self.rarer(caller, method):
-                raise _exhausted(f"{peer} calls {method} too often", wait)  # noqa: TRY301
             async with asyncio.timeout(self.deadline):
+                await self._let_in(peer, caller, method)
                 return await self._while_let_in(work(parse(request), caller), caller), None
         except DecodeError:
             return None, Failure(
@@ -134,6 +128,22 @@ class Gate:
             return None, Failure(
                 "Internal", f"{method} failed inside the replica", f"its log says why, under the id {id_}", id=id_
             )
+
+    async def _let_in(self, peer: str, caller: Any, method: str) -> None:
+        """Check all that can be told before the request is read.
+
+        Raises:
+            Exhausted: too many calls.
+            Denied: the caller may not, or is revoked.
+            SmcError: that cannot be told.
+        """
+        if wait := self.limiter.admit(peer):
+            raise _exhausted(f"too many calls from {peer}", wait)
+        self.authorise(caller, method)
+        await self.admit(caller)
+        # After that: whoever is revoked is told so, however often he asks.
+        if wait := self.rarer(caller, method):
+            raise _exhausted(f"{peer} calls {method} too often", wait)
 
     async def _while_let_in(self, work: Awaitable[Any], caller: Any) -> Any:
         """What the work comes to; it is ended once the caller is revoked, however long it would have lasted.
