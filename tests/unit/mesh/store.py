@@ -138,8 +138,11 @@ class Store:
         record = RevocationRecord(None, None, "stolen", "spiffe://x/operator/a", 1.0, path)
         return self.put(KEYS.revoked_credential(path), record)
 
-    def admit_credential(self, path: str, revocation: int, *serials: str) -> None:
-        record = AdmissionRecord(None, revocation, tuple((serial, 9.0) for serial in serials), path)
+    def admit_credential(self, path: str, *serials: str) -> None:
+        """Let an operator or a viewer in with these, since its revocation."""
+        there = self.items.get(KEYS.revoked_credential(path))
+        since = there.mod_revision if there is not None else 1
+        record = AdmissionRecord(None, since, tuple((serial, 9.0) for serial in serials), path)
         self.put(KEYS.admitted_credential(path), record)
 
     def admit(self, proxy: str, *serials: str, revocation: int = 0) -> None:

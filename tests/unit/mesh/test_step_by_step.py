@@ -77,6 +77,7 @@ KINDS = (
     "ports", "group", "quarantine", "quarantine", "traffic", "address", "address",
     "config", "namespace config", "bundle", "synced", "broken",
     "revoked", "revoked", "revoked identity", "admitted", "listed", "listed",
+    "revoked operator", "admitted operator",
 )  # fmt: skip
 
 
@@ -220,6 +221,12 @@ def changes(draw: st.DrawFn) -> Change:
         case "admitted":
             key = KEYS.admission(name(workload))
             put = methodcaller("admit", workload, *some(("a1", "a2"), 1))
+        case "revoked operator":
+            key = KEYS.revoked_credential(f"operator/{account}")
+            put = methodcaller("revoke_credential", f"operator/{account}")
+        case "admitted operator":
+            key = KEYS.admitted_credential(f"operator/{account}")
+            put = methodcaller("admit_credential", f"operator/{account}", *some(("a1", "a2"), 1))
         case "listed":
             key = KEYS.crl
             put = methodcaller("list_revoked", *((one(("a/s", "a/t", "b/s")), f) for f in some(("f1", "f2", "f3"))))
