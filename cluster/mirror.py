@@ -10,10 +10,9 @@ but a pause, so only a read can tell that the store is lost, or that it is anoth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from math import isqrt
 from typing import Protocol, TypeVar
 
 import structlog
@@ -34,6 +33,7 @@ from cluster.kv import (
     Unavailable,
     View,
 )
+from cluster.overlay import Overlay, is_much, merged
 
 PROBE_EVERY = 2.0
 """Seconds between two reads that only ask whether the store is there, and the same."""
@@ -376,45 +376,7 @@ class _Table:
         return self._delta[key] is not None if key in self._delta else key in self._base
 
     def frozen(self) -> Mapping[str, KeyValue]:
-        if len(self._delta) > 64 + isqrt(len(self._base)):
-            base = dict(self._base)
-            for key, item in self._delta.items():
-                if item is None:
-                    del base[key]
-                else:
-                    base[key] = item
-            self._base, self._delta = base, {}
-        return _Frozen(self._base, dict(self._delta), self._length)
-
-
-class _Frozen(Mapping[str, KeyValue]):
-    """What `_Table.frozen` returns. Any thread may read it. The order of its keys means nothing."""
-
-    __slots__ = ("_base", "_delta", "_length")
-
-    def __init__(self, base: dict[str, KeyValue], delta: dict[str, KeyValue | None], length: int) -> None:
-        self._base = base
-        self._delta = delta
-        self._length = length
-
-    def __getitem__(self, key: str) -> KeyValue:
-        item = self._delta[key] if key in self._delta else self._base[key]
-        if item is None:
-            raise KeyError(key)
-        return item
-
-    def __iter__(self) -> Iterator[str]:
-        if not self._delta:
-            return iter(self._base)
-        return self._merged()
-
-    def _merged(self) -> Iterator[str]:
-        for key in self._base:
-            if key not in self._delta:
-                yield key
-        for key, item in self._delta.items():
-            if item is not None:
-                yield key
-
-    def __len__(self) -> int:
-        return self._length
+        """All of them. Any thread may read it. The order of its keys means nothing."""
+        if is_much(len(self._delta), len(self._base)):
+            self._base, self._delta = merged(self._base, self._delta), {}
+        return Overlay(self._base, dict(self._delta))

@@ -88,7 +88,7 @@ async def _wanted(meshes: AsyncGenerator[Mesh, None]) -> AsyncGenerator[Wanted, 
     async for mesh in meshes:
         config = mesh.config
         wanted = Wanted(
-            mesh.identities - mesh.revoked_identities.keys(),
+            mesh.identities - mesh.revoked_identities.keys() if mesh.revoked_identities else mesh.identities,
             config.workload_certificate_ttl,
             config.credential_ttl,
             _revoked(mesh),

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import islice
 
 import structlog
 from opentelemetry.context import Context
@@ -19,6 +20,7 @@ from opentelemetry.trace import SpanContext
 
 from cluster.kv import KeyValue, Unavailable, View
 from cluster.mirror import Mirror
+from cluster.overlay import Overlay
 from smc import errors, telemetry
 from smc.errors import NotFound
 from smc.manifests import PolicyApi
@@ -61,6 +63,7 @@ class Pipeline:
         self._sources = sources
         self._max_staleness = max_staleness
         self._metrics = metrics
+        metrics.problems.set_function(self._count_problems)
         self._pending: View | None = None
         self._arrived = asyncio.Event()
         self._built: asyncio.Condition = asyncio.Condition()
@@ -71,8 +74,10 @@ class Pipeline:
         """The generation and revision of the View that was built last."""
         self._failed = (0, 0), ""
         """The same of the View that could not be built last, and why."""
-        self._slots: dict[Slot, Name] = {}
-        """Of every open stream, whose it is."""
+        self._slots: dict[Name, dict[Slot, None]] = {}
+        """Of every proxy that has an open stream, those of its streams."""
+        self._stale: set[Name] = set()
+        """The proxies whose slots are."""
         self._only: dict[tuple[Name, str], Slot] = {}
         """Of each proxy that has one stream for a service."""
         self._build_context: SpanContext | None = None
@@ -130,28 +135,27 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         async with self._publishing:
             started = loop.time()
-            names = {name for slot, name in self._slots.items() if everyone or slot.stale or name in mesh.affected}
+            there = self._slots.keys()
+            names = set(there) if everyone else (there & mesh.affected) | (there & self._stale)
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
+            looked_at = there if self.mesh is None or _revokes_others(self.mesh, mesh) else names
             self.mesh, self._view = mesh, view
             self._build_context = context
             self._generation = view.generation
-            anybody_is_revoked = bool(mesh.admitted or mesh.revoked_identities)
-            for slot, name in self._slots.items():
-                if anybody_is_revoked and (why := mesh.refuses(name, slot.serial)):
-                    # Before it is given anything of this Mesh: a key that took the place of its own, for one.
-                    slot.end(why)
-                    continue
-                if name not in names:
-                    continue
-                if name not in mesh.proxies:
-                    slot.end(f"workload {name} was removed from the mesh")
-                elif name in snapshots:
-                    slot.put(snapshots[name], mesh.revision, context)
-                else:
-                    slot.stale = True
+            self._stale = set()
+            for name in names | looked_at:
+                for slot in self._slots.get(name, ()):
+                    if why := mesh.refuses(name, slot.serial):
+                        # Before it is given anything of this Mesh: a key that took the place of its own, for one.
+                        slot.end(why)
+                    elif name not in names:
+                        continue
+                    elif name not in mesh.proxies:
+                        slot.end(f"workload {name} was removed from the mesh")
+                    else:
+                        self._fill(slot, name, snapshots, mesh.revision)
             self._metrics.snapshot_time.observe(loop.time() - started)
         self._metrics.revision.set(mesh.revision)
-        self._metrics.problems.set(sum(len(problems) for problems in mesh.problems.values()))
         async with self._built:
             self._reached = (view.generation, view.revision)
             self._built.notify_all()
@@ -181,14 +185,17 @@ class Pipeline:
         mesh, view = self.mesh, self._view
         if mesh is None or view is None:
             raise errors.Unavailable(self.unready_reason)
-        items = dict(view.items)
         revision = view.revision + 1
+        late: dict[str, KeyValue | None] = dict.fromkeys(changes)
         for key, value in changes.items():
-            there = items.pop(key, None)
+            there = view.items.get(key)
             if value is not None:
-                items[key] = KeyValue(key, value, there.create_revision if there else revision, revision)
-        imagined = replace(view, revision=revision, items=items, changed=frozenset(changes))
+                late[key] = KeyValue(key, value, there.create_revision if there else revision, revision)
+        imagined = replace(view, revision=revision, items=Overlay(view.items, late), changed=frozenset(changes))
         return mesh, await asyncio.to_thread(build, mesh, imagined, self._policies)
+
+    def _count_problems(self) -> float:
+        return float(sum(map(len, self.mesh.problems.values()))) if self.mesh is not None else 0.0
 
     # ---------------------------------------------------------------------------------------------------- the streams
 
@@ -278,17 +285,21 @@ class Pipeline:
                 raise errors.Denied(why)
             snapshots = await asyncio.to_thread(self._snapshots, mesh, [proxy])
             slot = Slot(serial)
-            if proxy in snapshots:
-                slot.put(snapshots[proxy], mesh.revision, self._build_context)
-            else:
-                slot.stale = True
+            self._fill(slot, proxy, snapshots, mesh.revision)
             if not self.is_program(proxy):
                 if older := self._only.get((proxy, service)):
                     older.end(f"a newer stream of {proxy} took its place")
-                    self._slots.pop(older, None)
+                    self._forget(proxy, older)
                 self._only[proxy, service] = slot
-            self._slots[slot] = proxy
+            self._slots.setdefault(proxy, {})[slot] = None
             return slot
+
+    def _fill(self, slot: Slot, proxy: Name, snapshots: Mapping[Name, Snapshot], revision: int) -> None:
+        if proxy in snapshots:
+            slot.put(snapshots[proxy], revision, self._build_context)
+        else:
+            slot.stale = True
+            self._stale.add(proxy)
 
     def is_program(self, proxy: Name) -> bool:
         """Whether it is a gRPC program, which has several streams."""
@@ -297,9 +308,15 @@ class Pipeline:
 
     def unsubscribe(self, proxy: Name, slot: Slot, service: str = "") -> None:
         """Forget a slot; one that a newer subscription replaced is no error."""
-        self._slots.pop(slot, None)
+        self._forget(proxy, slot)
         if self._only.get((proxy, service)) is slot:
             del self._only[proxy, service]
+
+    def _forget(self, proxy: Name, slot: Slot) -> None:
+        slots = self._slots.get(proxy, {})
+        slots.pop(slot, None)
+        if not slots:
+            self._slots.pop(proxy, None)
 
 
 def _merge(earlier: View, later: View) -> View:
@@ -308,8 +325,14 @@ def _merge(earlier: View, later: View) -> View:
     return replace(later, changed=earlier.changed | later.changed)
 
 
+def _revokes_others(before: Mesh, now: Mesh) -> bool:
+    """Whether somebody may be refused who was not, though nothing that he is told has changed."""
+    return now.admitted is not before.admitted or now.revoked_identities is not before.revoked_identities
+
+
 def _traceparents(view: View) -> Iterable[str]:
-    for key in sorted(view.changed)[: 4 * telemetry.MOST_LINKS]:
+    """Of what has changed; of a part of it, if that is much."""
+    for key in islice(view.changed, 4 * telemetry.MOST_LINKS):
         item = view.items.get(key)
         if item is not None:
             try:

@@ -6,7 +6,7 @@ A lost stream takes nothing back: the control plane being hurt removes no endpoi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 
 import structlog
 
@@ -92,18 +92,18 @@ async def forget(leadership: Leadership, kv: KV, keys: Keys, meshes: AsyncIterab
     Raises:
         Deposed: another replica leads.
     """
-    before: int | None = None
+    before: Mapping[Name, bool] = {}
     async for mesh in meshes:
-        if mesh.departures == before or await _forget(leadership, kv, keys, mesh):
-            before = mesh.departures
-        # Else one came back meanwhile, and a newer Mesh has it.
+        # Else nobody has gone or come back since.
+        if mesh.departed is not before and (not mesh.departed or await _forget(leadership, kv, keys, mesh)):
+            before = mesh.departed
 
 
 async def _forget(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> bool:
-    """Delete the records of what `mesh` does not have, however long the store cannot be reached."""
+    """Delete the records of who has gone, however long the store cannot be reached; False: somebody is there again."""
     while True:
         try:
-            return await _delete(leadership, kv, keys, mesh)
+            return all([await _delete(leadership, kv, keys, mesh, name) for name in mesh.departed])
         except Deposed:
             raise
         except StoreError as e:
@@ -111,16 +111,13 @@ async def _forget(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> boo
         await asyncio.sleep(RETRY)
 
 
-async def _delete(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh) -> bool:
-    there = {keys.ready(name) for name in mesh.proxies}
-    gone = [item for item in (await kv.list(keys.readiness)).items if item.key not in there]
-    complete = True
-    for item in gone:
-        name = item.key.removeprefix(keys.readiness)
-        # One that came back keeps its record: its proxy may have been seen already, and nobody would write it again.
-        absent = [keys.manifest(f"{GROUP}/Workload/{name}")]
-        absent += [f"{keys.source(source)}workloads/{name}" for source in sorted(mesh.synced)]
-        guards = [Guard(item.key, mod_revision=item.mod_revision), *(Guard(key, create_revision=0) for key in absent)]
-        outcome = await leadership.transact([Delete(item.key), Delete(keys.trusts + name)], guards)
-        complete = complete and isinstance(outcome, Committed)
-    return complete
+async def _delete(leadership: Leadership, kv: KV, keys: Keys, mesh: Mesh, name: Name) -> bool:
+    found = await kv.get(keys.ready(name))
+    if found is None:
+        return True
+    # One that came back keeps its record: its proxy may have been seen already, and nobody would write it again.
+    absent = [keys.manifest(f"{GROUP}/Workload/{name}")]
+    absent += [keys.workload(source, name) for source in sorted(mesh.synced)]
+    guards = [Guard(found.key, mod_revision=found.mod_revision), *(Guard(key, create_revision=0) for key in absent)]
+    outcome = await leadership.transact([Delete(found.key), Delete(keys.trust(name))], guards)
+    return isinstance(outcome, Committed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import TypeVar
 
 from cluster.kv import View
 from smc.manifests import PolicyApi
@@ -24,8 +24,11 @@ from smc.mesh.revocations import Revocations
 from smc.mesh.served import Served
 from smc.mesh.sources import Sources
 from smc.mesh.splits import Splits
-from smc.mesh.tables import Tables
+from smc.mesh.tables import Table, Tables
 from smc.mesh.traffic import Traffic
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -136,8 +139,8 @@ def _stages(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) ->
 
 
 def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, policies: Sequence[PolicyApi]) -> Mesh:
-    records, proxies = stages.records, stages.proxies.proxies
-    config, identities, own = records.config, stages.sources.identities, stages.addresses.own
+    records, revocations, proxies = stages.records, stages.revocations, stages.proxies.proxies
+    config, identities = records.config, stages.sources.identities
     if previous is not None and previous.config == config:
         config = previous.config
     trusts_the_same = previous is not None and records.bundle is previous.bundle and records.crl is previous.crl
@@ -145,7 +148,7 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         affected = frozenset(proxies.changed)
     else:
         affected = frozenset(proxies.rows).union(previous.proxies if previous is not None else ())
-    left = not step or any(name not in proxies for name in proxies.changed)
+    last = previous if step else None
     return Mesh(
         revision=view.revision,
         mesh_id=records.the_mesh.mesh_id,
@@ -153,22 +156,23 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         config=config,
         bundle=records.bundle,
         crl=records.crl,
-        revoked_proxies=MappingProxyType(records.revoked_proxies.rows),
-        revoked_identities=MappingProxyType(records.revoked_identities.rows),
-        admitted=MappingProxyType(stages.revocations.admitted.rows),
-        revoked_credentials=MappingProxyType(stages.revocations.credentials.rows),
-        proxies=MappingProxyType(proxies.rows),
-        manifests=MappingProxyType(records.manifests.rows),
-        problems=MappingProxyType(stages.problems.by_manifest.rows),
-        identities=identities.keys()
-        if previous is None or not step or identities.has_other_keys()
-        else previous.identities,
-        own_addresses=MappingProxyType(own.rows)
-        if previous is None or not step or own.changed
-        else previous.own_addresses,
+        revoked_proxies=_frozen(records.revoked_proxies, last.revoked_proxies if last else None),
+        revoked_identities=_frozen(records.revoked_identities, last.revoked_identities if last else None),
+        admitted=_frozen(revocations.admitted, last.admitted if last else None),
+        revoked_credentials=_frozen(revocations.credentials, last.revoked_credentials if last else None),
+        proxies=_frozen(proxies, last.proxies if last else None),
+        manifests=_frozen(records.manifests, last.manifests if last else None),
+        problems=_frozen(stages.problems.by_manifest, last.problems if last else None),
+        identities=identities.keys() if last is None or identities.has_other_keys() else last.identities,
+        own_addresses=_frozen(stages.addresses.own, last.own_addresses if last else None),
         intercepts=stages.addresses.are_dialled,
         synced=frozenset(records.synced.rows),
         affected=affected,
-        departures=(previous.departures if previous is not None else 0) + left,
+        departed=_frozen(stages.served.departed, last.departed if last else None),
         stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.fork()),
     )
+
+
+def _frozen(table: Table[K, V], before: Mapping[K, V] | None) -> Mapping[K, V]:
+    """What was there before, if nothing of it has changed."""
+    return before if before is not None and not table.changed else table.frozen()

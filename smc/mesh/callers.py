@@ -1,12 +1,14 @@
 """What the proxies know of the services they call.
 
 Proxies that know the same share one Outbound, so a changed endpoint costs one object for each group of proxies that may
-reach its service, however many they are.
+reach its service, however many they are. What they know is found out once for all namespaces, and for an endpoint that
+changed not at all: its assignment takes the place of the one before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Container, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -20,13 +22,13 @@ from smc.mesh.sources import Sources
 from smc.mesh.splits import Destinations, Splits
 from smc.mesh.tables import Index, Table, Tables, kept
 from smc.mesh.traffic import Traffic
-from smc.model import Name, Outbound, Sidecar, Workload
+from smc.model import Assignment, Frontend, Name, Outbound, Sidecar, Upstream, Workload
 
 
-class Group(NamedTuple):
-    """What decides which Outbound a proxy has."""
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What decides which services a proxy knows, and how."""
 
-    namespace: str
     intercepted: bool
     reachable: tuple[Name, ...] | None
     """Sorted; None: every service."""
@@ -37,6 +39,31 @@ class Group(NamedTuple):
     """
     untreated: tuple[Name, ...]
     """The services whose TrafficPolicy is left out for these proxies, sorted."""
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.intercepted, self.reachable, self.whole, self.untreated)))
+
+    def __hash__(self) -> int:
+        """Computed once: of thousands of names it takes a while."""
+        return self._hash
+
+
+class Group(NamedTuple):
+    """What decides which Outbound a proxy has."""
+
+    namespace: str
+    reach: Reach
+
+
+class Known(NamedTuple):
+    """All of an Outbound but the namespace."""
+
+    reach: Reach
+    upstreams: tuple[Upstream, ...]
+    assignments: tuple[Assignment, ...]
+    destinations: Destinations
+    frontends: tuple[Frontend, ...] | None
 
 
 @dataclass(slots=True)
@@ -46,11 +73,12 @@ class Callers(Tables):
     """proxy -> its group"""
     members: Index[Group, Name] = field(default_factory=Index)
 
-    watching: Index[Name | None, Group] = field(default_factory=Index)
-    """service -> the groups that it concerns; None -> those that reach every service"""
-    watched: Table[Group, tuple[Name | None, ...]] = field(default_factory=Table)
-    everything: Table[str, tuple[Any, ...]] = field(default_factory=Table)
-    """The parts of the Outbound of whoever reaches every service and has no split left out."""
+    sharing: Index[Reach, Group] = field(default_factory=Index)
+    """reach -> its groups"""
+    known: Table[Reach, Known] = field(default_factory=Table)
+    watching: Index[Name | None, Reach] = field(default_factory=Index)
+    """service -> the reaches that it concerns; None -> those of every service"""
+    watched: Table[Reach, tuple[Name | None, ...]] = field(default_factory=Table)
 
     def update(
         self,
@@ -62,82 +90,111 @@ class Callers(Tables):
         addresses: Addresses,
         quarantines: Quarantines,
     ) -> None:
+        groups = self._regroup(records, sources, traffic, splits, quarantines)
+        anew = {group.reach: None for group in groups if (group.reach in self.sharing) != (group.reach in self.known)}
+        others = (*served.upstreams.changed, *splits.destinations.changed, *addresses.frontends.changed)
+        for service in (None, *others) if others else ():
+            anew.update(dict.fromkeys(self.watching.of(service)))
+        for reach in anew:
+            there = reach in self.sharing
+            known, watched = self._know(reach, served, splits, addresses) if there else (None, ())
+            before = self.watched.get(reach) or ()
+            if watched != before:
+                self.watching.move(reach, before, watched)
+                self.watched.put(reach, watched or None)
+            self.known.put(reach, known)
+        if served.assignments.changed:
+            self._reassign(served, anew)
+        groups.update(dict.fromkeys(group for reach in self.known.changed for group in self.sharing.of(reach)))
+        for group in groups:
+            now = self.known.get(group.reach) if group in self.members else None
+            outbound = Outbound(group.namespace, *now[1:]) if now is not None else None
+            self.outbounds.put(group, kept(self.outbounds.get(group), outbound))
+
+    def _regroup(
+        self, records: Records, sources: Sources, traffic: Traffic, splits: Splits, quarantines: Quarantines
+    ) -> dict[Group, None]:
+        """Put each proxy into its group; returns the groups that are new or have no proxy any more."""
+        fresh: dict[Reach, Reach] = {}
         for proxy in _regrouped(sources, traffic, splits, quarantines):
-            before = self.groups.get(proxy)
-            group = _group(sources.workloads.get(proxy), records, traffic, splits, quarantines.left_out(proxy))
-            self.groups.put(proxy, group)
-            self.members.move(proxy, [before] if before else (), [group] if group else ())
-        for part, table in (
-            ("upstreams", served.upstreams),
-            ("assignments", served.assignments),
-            ("destinations", splits.destinations),
-        ):
-            if table.changed:
-                self.everything.put(part, _joined(table.rows.values()))
-        if addresses.frontends.changed:
-            self.everything.put("frontends", tuple(addresses.frontends.rows.values()))
-        touched: dict[Group, None] = {}
+            before, group = self.groups.get(proxy), None
+            if (workload := sources.workloads.get(proxy)) is not None:
+                reach = _reach(workload, records, traffic, splits, quarantines.left_out(proxy))
+                there = self.known.get(reach)
+                group = Group(proxy.namespace, there.reach if there is not None else fresh.setdefault(reach, reach))
+            if group != before:
+                self.groups.put(proxy, group)
+                self.members.move(proxy, [before] if before else (), [group] if group else ())
+        found: dict[Group, None] = {}
         for proxy in self.groups.changed:
             for group in (self.groups.was(proxy), self.groups.get(proxy)):
                 if group is not None and (group in self.members) != (group in self.outbounds):
-                    touched[group] = None
-        services = (
-            *served.upstreams.changed,
-            *served.assignments.changed,
-            *splits.destinations.changed,
-            *addresses.frontends.changed,
-        )
-        for service in (None, *dict.fromkeys(services)) if services else ():
-            touched.update(dict.fromkeys(self.watching.of(service)))
-        for group in touched:
-            there = group in self.members
-            outbound, watched = self._outbound(group, served, splits, addresses) if there else (None, ())
-            self.watching.move(group, self.watched.get(group) or (), watched)
-            self.watched.put(group, watched or None)
-            self.outbounds.put(group, kept(self.outbounds.get(group), outbound))
+                    found[group] = None
+        for group in found:
+            if group in self.members:
+                self.sharing.add(group.reach, group)
+            else:
+                self.sharing.discard(group.reach, group)
+        return found
 
-    def _outbound(
-        self, group: Group, served: Served, splits: Splits, addresses: Addresses
-    ) -> tuple[Outbound, tuple[Name | None, ...]]:
-        """What the group knows, and what it has to be told of when it changes."""
-        if group.reachable is None:
-            upstreams, assignments, destinations = (
-                self.everything.get(part) or () for part in ("upstreams", "assignments", "destinations")
+    def _know(
+        self, reach: Reach, served: Served, splits: Splits, addresses: Addresses
+    ) -> tuple[Known, tuple[Name | None, ...]]:
+        """What a reach comes to, and what it has to be told of when it changes."""
+        if reach.reachable is None:
+            rows = splits.destinations.rows
+            if reach.whole:
+                rows = rows | {name: splits.unsplit[name] for name in reach.whole if name in rows}
+            known = Known(
+                reach,
+                _joined(served.upstreams.rows.values()),
+                _joined(served.assignments.rows.values()),
+                _joined(rows.values()),
+                tuple(addresses.frontends.rows.values()) if reach.intercepted else None,
             )
-            if group.whole:
-                rows = dict(splits.destinations.rows)
-                rows.update((name, splits.unsplit[name]) for name in group.whole if name in rows)
-                destinations = _joined(rows.values())
-            frontends = (self.everything.get("frontends") or ()) if group.intercepted else None
-            known = Outbound(group.namespace, upstreams, assignments, destinations, frontends)
-            return _untreated(known, group.untreated), (None,)
+            return _untreated(known), (None,)
         found: list[Destinations] = []
-        for name in group.reachable:
-            table = splits.unsplit if name in group.whole else splits.destinations
+        for name in reach.reachable:
+            table = splits.unsplit if name in reach.whole else splits.destinations
             found.append(table.get(name) or ())
         destinations = _joined(found)
-        targets = sorted({target.service for d in destinations for target in d.all_targets})
-        watched = tuple(sorted({*group.reachable, *targets}))
         used = {(target.service, target.port) for d in destinations for target in d.all_targets}
-        dialled = (addresses.frontends.get(name) for name in group.reachable) if group.intercepted else None
-        known = Outbound(
-            group.namespace,
+        targets = sorted({service for service, _ in used})
+        watched = tuple(sorted({*reach.reachable, *targets}))
+        dialled = (addresses.frontends.get(name) for name in reach.reachable) if reach.intercepted else None
+        known = Known(
+            reach,
             tuple(u for name in targets for u in served.upstreams[name] if (name, u.port) in used),
             tuple(a for name in targets for a in served.assignments[name] if (name, a.port) in used),
             destinations,
             None if dialled is None else tuple(frontend for frontend in dialled if frontend is not None),
         )
-        return _untreated(known, group.untreated), watched
+        return _untreated(known), watched
+
+    def _reassign(self, served: Served, done: Container[Reach]) -> None:
+        """Where only endpoints have changed, put the new assignments where the old ones were."""
+        touched: defaultdict[Reach, dict[int, Assignment]] = defaultdict(dict)
+        for service in served.assignments.changed:
+            reaches = [r for of in (service, None) for r in self.watching.of(of) if r not in done]
+            if reaches:  # then the service has the ports that it had
+                was, now = served.assignments.was(service) or (), served.assignments[service]
+                instead = {id(before): after for before, after in zip(was, now, strict=True)}
+                for reach in reaches:
+                    touched[reach].update(instead)
+        for reach, instead in touched.items():
+            known = self.known[reach]
+            assignments = tuple([instead.get(id(one), one) for one in known.assignments])
+            self.known.put(reach, known._replace(assignments=assignments))
 
 
-def _untreated(outbound: Outbound, services: tuple[Name, ...]) -> Outbound:
-    """The same without the TrafficPolicies of some services."""
+def _untreated(known: Known) -> Known:
+    """The same without the TrafficPolicies that are left out."""
+    services = known.reach.untreated
     if not services:
-        return outbound
-    return replace(
-        outbound,
-        upstreams=tuple(replace(u, treatment=None) if u.service in services else u for u in outbound.upstreams),
-        destinations=tuple(replace(d, treatment=None) if d.service in services else d for d in outbound.destinations),
+        return known
+    return known._replace(
+        upstreams=tuple(replace(u, treatment=None) if u.service in services else u for u in known.upstreams),
+        destinations=tuple(replace(d, treatment=None) if d.service in services else d for d in known.destinations),
     )
 
 
@@ -159,16 +216,16 @@ def _regrouped(sources: Sources, traffic: Traffic, splits: Splits, quarantines: 
     return dict.fromkeys((*sources.workloads.changed, *quarantines.quarantined.changed, *refusing))
 
 
-def _group(
-    workload: Workload | None,
+def _reach(
+    workload: Workload,
     records: Records,
     traffic: Traffic,
     splits: Splits,
     left_out: AbstractSet[Version],
-) -> Group | None:
-    if workload is None:
-        return None
-    reachable = tuple(sorted(set(workload.reachable))) if workload.reachable is not None else None
+) -> Reach:
+    reachable = workload.reachable
+    if reachable:  # most often in order already
+        reachable = tuple(sorted(dict.fromkeys(reachable)))
     whole = {
         root
         for manifest, _ in left_out
@@ -182,4 +239,4 @@ def _group(
         if (counts := traffic.treatments.get(policy.service)) is not None and counts.source in left_out
     }
     intercepted = workload.sidecar is Sidecar.INTERCEPTED
-    return Group(workload.name.namespace, intercepted, reachable, tuple(sorted(whole)), tuple(sorted(untreated)))
+    return Reach(intercepted, reachable, tuple(sorted(whole)), tuple(sorted(untreated)))

@@ -30,7 +30,9 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mesh:
-    """Everything, at one revision. Indexes are never changed; a build makes new ones that share their values."""
+    """Everything, at one revision. Indexes are never changed: where nothing differs they are those of the Mesh before,
+    and otherwise new ones that share their values.
+    """
 
     revision: int
     mesh_id: str
@@ -56,8 +58,8 @@ class Mesh:
     affected: frozenset[Name]
     """The proxies that are new, gone, or whose Proxy, config, bundle or CRL is another object than in the Mesh before.
     """
-    departures: int = 0
-    """Another number than in any Mesh before since which a proxy may have gone; equal: none has."""
+    departed: Mapping[Name, bool] = field(default_factory=dict)
+    """As keys: the workloads that were ready once and are gone."""
     crl: CrlRecord | None = None
     revoked_proxies: Mapping[Name, Revoked] = field(default_factory=dict)
     revoked_identities: Mapping[Identity, bool] = field(default_factory=dict)

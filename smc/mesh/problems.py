@@ -25,7 +25,7 @@ class Problems(Tables):
     def report(self, check: str, subject: Hashable, problems: Iterable[Problem]) -> None:
         """Tell all that a check finds now; what it found before is forgotten."""
         finder = (check, subject)
-        now = tuple(sorted(set(problems)))
+        now = tuple(sorted(set(problems))) if problems else ()
         before = self.found.get(finder) or ()
         if now != before:
             self.found.put(finder, now or None)

@@ -57,7 +57,6 @@ class Proxies(Tables):
         for group in callers.outbounds.changed:
             outbound = callers.outbounds.get(group)
             if outbound is not None:  # of the others only this differs
-                rows = self.proxies.rows
                 self.proxies.put_new(
                     {
                         name: Proxy(
@@ -70,7 +69,7 @@ class Proxies(Tables):
                             was.mode,
                         )
                         for name in callers.members.of(group) - alone
-                        for was in (rows[name],)
+                        for was in (self.proxies[name],)
                     }
                 )
 
@@ -91,8 +90,7 @@ class Proxies(Tables):
         before = self.proxies.get(name)
         policy = shared = permissions.policies.get(workload.identity) or NOBODY
         left_out = quarantines.left_out(name)
-        left = tuple(p for p in policy.permissions if not _is_of(p, left_out))
-        if left != policy.permissions:
+        if left_out and (left := tuple(p for p in policy.permissions if not _is_of(p, left_out))) != policy.permissions:
             policy = Policy(left, policy.barred)
         if _is_open(records, name) and (records.revoked_identities.rows or revocations.barred.rows):
             policy = Policy(policy.permissions, revocations.barring(), tuple(sorted(records.revoked_identities.rows)))
@@ -162,7 +160,7 @@ def _unlimited(
     inbounds: tuple[Inbound, ...], left_out: AbstractSet[Version], before: Iterable[Inbound]
 ) -> tuple[Inbound, ...]:
     """The same without what was compiled from these."""
-    if all(left_out.isdisjoint(inbound.sources) for inbound in inbounds):
+    if not left_out or all(left_out.isdisjoint(inbound.sources) for inbound in inbounds):
         return inbounds
     known = {inbound.port: inbound for inbound in before}
     return tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from smc.mesh.problems import Problems
 from smc.mesh.reading import Records
@@ -14,6 +15,9 @@ from smc.records import QuarantineRecord
 
 Version = tuple[str, int]
 """(manifest, mod_revision)"""
+
+
+_NOTHING: Final[frozenset[Version]] = frozenset()
 
 
 @dataclass(slots=True)
@@ -27,10 +31,11 @@ class Quarantines(Tables):
     """manifest -> the proxies that have a quarantine of it"""
 
     def left_out(self, proxy: Name) -> frozenset[Version]:
-        return frozenset((record.manifest, record.mod_revision) for record in self.quarantined.get(proxy) or ())
+        found = self.quarantined.get(proxy)
+        return frozenset((record.manifest, record.mod_revision) for record in found) if found else _NOTHING
 
     def update(self, records: Records, sources: Sources, problems: Problems) -> None:
-        proxies = dict.fromkeys(sources.workloads.changed)
+        proxies = dict.fromkeys(name for name in sources.workloads.changed if name in self.quarantines)
         manifests: dict[str, None] = {}
         for proxy, manifest, revision in records.quarantines.changed:
             if (proxy, manifest, revision) in records.quarantines:

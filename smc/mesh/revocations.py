@@ -51,8 +51,10 @@ class Revocations(Tables):
         elif self.admitted.get(name) == ():
             why = "its proxy is revoked: smc cert list says why, and a new token lets it in again"
         self.shut.put(name, True if why else None)
-        message = f"workload {name} takes no part in the mesh: {why}"
-        told = [Problem(sources.origins[name], "Revoked", message)] if why and workload is not None else ()
+        told: list[Problem] = []
+        if why and workload is not None:
+            message = f"workload {name} takes no part in the mesh: {why}"
+            told.append(Problem(sources.origins[name], "Revoked", message))
         problems.report("revoked", name, told)
 
     def _bar(self, records: Records) -> None:

@@ -31,6 +31,8 @@ class Served(Tables):
     assignments: Table[Name, tuple[Assignment, ...]] = field(default_factory=Table)
     backing: Table[Name, Mapping[Name, Ports]] = field(default_factory=Table)
     """workload -> service that it has an endpoint of -> that endpoint's ports."""
+    departed: Table[Name, bool] = field(default_factory=Table)
+    """The workloads that were ready once and are gone."""
     serving: Index[Identity, Name] = field(default_factory=Index)
     """identity -> the services that have an endpoint of it."""
 
@@ -52,6 +54,9 @@ class Served(Tables):
             touched.update(dict.fromkeys(self.serving.of(identity)))
         for name in touched:
             self._serve(name, records, sources, traffic, revocations)
+        for workload in (*records.ready.changed, *sources.workloads.changed):
+            gone = workload in records.ready and workload not in sources.workloads
+            self.departed.put(workload, True if gone else None)
         self.upstreams.sort(by_name)
         self.assignments.sort(by_name)
         self._report_unready(records, sources, problems)
@@ -108,8 +113,11 @@ class Served(Tables):
                     missing = f"its identity {workload.identity} has no certificate yet: the leader issues it"
                 elif name not in records.ready:
                     missing = "its proxy has not taken its configuration yet: start it, or see what it says"
-            message = f"workload {name} gets no traffic: {missing}"
-            problems.report("ready", name, [Problem(sources.origins[name], "NotReady", message)] if missing else ())
+            told: list[Problem] = []
+            if missing:
+                message = f"workload {name} gets no traffic: {missing}"
+                told.append(Problem(sources.origins[name], "NotReady", message))
+            problems.report("ready", name, told)
 
 
 def _upstreams(service: Service, endpoints: Iterable[Endpoint], treatment: Treatment | None) -> Iterable[Upstream]:

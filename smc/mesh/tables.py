@@ -1,4 +1,4 @@
-"""What one build hands to the next: tables that share their rows until one is written, and know which rows changed."""
+"""What one build hands to the next: tables that share their rows, and know which of them changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
-from typing import Any, Generic, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, Self, TypeVar, cast
+
+from cluster.overlay import Overlay, is_much, merged
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -16,100 +19,143 @@ N = TypeVar("N")
 _NOTHING: frozenset[Any] = frozenset()
 
 
-class Table(Generic[K, V]):
+class _Rows(Generic[K, V]):
+    """Rows that share those of before, which never change: beside them stand the few that were written since.
+
+    So a write copies few of the others, however many there are, and a read is mostly one look into a dictionary.
+    """
+
+    __slots__ = ("_base", "_had", "_late", "_owns_base", "_owns_late")
+
+    def __init__(self, base: dict[K, V] | None = None, late: dict[K, V | None] | None = None) -> None:
+        self._base: dict[K, Any] = base or {}
+        self._late: dict[K, Any] = late or {}
+        """What was written over the base; None: deleted."""
+        self._owns_base = not (base or late)
+        self._owns_late = False
+        self._had: tuple[dict[K, Any], dict[K, Any]] = ({}, {}) if self._owns_base else (self._base, self._late)
+
+    def get(self, key: K) -> V | None:
+        late = self._late
+        if late and key in late:
+            return cast("V | None", late[key])
+        return self._base.get(key)
+
+    def was(self, key: K) -> V | None:
+        """The row before the fork."""
+        base, late = self._had
+        return late[key] if late and key in late else base.get(key)
+
+    @property
+    def rows(self) -> dict[K, V]:
+        """All of them, to read from and not to write to. It may cost a copy: of a single one ask `get`."""
+        if self._late:
+            self._merge()
+        return self._base
+
+    def frozen(self) -> Mapping[K, V]:
+        """All of them without a copy, once nothing is written here any more."""
+        return Overlay(self._base, self._late) if self._late else MappingProxyType(self._base)
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(cast("K", key)) is not None
+
+    def _set(self, key: K, value: V | None) -> None:
+        rows = self._base if self._owns_base else self._writable(1)
+        if value is None and rows is self._base:
+            del rows[key]
+        else:
+            rows[key] = value
+
+    def _writable(self, number: int) -> dict[K, Any]:
+        """Where to write so many rows."""
+        if not self._owns_base and is_much(len(self._late) + number, len(self._base)):
+            self._merge()
+        if self._owns_base:
+            return self._base
+        if not self._owns_late:
+            self._late, self._owns_late = self._late.copy(), True
+        return self._late
+
+    def _merge(self) -> None:
+        self._base, self._owns_base = merged(self._base, self._late), True
+        self._late, self._owns_late = {}, False
+
+
+class Table(_Rows[K, V]):
     """A mapping whose values are never None. What it was forked from never changes."""
 
-    __slots__ = ("_before", "_rows", "changed")
+    __slots__ = ("changed",)
 
-    def __init__(self, rows: dict[K, V] | None = None) -> None:
-        self._before: dict[K, V] = {} if rows is None else rows
-        self._rows = self._before
+    def __init__(self, base: dict[K, V] | None = None, late: dict[K, V | None] | None = None) -> None:
+        super().__init__(base, late)
         self.changed: dict[K, None] = {}
         """The keys whose row is another than before the fork; in the order of the writes."""
 
     def fork(self) -> Table[K, V]:
         """The same rows, none of them changed."""
-        return Table(self._rows)
+        return Table(self._base, self._late)
 
     def put(self, key: K, value: V | None) -> None:
         """Write a row; None deletes it. One that equals what is there leaves the object that is there."""
-        there = self._rows.get(key)
+        there = self.get(key)
         if there is value or there == value:
             return
-        rows = self._writable()
-        if value is None:
-            del rows[key]
-        else:
-            rows[key] = value
+        self._set(key, value)
         self.changed[key] = None
 
     def put_new(self, rows: Mapping[K, V]) -> None:
         """Write many rows, all of them other objects than what is there."""
-        self._writable().update(rows)
+        self._writable(len(rows)).update(rows)
         self.changed.update(dict.fromkeys(rows))
 
     def sort(self, key: Callable[[tuple[K, V]], Any]) -> None:
         """Put the rows in order, if there are any new ones."""
-        if any(name not in self._before for name in self.changed):
-            self._rows = dict(sorted(self._rows.items(), key=key))
-
-    def get(self, key: K) -> V | None:
-        return self._rows.get(key)
-
-    def was(self, key: K) -> V | None:
-        """The row before the fork."""
-        return self._before.get(key)
+        if any(self.was(name) is None for name in self.changed):
+            self._base, self._owns_base = dict(sorted(self.rows.items(), key=key)), True
 
     def appeared_or_went(self) -> Iterator[K]:
         """The keys that have a row and had none, or had one and have none."""
-        return (key for key in self.changed if (key in self._before) != (key in self._rows))
-
-    @property
-    def rows(self) -> dict[K, V]:
-        """To read from, not to write to."""
-        return self._rows
+        return (key for key in self.changed if (self.was(key) is None) != (self.get(key) is None))
 
     def __getitem__(self, key: K) -> V:
-        return self._rows[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._rows
-
-    def _writable(self) -> dict[K, V]:
-        if self._rows is self._before:
-            self._rows = self._before.copy()
-        return self._rows
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
 
 
-class Index(Generic[K, V]):
+class Index(_Rows[K, set[V]]):
     """Which values belong to a key: a mapping to sets, without empty ones. What it was forked from never changes."""
 
-    __slots__ = ("_before", "_own", "_rows")
+    __slots__ = ("_own",)
 
-    def __init__(self, rows: dict[K, set[V]] | None = None) -> None:
-        self._before: dict[K, set[V]] = {} if rows is None else rows
-        self._rows = self._before
-        self._own: set[K] = set()
+    def __init__(self, base: dict[K, set[V]] | None = None, late: dict[K, set[V] | None] | None = None) -> None:
+        super().__init__(base, late)
+        self._own: dict[K, bool] = {}
+        """The keys that were written since the fork: whether there is a set, which is nobody else's."""
 
     def fork(self) -> Index[K, V]:
-        return Index(self._rows)
+        return Index(self._base, self._late)
 
     def of(self, key: K) -> AbstractSet[V]:
         """The values of a key, in no order."""
-        return self._rows.get(key, _NOTHING)
+        return self.get(key) or _NOTHING
 
     def add(self, key: K, value: V) -> None:
-        row = self._rows.get(key, _NOTHING)
-        if value not in row:
-            self._writable(key).add(value)
+        row = self.get(key)
+        if row is None or value not in row:
+            self._writable_set(key, row).add(value)
 
     def discard(self, key: K, value: V) -> None:
-        if value in self._rows.get(key, _NOTHING):
-            row = self._writable(key)
-            row.discard(value)
-            if not row:
-                del self._rows[key]
-                self._own.discard(key)
+        row = self.get(key)
+        if row is None or value not in row:
+            return
+        if len(row) > 1:
+            self._writable_set(key, row).discard(value)
+        else:
+            self._set(key, None)
+            self._own[key] = False
 
     def move(self, value: V, before: Iterable[K], now: Iterable[K]) -> None:
         """Let a value that belonged to some keys belong to others."""
@@ -120,26 +166,22 @@ class Index(Generic[K, V]):
             self.add(key, value)
 
     def keys(self) -> frozenset[K]:
-        return frozenset(self._rows)
+        return frozenset(self.rows)
 
     def appeared_or_went(self, key: K) -> bool:
         """Whether that key has values and had none before the fork, or had some and has none."""
-        return (key in self._before) != (key in self._rows)
+        return (self.was(key) is None) != (self.get(key) is None)
 
     def has_other_keys(self) -> bool:
         """Whether a key has come or gone since the fork."""
-        return self._rows is not self._before and self._rows.keys() != self._before.keys()
+        return any(self.appeared_or_went(key) for key in self._own)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._rows
-
-    def _writable(self, key: K) -> set[V]:
-        if self._rows is self._before:
-            self._rows = self._before.copy()
-        if key not in self._own:
-            self._rows[key] = set(self._rows.get(key, ()))
-            self._own.add(key)
-        return self._rows[key]
+    def _writable_set(self, key: K, there: set[V] | None) -> set[V]:
+        if there is None or not self._own.get(key):
+            there = set(there or ())
+            self._set(key, there)
+            self._own[key] = True
+        return there
 
 
 @dataclass(slots=True)

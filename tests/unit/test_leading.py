@@ -147,7 +147,14 @@ class Led:
         names = {Name(i.namespace, i.service_account): proxy(Name(i.namespace, i.service_account)) for i in identities}
         found = mesh(MeshConfig(workload_certificate_ttl=ttl), names)
         revision = self.kv.store.revision
-        self._mesh = replace(found, revision=revision, identities=frozenset(identities), synced=frozenset({"files"}))
+        ready = (item.key.removeprefix(KEYS.readiness) for item in self.kv.store.list(KEYS.readiness, 0))
+        self._mesh = replace(
+            found,
+            revision=revision,
+            identities=frozenset(identities),
+            synced=frozenset({"files"}),
+            departed={name: True for name in map(Name.parse, ready) if name not in names},
+        )
         self._ready.set()
 
     async def meshes(self) -> AsyncGenerator[Mesh, None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+from smc.records import SyncedRecord, encode, traceparent
 from smc.telemetry import MOST_LINKS, current_traceparent, links
 
 GOOD = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -33,3 +35,20 @@ def test_unreadable_traces_are_left_out() -> None:
 def test_links_are_bounded() -> None:
     many = [f"00-{n:032x}-{n:016x}-01" for n in range(1, 100)]
     assert len(links(many)) == MOST_LINKS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        encode(SyncedRecord("files"), traceparent=GOOD),
+        f'{{"traceparent": "{GOOD}", "format": 1, "record": {{}}}}'.encode(),
+    ],
+    ids=["as we write it", "as somebody else would"],
+)
+def test_whoever_wrote_a_record_is_found_in_it(value: bytes) -> None:
+    assert traceparent(value) == GOOD
+
+
+def test_a_trace_that_is_told_of_within_a_record_is_not_its_writers() -> None:
+    told = f',"traceparent":"{GOOD}"}}'
+    assert traceparent(encode(SyncedRecord(told))) == ""
