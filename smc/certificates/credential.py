@@ -7,11 +7,14 @@ that is never changed. A new credential is a new directory, and one rename turns
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from smc.errors import Invalid, NotFound
 
 KEY, CERTIFICATE, ROOTS = "key.pem", "certificate.pem", "roots.pem"
 _DATA = "..data"
+READS = 5
+"""Attempts to read what is replaced meanwhile: only two replacements during one attempt spoil it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +114,18 @@ def read(directory: Path) -> Credential:
         NotFound: there is none.
         Invalid: not readable, or others than its owner may read the key.
     """
-    try:
-        # One directory for all three: between two reads through the links the credential might be replaced.
-        data = (directory / _DATA).resolve(strict=True)
-        mode = (data / KEY).stat().st_mode
-        key, chain, roots = (_read(data / name) for name in (KEY, CERTIFICATE, ROOTS))
-    except FileNotFoundError:
-        raise NotFound(f"there is no credential in {directory}") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise Invalid(f"the credential in {directory} cannot be read: {e}") from None
+    for left in reversed(range(READS)):
+        try:
+            # One directory for all three: between two reads through the links the credential might be replaced.
+            data = (directory / _DATA).resolve(strict=True)
+            mode = (data / KEY).stat().st_mode
+            key, chain, roots = (_read(data / name) for name in (KEY, CERTIFICATE, ROOTS))
+            break
+        except FileNotFoundError:
+            if not left:
+                raise NotFound(f"there is no credential in {directory}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise Invalid(f"the credential in {directory} cannot be read: {e}") from None
     if stat.S_IMODE(mode) & 0o077:
         raise Invalid(
             f"the key in {directory} has mode {stat.S_IMODE(mode):04o}: others than its owner may use it",
@@ -129,15 +137,32 @@ def read(directory: Path) -> Credential:
 def write(directory: Path, credential: Credential) -> None:
     """Put a credential into `directory`, made if missing with mode 0700, in place of the one that is there.
 
-    A crash at any moment leaves the old one or the new one. One writer at a time. As `give_to_owner` says, root
-    leaves it to whom the directory belongs.
+    A crash at any moment leaves the old one or the new one, and of several writers at once, in whatever processes, the
+    last one counts. As `give_to_owner` says, root leaves it to whom the directory belongs.
 
     Raises:
         OSError: the directory cannot be written.
     """
     if not directory.exists():
-        directory.mkdir(mode=0o700, parents=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         give_to_owner(directory, directory.parent)
+    with _alone(directory):
+        _replace(directory, credential)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Wait for every other writer: each takes away what it does not know, which would be what another has just made."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # A file system of the network may lock no directory.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(directory: Path, credential: Credential) -> None:
     old = _target(directory)
     data = Path(tempfile.mkdtemp(prefix="..", dir=directory))
     give_to_owner(data, directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def test_key_certificate_and_roots_change_by_one_rename(tmp_path: Path, monkeypa
     assert seen == [old, new]
     assert (tmp_path / "key.pem").read_text() == new.key
     assert (tmp_path / "certificate.pem").read_text() == new.chain
+
+
+def test_two_that_write_at_once_lose_nothing_and_whoever_reads_meanwhile_finds_one(tmp_path: Path) -> None:
+    both = CA.credential("operator/a"), CA.credential("operator/a")
+    credentials.write(tmp_path, both[0])
+    with ThreadPoolExecutor() as threads:
+        writing = [
+            threads.submit(lambda one=one: [credentials.write(tmp_path, one) for _ in range(50)]) for one in both
+        ]
+        while not all(one.done() for one in writing):
+            assert credentials.read(tmp_path) in both
+        for one in writing:
+            one.result()
+    assert credentials.read(tmp_path) in both
+    assert len([p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()]) == 2
 
 
 @pytest.mark.parametrize("step", range(3))
