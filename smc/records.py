@@ -328,7 +328,9 @@ class CertificateRecord:
     issuer: int
     """The number of the intermediate that signed it."""
     replaced: tuple[IssuedCertificate, ...] = ()
-    """Those of the identity before this one that had not expired yet when it was written, the oldest first."""
+    """Those of the identity before this one that may still be in use when it is written, the oldest first: a connection
+    outlives the certificate that it was made with.
+    """
     reconnect: str = ""
     """The serial of the one, of them or this, with which its proxies were told to make all their connections anew; "":
     never.

@@ -18,7 +18,7 @@ from cluster.kv import KV, Delete, Guard, KeyValue, Put, Rejected
 from smc.certificates import x509
 from smc.certificates.answering import Answers, Leadership
 from smc.certificates.authority import Authority, load_authority
-from smc.certificates.revoking import Lists, Revoked, Revoking, issued
+from smc.certificates.revoking import Lists, Revoked, Revoking, in_use, issued
 from smc.certificates.rotating import Rotations, Survey
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
@@ -28,6 +28,10 @@ from smc.records import CertificateRecord, CrlRecord, Keys, decode, encode
 
 BATCH = 32
 """Certificates in one transaction: a new mesh of many identities costs few revisions, and no half of a revision."""
+MOST_REPLACED = 160
+"""Certificates before the last that a record knows of, so that a BATCH fits into a transaction: more than come together
+until they are of no use, if each lives for a minute or longer.
+"""
 AT_A_TIME = 50
 """Certificates that are looked at before the streams have their turn: to open and check a stored one takes 0.15 ms."""
 RETIRE_AFTER = 600.0
@@ -363,8 +367,8 @@ class _Term:
         """
         now = self._now()
         made = await self._make(before.identity, self.workload_ttl)
-        replaced = tuple(one for one in issued(before, revision) if one.not_after > now)
-        return replace(made, replaced=replaced, reconnect=before.reconnect)
+        replaced = tuple(one for one in issued(before, revision) if in_use(one, now))
+        return replace(made, replaced=replaced[-MOST_REPLACED:], reconnect=before.reconnect)
 
     async def _first(self, identity: Identity, ttl: timedelta, *, anew: bool) -> CertificateRecord:
         """The certificate of an identity that has none. With `anew` its proxies are to connect anew with it: their old
@@ -406,7 +410,7 @@ class _Term:
                     for held in (self._held[identity],)
                     if held.record is not None
                     for one in issued(held.record, held.mod_revision)
-                    if one.not_after > now
+                    if in_use(one, now)
                 ],
                 [Delete(self._keys.certificate(identity)) for identity in stored],
                 [self._unchanged(identity) for identity in stored],

@@ -47,8 +47,10 @@ LOOK_AGAIN = 0.1
 """Seconds between two looks at who is missing."""
 IDLE = 60.0
 """Seconds between two looks at whether the lists are still what they should be."""
-KEEP_EXPIRED = 3600.0
-"""Seconds for which a certificate that has expired stays listed: then all of them go at once."""
+KEEP_EXPIRED = 3900.0
+"""Seconds after its end for which a certificate counts: a handshake alone looks at that, and a server's Envoy ends a
+connection an hour after it. Clocks differ, too.
+"""
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 
 _log = structlog.get_logger(__name__)
@@ -87,10 +89,15 @@ def issued(record: CertificateRecord, revision: int) -> tuple[IssuedCertificate,
     return (*record.replaced, newest)
 
 
+def in_use(certificate: IssuedCertificate, now: float) -> bool:
+    """Whether somebody may still have a connection that was made with it."""
+    return certificate.not_after + KEEP_EXPIRED > now
+
+
 def outstanding(
     record: CertificateRecord, revision: int, crl: CrlRecord | None, since: int, now: float
 ) -> tuple[IssuedCertificate, ...]:
-    """What of an identity was issued before the revision `since`, has not expired, and is not listed yet.
+    """What of an identity was issued before the revision `since`, may be in use, and is not listed yet.
 
     `record` is stored since `revision`.
     """
@@ -98,7 +105,7 @@ def outstanding(
     return tuple(
         one
         for one in issued(record, revision)
-        if one.revision < since and one.not_after > now and one.serial not in listed
+        if one.revision < since and in_use(one, now) and one.serial not in listed
     )
 
 
@@ -129,7 +136,7 @@ class Lists:
         self._writing = asyncio.Lock()
 
     async def cover(self) -> None:
-        """Have a list of every intermediate that there is, and on none of them what has long expired.
+        """Have a list of every intermediate that there is, and on none of them what has long been of no use.
 
         Raises:
             StoreError, SmcError: as `revoke`.
@@ -165,9 +172,9 @@ class Lists:
         now = self._now()
         stored = await load_stored(self._kv, self._keys)
         revoked = {one.certificate.serial: one for one in before.revoked} if before is not None else {}
-        if any(one.certificate.not_after + KEEP_EXPIRED < now for one in revoked.values()):
-            late = now - x509.BACKDATE.total_seconds()
-            revoked = {serial: one for serial, one in revoked.items() if one.certificate.not_after > late}
+        if any(not in_use(one.certificate, now - KEEP_EXPIRED) for one in revoked.values()):
+            # Rarely, and then all that can go: each new list is sent to every proxy.
+            revoked = {serial: one for serial, one in revoked.items() if in_use(one.certificate, now)}
         for identity, certificate in certificates:
             revoked.setdefault(certificate.serial, RevokedCertificate(identity, certificate, now))
         known = dict(zip(before.issuers, before.lists, strict=True)) if before is not None else {}
@@ -304,7 +311,7 @@ class Revoking:
             return True
         item, record = found
         outcome = await self._lists.revoke(
-            [(identity, one) for one in issued(record, item.mod_revision) if one.not_after > self._now()],
+            [(identity, one) for one in issued(record, item.mod_revision) if in_use(one, self._now())],
             [Delete(item.key)],
             [Guard(item.key, mod_revision=item.mod_revision)],
         )

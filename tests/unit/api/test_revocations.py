@@ -15,6 +15,7 @@ import pytest
 from cluster.kv import Put
 from smc.certificates import x509
 from smc.certificates.credential import Credential
+from smc.certificates.revoking import KEEP_EXPIRED
 from smc.model import Identity, MeshConfig, Name
 from smc.records import (
     AdmissionRecord,
@@ -164,9 +165,12 @@ async def test_certificates_are_current_replaced_or_revoked_and_a_revocation_say
     item = await replica.kv.get(replica.keys.certificate(HAD))
     assert item is not None
     older = IssuedCertificate("0a", 1, "ff", now + 100, revision - 1)
-    gone = IssuedCertificate("0b", 1, "ee", now - 100, revision - 1)
+    gone = IssuedCertificate("0b", 1, "ee", now - KEEP_EXPIRED - 100, revision - 1)
+    ended = IssuedCertificate("0c", 1, "dd", now - 100, revision - 1)
     await put(
-        replica, item.key, with_fields(decode(CertificateRecord, item.value), replaced=(gone, older), written=revision)
+        replica,
+        item.key,
+        with_fields(decode(CertificateRecord, item.value), replaced=(gone, ended, older), written=revision),
     )
     assert [(c.serial, c.state) for c in (await listed(replica)).certificates] == [
         (serial, "current"),
@@ -174,12 +178,12 @@ async def test_certificates_are_current_replaced_or_revoked_and_a_revocation_say
     ]
     await revoke(replica, proxy="shop/buyer")
     (one,) = (await listed(replica)).revocations
-    assert list(one.outstanding) == ["0a", serial]
+    assert list(one.outstanding) == ["0c", "0a", serial], "a connection may be open that was made with it"
     crl = CrlRecord(4, (1,), ("LIST",), (RevokedCertificate(HAD, older, now),))
     await put(replica, replica.keys.crl, crl)
     found = await listed(replica)
     assert [(c.serial, c.state) for c in found.certificates] == [(serial, "current"), ("0a", "revoked")]
-    assert (found.crl_number, list(found.revocations[0].outstanding)) == (4, [serial])
+    assert (found.crl_number, list(found.revocations[0].outstanding)) == (4, ["0c", serial])
     assert not (await listed(replica, "other")).certificates
     assert not (await listed(replica, "other")).revocations
 

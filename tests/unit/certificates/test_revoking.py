@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from cryptography import x509 as cx509
@@ -11,7 +12,7 @@ from cryptography import x509 as cx509
 from cluster.kv import Delete, Put
 from smc.certificates import x509
 from smc.certificates.authority import make_intermediate
-from smc.certificates.issuing import RETIRE_AFTER
+from smc.certificates.issuing import BATCH, MOST_REPLACED, RETIRE_AFTER
 from smc.certificates.revoking import IDLE, KEEP_EXPIRED, PATIENCE, SETTLE, Revoked
 from smc.model import Identity, Name
 from smc.records import CrlRecord, IntermediateRecord, RevocationRecord, RootRecord, decode, encode
@@ -228,20 +229,72 @@ async def test_the_certificates_of_an_identity_that_no_workload_has_any_more_are
         assert await listed(mesh) == {first.serial}
 
 
-async def test_what_has_long_expired_leaves_the_lists() -> None:
+async def test_the_certificates_that_have_expired_are_listed_too_while_a_connection_may_still_have_them() -> None:
+    mesh = await Mesh.make()
+    mesh.want(STORE)
+    async with mesh.leading():
+        first = await mesh.certified(STORE)
+        await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - 60)
+        await revoke(mesh)
+        await settled(mesh, first.serial)
+
+
+async def test_so_are_those_of_a_revoked_identity() -> None:
+    mesh = await Mesh.make()
+    mesh.want(STORE)
+    async with mesh.leading():
+        first = await mesh.certified(STORE)
+        await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - 60)
+        mesh.wanted = replace(mesh.wanted, identities=frozenset(), revoked=Revoked(frozenset({STORE})))
+        mesh.changed.set()
+        await settled(mesh, first.serial)
+
+
+async def test_so_are_those_of_an_identity_that_no_workload_has_any_more() -> None:
+    mesh = await Mesh.make()
+    mesh.want(STORE)
+    async with mesh.leading():
+        first = await mesh.certified(STORE)
+        await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - RETIRE_AFTER - 60)
+        mesh.want(BUYER)
+        await asyncio.sleep(RETIRE_AFTER + 5)
+        assert first.serial in await listed(mesh)
+
+
+async def test_what_nobody_can_have_any_more_leaves_the_lists_and_takes_nothing_else_along() -> None:
     mesh = await Mesh.make()
     mesh.want(STORE)
     async with mesh.leading():
         first = await mesh.certified(STORE)
         await revoke(mesh)
         await settled(mesh, first.serial)
-        mesh.want(BUYER)
+        await asyncio.sleep(2 * KEEP_EXPIRED)
+        await revoke(mesh)
+        second = await mesh.renewed(await mesh.certified(STORE))
+        await revoke(mesh)
+        await settled(mesh, second.serial)
         number = (await crl(mesh)).number
         await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - 60)
-        assert first.serial in await listed(mesh)
-        await asyncio.sleep(60 + 2 * IDLE)
+        assert {first.serial, second.serial} <= await listed(mesh)
+        await asyncio.sleep(KEEP_EXPIRED + 60 + 2 * IDLE)
         assert first.serial not in await listed(mesh)
         assert (await crl(mesh)).number > number
+        assert now() < second.not_after + KEEP_EXPIRED
+        assert second.serial in await listed(mesh)
+
+
+async def test_lives_that_are_very_short_leave_a_record_that_the_store_takes() -> None:
+    mesh = await Mesh.make()
+    mesh.want(STORE, ttl=timedelta(seconds=10))
+    async with mesh.leading():
+        first = await mesh.certified(STORE)
+        await asyncio.sleep(1800)
+        record = await mesh.record(STORE)
+        assert record is not None
+        assert record.not_after > now()
+        assert len(record.replaced) == MOST_REPLACED
+        assert first.serial not in {one.serial for one in record.replaced}
+        assert len(encode(record)) < 1024 * 1024 / BATCH
 
 
 async def test_a_signer_that_fails_delays_a_revocation_and_drops_nothing() -> None:
@@ -266,7 +319,7 @@ async def test_an_ordinary_renewal_revokes_nothing_and_disturbs_no_connection() 
         for _ in range(4):
             before, record = record, await mesh.renewed(record)
             assert before.serial in {one.serial for one in record.replaced}
-            assert all(one.not_after > now() - 1 for one in record.replaced)
+            assert all(one.not_after > now() - KEEP_EXPIRED - 1 for one in record.replaced)
             assert record.reconnect == ""
         assert len(record.replaced) <= 2
         assert await listed(mesh) == set()
