@@ -232,6 +232,8 @@ class _Interned:
         return known
 
     def _join(self, shared: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
+        if not own:
+            return shared  # under a key of itself it would be held for ever
         key = (shared, own)
         known = self._joined.get(key)
         if known is None:

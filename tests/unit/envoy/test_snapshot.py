@@ -268,6 +268,7 @@ def test_what_is_gone_is_forgotten() -> None:
         weakref.ref(mesh.proxies[BUYER].outbound.destinations[0]),
         weakref.ref(snapshot),
         weakref.ref(snapshot.of_type(Type.SECRET)["identity"]),
+        *(weakref.ref(found) for found in snapshot.sets.values()),
     ]
     del mesh, snapshot
     generator.snapshot(nouns.mesh(nouns.proxy(nouns.STORE_2)), nouns.STORE_2.name)
