@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,9 @@ from smc.xds.stream import Request, Response
 
 MOST_SHARED = 48 * 1024 * 1024
 """Bytes of memory for the responses that are kept for the next stream that is sent the same."""
+
+MOST_MARKS = 100_000
+"""Of how much is remembered that it was written once."""
 
 _EACH = 512
 """Bytes of memory that a response takes that is kept, and each resource and name in it, however short they are."""
@@ -62,8 +66,8 @@ def request(message: Any) -> Request:
 class Encoder:
     """Writes DeltaDiscoveryResponses.
 
-    A Resource is encoded once for all streams that share the encoder, and a response once for all that say the same:
-    what differs is the nonce, which is a part of its own.
+    What is written for a second time is kept for all streams that share the encoder: an encoded Resource, and a
+    response, of which only the nonce differs, which is a part of its own.
     """
 
     def __init__(self, identifier: str) -> None:
@@ -73,6 +77,8 @@ class Encoder:
         """
         self._control_plane = base_pb2.ControlPlane(identifier=identifier)
         self._encoded: WeakKeyDictionary[Resource, bytes] = WeakKeyDictionary()
+        self._written_once: set[int] = set()
+        """Hashes of what was written once so far: a proxy's own listeners and routes are sent to no other."""
         self._shared: dict[tuple[Type, str, tuple[Resource, ...], tuple[str, ...]], bytes] = {}
         self._held = 0
         """Bytes of memory that these take."""
@@ -89,6 +95,8 @@ class Encoder:
         written = self._shared.get(key)
         if written is None:
             written = self._write(response)
+            if self._is_new(key):
+                return written
             # Whoever asks for what does not exist is answered with what nobody else has: so each resource is taken for
             # one that is there only because it is kept here, once as it was made, once encoded, and in the response.
             cost = 3 * len(written) + _EACH * (1 + len(response.resources) + len(response.removed))
@@ -98,6 +106,15 @@ class Encoder:
                 self._held = cost
             self._shared[key] = written
         return written
+
+    def _is_new(self, key: Hashable) -> bool:
+        mark = hash(key)
+        if mark in self._written_once:
+            return False
+        if len(self._written_once) >= MOST_MARKS:
+            self._written_once.clear()
+        self._written_once.add(mark)
+        return True
 
     def _write(self, response: Response) -> bytes:
         message = discovery_pb2.DeltaDiscoveryResponse(
@@ -115,5 +132,6 @@ class Encoder:
             body = AnyMessage(type_url=resource.type.value, value=resource.body)
             element = discovery_pb2.Resource(name=resource.name, version=resource.version, resource=body)
             encoded = discovery_pb2.DeltaDiscoveryResponse(resources=[element]).SerializeToString()
-            self._encoded[resource] = encoded
+            if not self._is_new(resource):
+                self._encoded[resource] = encoded
         return encoded

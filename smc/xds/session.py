@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -132,9 +131,9 @@ class Session:
         self._metrics = metrics
         self._peer = peer
         self._listening: Callable[[Name], None] | None = listening
-        self._awaited: deque[_Awaited] = deque()
+        self._awaited: list[_Awaited] = []
         """What the stream works on, and what it will work on next: two at most, as there."""
-        self._unsent: deque[Response] = deque()
+        self._unsent: list[Response] = []
         """What waits until the proxy has made room for what was written before."""
         self._room: asyncio.Future[None] | None = None
         """Done once it has; None: there is room."""
@@ -255,7 +254,10 @@ class Session:
             self._metrics.nacks.labels(short(request.type)).inc()
             self._tell(request.type, request.error, now)
         self.stream.receive(request, now)
-        self.slot.wake()
+        if self.stream.rests:
+            self._settle(now)
+        else:
+            self.slot.wake()
 
     def _tell(self, type_: Type, refusal: str, now: float) -> None:
         if self._lines.left(now) < 1:
@@ -288,7 +290,7 @@ class Session:
                 self._offer(offer, now)
             self._unsent.extend(self.stream.to_send(now))
         while self._unsent:
-            self._push(self._unsent.popleft())
+            self._push(self._unsent.pop(0))
             if (room := self._peer.drained()) is not None:
                 self._wait_for(room)
                 return
@@ -353,10 +355,11 @@ class Session:
     def _settle(self, now: float) -> None:
         """Tell what the last requests and the passing time have changed."""
         self._confirm(now)
-        if self.stream.stalled and not self._stalled:
+        stalled = self.stream.stalled
+        if stalled and not self._stalled:
             self._metrics.stalled.inc()
             log.warning("a proxy does not acknowledge what it was sent", **{telemetry.PROXY: str(self.proxy)})
-        self._stalled = self.stream.stalled
+        self._stalled = stalled
         if self._listening is not None and self.stream.listening:
             self._listening(self.proxy)
             self._listening = None
@@ -365,7 +368,7 @@ class Session:
         """Forget what has been ACKed. A store that was restored counts again from a lower revision."""
         acked = self.stream.acked
         while self._awaited and acked in [awaited.revision for awaited in self._awaited]:
-            awaited = self._awaited.popleft()
+            awaited = self._awaited.pop(0)
             self._metrics.convergence_time.observe(now - awaited.at)
             _end(awaited.span)
 

@@ -111,6 +111,8 @@ class Stream:
         self._versions: dict[Type, str] = {}
         self._idle = False
         """The sequence has ended, and nothing was said or sent since: nothing but an offer leads on."""
+        self._asked = False
+        """The client has asked for something since `to_send`."""
         self._awaited: dict[tuple[Type, str], set[tuple[Type, str]]] = {}
         """What the client should ask for next, and the Clusters and listeners that it needs it for."""
         self._patience: float | None = None
@@ -142,6 +144,7 @@ class Stream:
                 f"a stream of {_names(self._subscriptions)} is asked for a {request.type.name}",
                 hint="ask the service of that type, or the aggregated one",
             )
+        # Nearly always it asks for nothing: it is an ACK.
         asks = bool(request.subscribe or request.unsubscribe or request.initial)
         if asks:
             _check(request, subscription)
@@ -152,7 +155,8 @@ class Stream:
         flight = subscription.flight
         if flight is not None and flight.nonce == request.nonce:
             self._answered(subscription, flight, request.error)
-        if asks or first:  # else it is an ACK or a NACK, as nearly always
+        if asks or first:
+            self._asked = True
             for name in request.unsubscribe:
                 if name == WILDCARD:
                     subscription.end_wildcard()
@@ -165,6 +169,7 @@ class Stream:
         """What goes out now, in this order. Each response is returned once, and is in flight from then on."""
         self._now = now
         self._refusals = None
+        self._asked = False
         self._proceed()
         sent = []
         if self._target is not None:
@@ -208,6 +213,11 @@ class Stream:
     def started(self) -> bool:
         """Something was offered; nothing is sent before."""
         return self._target is not None or self._pending is not None
+
+    @property
+    def rests(self) -> bool:
+        """Nothing goes out, whatever the time, before something is offered or asked for."""
+        return self._idle and self._pending is None and not self._asked
 
     @property
     def target(self) -> int:
@@ -279,10 +289,10 @@ class Stream:
                 self._resumed_at = self._now
             told = {intern(n): Told(intern(version)) for n, version in initial.items() if wildcard or n in names}
             subscription.has.update(told)
+        if first:
+            subscription.introduce(names)
         for name in names:
-            if name in initial:
-                subscription.names.add(name)
-            else:
+            if name not in initial:
                 subscription.subscribe(name)
             self._awaited.pop((request.type, name), None)
         if wildcard:
@@ -438,7 +448,7 @@ def _names(types: Iterable[Type]) -> str:
 
 
 def _check(request: Request, subscription: Subscription) -> None:
-    asked = len(subscription.names) + len(request.subscribe)
+    asked = subscription.count + len(request.subscribe)
     if max(asked, len(request.initial)) > MOST_NAMES:
         raise ProtocolError(
             f"more than {MOST_NAMES} {request.type.name} names on one stream",

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from smc.xds.snapshot import Resource, Source, Type
 
@@ -28,6 +29,10 @@ LONGEST_TEXT = 4_096
 
 _WORD = re.compile(r"[\w|/.\-]+")
 """What a name of ours looks like in a text."""
+
+
+_FIRST: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
+"""Sets of names that streams have begun with, by their hashes: nearly all begin with the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,10 @@ class Subscription:
         self.untold = False
         """It has some of them from before this stream, and did not say which."""
         self.wildcard = False
-        self.names: set[str] = set()
-        """Asked for by name, whether they exist or not."""
+        self._first: frozenset[str] = frozenset()
+        """Asked for by name, whether they exist or not, in the first request; shared by all who have begun alike."""
+        self._later: dict[str, None] = {}
+        """Asked for since."""
         self.has: dict[str, Resource | Told] = {}
         """What it ACKed last, or said that it had when it came."""
         self.refused: dict[str, Refused] = {}
@@ -91,7 +98,7 @@ class Subscription:
         """To be removed once nothing points to it."""
         self._apart: list[tuple[str, ...]] = []
         """Parts of refused responses, each to be sent by itself to find out which name is refused."""
-        self._owed: set[str] = set()
+        self._owed: dict[str, None] = {}
         """To be sent if the client's first request names them, even if it has them."""
         self._greeted = False
         self._nonces = 0
@@ -99,11 +106,27 @@ class Subscription:
     # ---------------------------------------------------------------------------------------------------- what it wants
 
     def wants(self, name: str) -> bool:
-        return self.wildcard or name in self.names
+        return self.wildcard or self.asked(name)
+
+    def asked(self, name: str) -> bool:
+        """By name."""
+        return name in self._first or name in self._later
+
+    @property
+    def count(self) -> int:
+        """How many names were asked for."""
+        return len(self._first) + len(self._later)
+
+    def introduce(self, names: Iterable[str]) -> None:
+        """The names of the first request, which are yet to be answered."""
+        first = frozenset(names)
+        known = _FIRST.setdefault(hash(first), first)
+        self._first = known if known == first else first
 
     def subscribe(self, name: str) -> None:
         """Answer a name that the client asks for, unless the answer waits for its turn already."""
-        self.names.add(name)
+        if name not in self._first:
+            self._later[name] = None
         if name not in self.to_switch and name not in self.to_remove:
             self.due[name] = None
 
@@ -114,9 +137,11 @@ class Subscription:
 
     def unsubscribe(self, name: str) -> None:
         """A name that the wildcard still covers is answered: only so does the client learn whether it does."""
-        if name not in self.names:
+        if not self.asked(name):
             return
-        self.names.discard(name)
+        if name in self._first:
+            self._later, self._first = dict.fromkeys((*self._first, *self._later)), frozenset()
+        del self._later[name]
         if self.wildcard:
             self.due[name] = None
         else:
@@ -124,8 +149,9 @@ class Subscription:
 
     def end_wildcard(self) -> None:
         self.wildcard = False
-        for name in {*self.has, *self.due, *self.to_switch, *self.to_remove, *self.refused} - self.names:
-            self._forget(name)
+        for name in {*self.has, *self.due, *self.to_switch, *self.to_remove, *self.refused}:
+            if not self.asked(name):
+                self._forget(name)
 
     def _forget(self, name: str) -> None:
         for names in (self.has, self.due, self.to_switch, self.to_remove, self.refused):
@@ -138,7 +164,7 @@ class Subscription:
         its removal, and a listener that waits for it would wait for ever.
         """
         resource = target.get(name)
-        if resource is None and self.type is Type.ROUTE and name in self.names:
+        if resource is None and self.type is Type.ROUTE and self.asked(name):
             return empty_route(name)
         return resource
 
@@ -157,7 +183,7 @@ class Subscription:
         if wanted is None:
             self.refused.pop(name, None)
             # Something may wait for an answer, or it may have an older one still.
-            if held is not None or (refused is not None and (name in self.names or self.untold)):
+            if held is not None or (refused is not None and (self.asked(name) or self.untold)):
                 self.to_remove[name] = None
         elif held is not None and held.version == wanted.version:
             self.has[name] = wanted
@@ -187,7 +213,7 @@ class Subscription:
             self.to_remove.pop(name, None)
             self.due[name] = None
         elif not self.heard:
-            self._owed.add(name)
+            self._owed[name] = None
 
     @property
     def quiet(self) -> bool:

@@ -49,8 +49,10 @@ MOST_STREAMS = 10
 LONGEST = 4 * 1024 * 1024
 """Bytes of one message of a client."""
 
-_FRAMED = 16 * 1024
+_FRAMED = 8 * 1024
 """Bytes that are framed and encrypted at a time. What OpenSSL writes to keeps the size of the largest: no larger."""
+_JOINED = 4 * 1024
+"""Bytes of a message up to which it is handed over in one piece, for a copy costs less than a call then."""
 _BUFFERED = 64 * 1024
 """Bytes that wait for the socket before no more are framed."""
 _RECORD = 16 * 1024
@@ -116,7 +118,9 @@ class Call:
             Malformed: what comes is no message.
         """
         if not self._messages:
-            self._acknowledge()
+            if self._unread:
+                self._acknowledge()
+                self._connection.flush()
             if not (self._finished or self._malformed):
                 self._reader = asyncio.get_running_loop().create_future()
                 try:
@@ -144,6 +148,7 @@ class Call:
     def resume_reading(self) -> None:
         self._reading_paused = False
         self._deliver()
+        self._connection.flush()  # so that the client hears of the room that this has made
 
     def _deliver(self) -> None:
         receiver = self._receiver
@@ -178,7 +183,8 @@ class Call:
             if not self._started:
                 self._started = True
                 http2.send_response(self._number, framing.RESPONSE)
-            for part in (framing.prefix(length), *parts):
+            message = framing.prefix(length), *parts
+            for part in message if length > _JOINED else (b"".join(message),):
                 http2.send_data(self._number, part)
             self._connection.flush()
         return length
@@ -386,13 +392,17 @@ class _Connection(asyncio.Protocol):
             self._close()
 
     def _send(self) -> None:
-        while not self._paused:
-            data = self.http2.data_to_send(_FRAMED)
-            if data:
-                self._tls.write(data)
-                self._transport.write(self._outgoing.read())
-            if len(data) < _FRAMED:
-                break
+        more = True
+        while more and not self._paused:
+            encrypted: list[bytes] = []
+            while more and len(encrypted) * _FRAMED < _BUFFERED:
+                data = self.http2.data_to_send(_FRAMED)
+                more = len(data) == _FRAMED
+                if data:
+                    self._tls.write(data)
+                    encrypted.append(self._outgoing.read())
+            if encrypted:
+                self._transport.write(b"".join(encrypted))
 
     # ----------------------------------------------------------------------------------------------------- the two ends
 

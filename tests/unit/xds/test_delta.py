@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from typing import Any
 
 import pytest
+from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smc.xds import delta
+from smc.xds.snapshot import Type
 from smc.xds.stream import ProtocolError, Request, Response
 from smc.xds.subscription import empty_route
 from tests.unit.xds.resources import CLUSTER, ENDPOINT, ROUTE, SECRET, assignment, cluster, secret
@@ -24,6 +29,37 @@ def test_a_request_is_read_whole() -> None:
         response_nonce="7",
     )
     assert delta.request(message) == Request(ENDPOINT, ("a", "b"), ("c",), {"a": "1"}, "7", resumed=True)
+
+
+@pytest.mark.parametrize("type_", list(Type))
+def test_an_ack_is_read_without_a_parser(type_: Type) -> None:
+    message = discovery_pb2.DeltaDiscoveryRequest(type_url=type_.value, response_nonce="17")
+    assert delta.acknowledgement(message.SerializeToString()) == Request(type_, nonce="17") == delta.request(message)
+
+
+REQUESTS = st.builds(
+    discovery_pb2.DeltaDiscoveryRequest,
+    type_url=st.sampled_from([CLUSTER.value, ENDPOINT.value, "", "another"]),
+    response_nonce=st.sampled_from(["", "1", "2" * 127, "3" * 128, "é"]),
+    resource_names_subscribe=st.lists(st.sampled_from(["a", "*"]), max_size=2),
+    resource_names_unsubscribe=st.lists(st.just("b"), max_size=1),
+    initial_resource_versions=st.dictionaries(st.just("c"), st.just("1"), max_size=1),
+    error_detail=st.none() | st.builds(status_pb2.Status, message=st.just("no")),
+    node=st.none() | st.builds(base_pb2.Node, id=st.just("shop/buyer")),
+)
+
+
+@given(REQUESTS, st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=3), st.integers(0, 300))
+def test_what_is_taken_for_an_ack_says_nothing_else(message: Any, damage: list[tuple[int, int]], end: int) -> None:
+    data = bytearray(message.SerializeToString())
+    for at, byte in damage:
+        if at < len(data):
+            data[at] = byte
+    for said in (bytes(data), bytes(data[:end])):
+        if (ack := delta.acknowledgement(said)) is not None:
+            read = discovery_pb2.DeltaDiscoveryRequest.FromString(said)
+            assert delta.request(read) == ack
+            assert not read.HasField("node")
 
 
 def test_an_error_makes_it_a_nack() -> None:
@@ -68,11 +104,12 @@ def test_an_empty_response_says_who_answers() -> None:
     assert discovery_pb2.DeltaDiscoveryResponse.FromString(encoded).control_plane.identifier == "replica-1"
 
 
-def test_a_response_is_written_once_for_all_who_are_told_the_same() -> None:
+def test_what_a_second_stream_is_told_is_kept_for_all_that_follow() -> None:
     encoder = delta.Encoder("replica-1")
     a, b = cluster("a"), cluster("b")
-    (first, _), (again, _) = (encoder.encode(Response(CLUSTER, (a,), (), "v", nonce)) for nonce in ("1", "2"))
-    assert first is again
+    first, second, third = (encoder.encode(Response(CLUSTER, (a,), (), "v", nonce))[0] for nonce in ("1", "2", "3"))
+    assert first == second
+    assert second is third
     for other in (
         Response(CLUSTER, (b,), (), "v", "1"),
         Response(CLUSTER, (a,), (), "w", "1"),
@@ -95,7 +132,8 @@ def test_all_that_is_kept_for_others_is_bounded(
         for first in range(0, 8_000, names):
             asked = [f"{number}".rjust(length, "n") for number in range(first, first + names)]
             found, missing = (tuple(map(empty_route, asked)), ()) if exist else ((), tuple(asked))
-            encoder.encode(Response(ROUTE, found, missing, "v", "1"))
+            for nonce in ("1", "2"):
+                encoder.encode(Response(ROUTE, found, missing, "v", nonce))
             del asked, found, missing
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
@@ -105,7 +143,24 @@ def test_all_that_is_kept_for_others_is_bounded(
     assert held <= delta.MOST_SHARED, "the resources and names that are kept with a response count as well"
 
 
-def test_a_secret_is_encoded_once_and_forgotten_with_it() -> None:
+def test_what_one_stream_alone_is_told_is_not_kept() -> None:
+    encoder = delta.Encoder("replica-1")
+    given = [Response(CLUSTER, (cluster(f"c{number}"),), (), "v", "1") for number in range(100)]
+    for response in given:
+        encoder.encode(response)
+    assert not encoder._shared
+    assert not encoder._encoded
+
+
+def test_what_is_remembered_of_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "MOST_MARKS", 10)
+    encoder = delta.Encoder("replica-1")
+    for number in range(100):
+        encoder.encode(Response(CLUSTER, (cluster(f"c{number}"),), (), "v", "1"))
+        assert len(encoder._written_once) <= 10
+
+
+def test_a_secret_is_kept_encoded_and_forgotten_with_it() -> None:
     encoder = delta.Encoder("replica-1")
     given = Response(SECRET, (secret("a"),), (), "v", "1")
     assert encoder.encode(given) == encoder.encode(given)

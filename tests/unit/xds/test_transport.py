@@ -263,6 +263,91 @@ async def test_a_deadline_that_is_none_is_refused() -> None:
         await peer.close()
 
 
+# ------------------------------------------------------------------------------------------------- without a reader
+
+
+async def test_what_comes_is_delivered_in_order_and_then_that_it_was_all() -> None:
+    delivered: list[bytes | None] = []
+    over = asyncio.Event()
+
+    async def serve(call: Call) -> None:
+        assert await call.read() == b"first"
+        call.write(b"go on")
+        await asyncio.sleep(0.05)  # some of it is there before anybody takes it
+        call.deliver(lambda message: delivered.append(message) if message is not None else over.set())
+        await over.wait()
+
+    async with world() as made, made.channel() as opened:
+        made.served = serve
+        call: Any = opened.stream_stream(ECHO)()
+        await call.write(b"first")
+        assert await call.read() == b"go on"
+        sent = [b"%d" % number * 1_000 for number in range(500)]  # several windows
+        for message in sent:
+            await call.write(message)
+        await call.done_writing()
+        assert await call.code() is Code.OK
+        assert delivered == sent
+
+
+async def test_while_reading_is_paused_nothing_is_delivered_and_the_client_waits() -> None:
+    delivered: list[bytes | None] = []
+    calls: list[Call] = []
+
+    async def serve(call: Call) -> None:
+        calls.append(call)
+        over = asyncio.Event()
+
+        def received(message: bytes | None) -> None:
+            delivered.append(message)
+            if message is None:
+                over.set()
+            elif len(delivered) == 1:
+                call.pause_reading()
+
+        call.deliver(received)
+        await over.wait()
+
+    async with world() as made:
+        made.served = serve
+        peer = await Peer.connect(made)
+        number = peer.request()
+        whole = prefix(10_000) + b"x" * 10_000
+        peer.http2.send_data(number, whole * 20)
+        peer.http2.send_data(number, b"", end_stream=True)
+        peer.flush()
+        await until(lambda: len(delivered) == 1)
+        for _ in range(5):
+            peer.http2.ping()  # whatever else is said on the connection
+            peer.flush()
+            await peer.hear(ngh2.PingAcknowledged)
+        assert len(delivered) == 1
+        assert peer.http2.queued_body_size(number) >= 200_000 - 2 * 65_535, "most of it waits with the client"
+        calls[0].resume_reading()
+        await peer.hear(ngh2.ResponseReceived)
+        assert delivered == [b"x" * 10_000] * 20 + [None]
+        await peer.close()
+
+
+async def test_what_is_no_message_ends_a_call_that_is_delivered_to() -> None:
+    delivered: list[bytes | None] = []
+
+    async def serve(call: Call) -> None:
+        call.deliver(delivered.append)
+        await asyncio.sleep(60)
+
+    async with world() as made:
+        made.served = serve
+        peer = await Peer.connect(made)
+        number = peer.request()
+        peer.http2.send_data(number, prefix(4) + b"good" + b"\x01\0\0\0\x01x")
+        peer.flush()
+        assert (b"grpc-status", b"12") in (await peer.hear(ngh2.ResponseReceived)).headers
+        assert delivered == [b"good"]
+        await until(lambda: made.cancelled == 1)
+        await peer.close()
+
+
 async def test_a_client_that_cancels_ends_what_serves_it() -> None:
     async with world() as made, made.channel() as opened:
         call: Any = opened.stream_stream(ECHO)()
