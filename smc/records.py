@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import timedelta
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +23,9 @@ from smc.model import Endpoints, Identity, Name, Problem, Service, Workload
 FORMAT = 1
 """The format that this version writes; it reads this one and, once there is one, the one before it."""
 READABLE = (1,)
+
+MOST_ALIKE = 4096
+"""Values of a kind that are kept to be found again."""
 
 T = TypeVar("T")
 
@@ -676,9 +679,14 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    raise TypeError(f"a record cannot hold a {type(value).__name__}")
+    return {name: _plain(getattr(value, name)) for name in _names(value.__class__)}
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    if not is_dataclass(kind):
+        raise TypeError(f"a record cannot hold a {kind.__name__}")
+    return tuple(f.name for f in fields(kind))
 
 
 def _make_reader(kind: Any) -> Callable[[Any], Any]:
@@ -694,12 +702,11 @@ def _make_reader(kind: Any) -> Callable[[Any], Any]:
             read = _reader(items[0])
             return lambda plain: tuple([read(item) for item in plain])
         readers = [_reader(item) for item in items]
-        return lambda plain: tuple(read(item) for read, item in zip(readers, plain, strict=True))
+        return lambda plain: tuple([read(item) for read, item in zip(readers, plain, strict=True)])
     if kind is Any or origin is not None:
         return lambda plain: plain
     if kind is Name:
-        text = _reader(str)
-        return lambda plain: Name(text(plain["namespace"]), text(plain["name"]))
+        return _name
     if is_dataclass(kind):
         return _dataclass_reader(kind)
     if kind is bytes:
@@ -722,6 +729,13 @@ def _make_reader(kind: Any) -> Callable[[Any], Any]:
 _reader: Callable[[Any], Callable[[Any], Any]] = cache(_make_reader)
 
 
+def _name(plain: Any) -> Name:
+    namespace, name = plain["namespace"], plain["name"]
+    if type(namespace) is not str or type(name) is not str:
+        raise TypeError(f"{plain!r} is not a Name")
+    return Name(namespace, name)
+
+
 def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
     readers = [
@@ -729,9 +743,25 @@ def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
     ]
 
     def read(plain: Any) -> Any:
-        return kind(**{name: of(plain[name]) for name, of, required in readers if required or name in plain})
+        try:
+            return kind(*[of(plain[name]) for name, of, _ in readers])
+        except KeyError:  # a field that has a default, most likely
+            return kind(**{name: of(plain[name]) for name, of, required in readers if required or name in plain})
 
-    return read
+    if not all(hints[name] is str for name, _, _ in readers):
+        return read
+    # An identity, a locality: there are few, and each is read again and again.
+    known = lru_cache(MOST_ALIKE)(
+        lambda *texts: kind(*[of(text) for (_, of, _), text in zip(readers, texts, strict=True)])
+    )
+
+    def look_up(plain: Any) -> Any:
+        try:
+            return known(*[plain[name] for name, _, _ in readers])
+        except KeyError:
+            return read(plain)
+
+    return look_up
 
 
 REGISTERED: Mapping[str, type[Service | Endpoints | Workload]] = {
