@@ -144,6 +144,15 @@ class _Callees:
     assignments: ResourceSet
     listeners: ResourceSet
     routes: ResourceSet
+    shares: tuple[_Shared, ...] = ()
+    """Those of these sets that others have as well."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class _Shared:
+    """What was made from the same nouns for callees that differ in others. It is gone with the last of them."""
+
+    resources: ResourceSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +286,8 @@ class _Settings:
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
         self._alike: WeakValueDictionary[Hashable, _Callees] = WeakValueDictionary()
         """By what decides where requests go."""
+        self._shared: WeakValueDictionary[Hashable, _Shared] = WeakValueDictionary()
+        """By the nouns: of all namespaces, and of hundreds of services, most have the same."""
         self.asked_by_name: _Memo[Outbound, _Callees] = _Memo(self._asked_by_name)
         self.local: _Memo[Inbound, Resource] = _Memo(self._local)
         self.permitted: _Memo[Policy, Resource] = _Memo(self._permitted)
@@ -376,13 +387,21 @@ class _Settings:
             listening, routed = EMPTY, self._asked(outbound)
         else:
             listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
+        clusters = self._share(
+            (reconnect, elsewhere, outbound.upstreams),
+            lambda: (*elsewhere, *(self._upstreams(u, reconnect) for u in outbound.upstreams)),
+        )
+        assigned = self._share(outbound.assignments, lambda: map(self._assignments, outbound.assignments))
         made = self._alike[key] = _Callees(
-            self._interned.set((*elsewhere, *(self._upstreams(u, reconnect) for u in outbound.upstreams))),
-            self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
-            listening,
-            routed,
+            clusters.resources, assigned.resources, listening, routed, (clusters, assigned)
         )
         return made
+
+    def _share(self, nouns: Hashable, make: Callable[[], Iterable[Resource]]) -> _Shared:
+        known = self._shared.get(nouns)
+        if known is None:
+            known = self._shared[nouns] = _Shared(self._interned.set(make()))
+        return known
 
     def _asked_by_name(self, outbound: Outbound) -> _Callees:
         """What gRPC's own clients ask for."""
