@@ -138,6 +138,11 @@ class Shape:
             raise AssertionError(f"the mesh is not what it should be: {problems[0]}")
         return {one.service: one for one in found}
 
+    @property
+    def size(self) -> int:
+        """How many records there are."""
+        return 2 * len(self.names) + 2 * len(self.workloads) + 2
+
     def records(self, keys: Keys) -> Iterator[Put]:
         """What is in the store once every workload has been ready; without certificates, which the leader makes."""
         for service in self._services:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from bench.shape import Shape
-from cluster.kv import KV
+from cluster.kv import KV, MOST_BYTES, MOST_OPERATIONS, OVERHEAD, Put
 from smc.certificates import x509
 from smc.certificates.authority import Authority, load_authority, load_keyring
 from smc.certificates.credential import Credential
@@ -23,19 +24,39 @@ MESH = "bench"
 TRUST_DOMAIN = "bench.smc.internal"
 OPEN = 120.0
 """Seconds in which all streams must be in sync."""
-AT_ONCE = 100
-"""Records in one transaction."""
+AT_ONCE = 8
+"""Transactions that are under way while the mesh is written."""
 
 
 async def mesh(kv: KV, keys: Keys, shape: Shape, directory: Path) -> tuple[Authority, tuple[str, ...]]:
     """Make the mesh in etcd; returns what signs, and whom all trust."""
     signer = LocalSigner.create(directory / "kek")
     operator = await initialise(kv, keys, signer, TRUST_DOMAIN, time.time())
-    puts = list(shape.records(keys))
-    for first in range(0, len(puts), AT_ONCE):
-        await kv.transact(puts[first : first + AT_ONCE])
+    chunks = _chunks(shape.records(keys))
+
+    async def write() -> None:
+        for chunk in chunks:
+            await kv.transact(chunk)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(AT_ONCE):
+            tasks.create_task(write())
     keyring = await load_keyring(kv, keys, signer)
     return await load_authority(kv, keys, keyring, signer), operator.roots
+
+
+def _chunks(puts: Iterable[Put]) -> Iterator[Sequence[Put]]:
+    """As few transactions as the store takes them in."""
+    chunk: list[Put] = []
+    size = 0
+    for put in puts:
+        more = len(put.key.encode()) + len(put.value) + OVERHEAD
+        if len(chunk) == MOST_OPERATIONS or size + more > MOST_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(put)
+        size += more
+    yield chunk
 
 
 def replica(children: Children, etcd: programs.Etcd, name: str, address: str, directory: Path) -> programs.Replica:
