@@ -32,7 +32,7 @@ async def mesh(kv: KV, keys: Keys, shape: Shape, directory: Path) -> tuple[Autho
     """Make the mesh in etcd; returns what signs, and whom all trust."""
     signer = LocalSigner.create(directory / "kek")
     operator = await initialise(kv, keys, signer, TRUST_DOMAIN, time.time())
-    chunks = _chunks(shape.records(keys))
+    chunks = iter(list(_chunks(shape.records(keys))))
 
     async def write() -> None:
         for chunk in chunks:

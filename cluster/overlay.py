@@ -10,6 +10,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 FEW = 64
+"""Late rows that are never worth a merge."""
 
 
 def is_much(late: int, base: int) -> bool:

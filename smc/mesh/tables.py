@@ -58,7 +58,8 @@ class _Rows(Generic[K, V]):
         return Overlay(self._base, self._late) if self._late else MappingProxyType(self._base)
 
     def __contains__(self, key: object) -> bool:
-        return self.get(cast("K", key)) is not None
+        late = self._late
+        return late[cast("K", key)] is not None if late and key in late else key in self._base
 
     def _set(self, key: K, value: V | None) -> None:
         rows = self._base if self._owns_base else self._writable(1)
