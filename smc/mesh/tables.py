@@ -59,7 +59,7 @@ class _Rows(Generic[K, V]):
 
     def __contains__(self, key: object) -> bool:
         late = self._late
-        return late[cast("K", key)] is not None if late and key in late else key in self._base
+        return late[key] is not None if late and key in late else key in self._base
 
     def _set(self, key: K, value: V | None) -> None:
         rows = self._base if self._owns_base else self._writable(1)
