@@ -285,21 +285,28 @@ class Session:
                 self._fail(e)
 
     def _write(self, now: float) -> None:
-        if not self._unsent:
-            if offer := self.slot.take():
-                self._offer(offer, now)
-            self._unsent.extend(self.stream.to_send(now))
-        while self._unsent:
-            self._push(self._unsent.pop(0))
-            if (room := self._peer.drained()) is not None:
-                self._wait_for(room)
-                return
+        if not self._flush():
+            return
+        if offer := self.slot.take():
+            self._offer(offer, now)
+        self._unsent.extend(self.stream.to_send(now))
+        if not self._flush():
+            return
         self._settle(now)
         deadline = self.stream.deadline
         if deadline is not None and (self._alarm is None or self._alarm.when() > deadline):
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm = self._loop.call_at(deadline, self._passed)
+
+    def _flush(self) -> bool:
+        """False: the proxy must make room before there is more to do."""
+        while self._unsent:
+            self._push(self._unsent.pop(0))
+            if (room := self._peer.drained()) is not None:
+                self._wait_for(room)
+                return False
+        return True
 
     def _passed(self) -> None:
         self._alarm = None

@@ -44,6 +44,8 @@ class Client:
         self.ready: list[Name] = []
         self.reads = True
         """False: it makes no room for a response."""
+        self.room: asyncio.Future[None]
+        """Done, it makes room again."""
         self.acks = True
         self.said: deque[Request | Exception | None] = deque()
         """What was not read yet."""
@@ -81,7 +83,10 @@ class Client:
         return 100
 
     def drained(self) -> asyncio.Future[None] | None:
-        return None if self.reads else asyncio.get_running_loop().create_future()
+        if self.reads:
+            return None
+        self.room = asyncio.get_running_loop().create_future()
+        return self.room
 
     def say(self, request: Request | Exception | None) -> None:
         self.said.append(request)
@@ -160,6 +165,24 @@ async def test_a_proxy_that_acks_nothing_costs_two_snapshots_however_much_change
             del snapshot
             await settle()
         assert sum(held() is not None for held in offered) == 2
+
+
+async def test_what_happens_while_a_proxy_makes_no_room_is_sent_once_it_does() -> None:
+    client = Client()
+    async with client.connected():
+        client.say(Request(Type.ENDPOINT, ("bookstore",)))
+        await settle()
+        client.reads = False
+        client.offer(1, cluster("bookstore"), assignment("bookstore", "one"))
+        await settle()
+        assert client.got == ["bookstore=1"], "the second response waits for room"
+        client.offer(2, cluster("bookstore"), assignment("bookstore", "two"))
+        await settle()
+        client.reads = True
+        client.room.set_result(None)
+        await settle()
+        assert client.got == ["bookstore=1", "bookstore=one", "bookstore=two"]
+        assert client.session.revision(2) == 2
 
 
 # --------------------------------------------------------------------------------------------------------- too much
