@@ -24,7 +24,7 @@ ABSENCE = 3.0
 replica, and an Envoy tries again within two."""
 NEWS = 1.0
 """Seconds after which an answer need not be done if more proxies have ACKed meanwhile: somebody watches."""
-LOOK_AGAIN, AT_MOST = 0.1, 1.0
+LOOK_AGAIN, AT_MOST = 0.01, 1.0
 """Seconds until the replicas are asked again; they double up to the second figure."""
 MOST_TOLD = 100
 """Laggards, and proxies that are absent, in one answer."""
