@@ -36,8 +36,8 @@ from smc.demo import programs
 from smc.demo.addresses import Addresses
 from smc.demo.processes import Children, Process
 from smc.errors import Invalid, SmcError
+from smc.keys import Keys
 from smc.model import Name
-from smc.records import Keys
 from smc.xds.snapshot import Type
 
 PUSHED = 30.0

@@ -14,10 +14,12 @@ from bench.figures import Spread
 from bench.shape import Change, Shape
 from cluster.kv import KeyValue, Put, View
 from smc import plugins
+from smc.codec import encode
 from smc.envoy.snapshot import Generator
+from smc.keys import Keys
 from smc.mesh import Mesh, build
 from smc.model import Name
-from smc.records import BundleRecord, CertificateRecord, Keys, MeshRecord, encode
+from smc.records import BundleRecord, CertificateRecord, MeshRecord
 from smc.xds.snapshot import Snapshot, Type
 
 

@@ -28,7 +28,7 @@ from smc.demo import programs
 from smc.demo.addresses import Addresses
 from smc.demo.processes import Children
 from smc.errors import SmcError
-from smc.records import Keys
+from smc.keys import Keys
 
 ENDPOINTS = 10
 """Of each service."""

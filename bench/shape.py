@@ -14,7 +14,9 @@ from functools import cached_property
 
 from cluster.kv import Put
 from smc import endpoints
+from smc.codec import encode
 from smc.errors import Invalid
+from smc.keys import Keys
 from smc.model import (
     Endpoints,
     Identity,
@@ -25,7 +27,7 @@ from smc.model import (
     Workload,
     WorkloadPort,
 )
-from smc.records import Keys, ManifestRecord, ReadyRecord, SyncedRecord, encode
+from smc.records import ManifestRecord, ReadyRecord, SyncedRecord
 
 SOURCE = "bench"
 """The registry's source: none of the replica's own informers, so nobody writes it but the benchmark."""

@@ -17,8 +17,8 @@ from smc.certificates.initialise import initialise
 from smc.certificates.signers.local import LocalSigner
 from smc.demo import programs
 from smc.demo.processes import Children, Process
+from smc.keys import Keys
 from smc.model import Name
-from smc.records import Keys
 
 MESH = "bench"
 TRUST_DOMAIN = "bench.smc.internal"

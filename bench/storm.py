@@ -30,8 +30,8 @@ from smc.demo import programs
 from smc.demo.addresses import Addresses
 from smc.demo.processes import Children
 from smc.errors import SmcError
+from smc.keys import Keys
 from smc.model import Name
-from smc.records import Keys
 
 KINDS = ("cut", "restart", "failover")
 """All streams are cut and come back; their replica is killed and started again; it is killed, and they go elsewhere."""

@@ -29,13 +29,15 @@ from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
+from smc.codec import decode
 from smc.demo import bookstore
 from smc.demo.bookstore import Placement
 from smc.demo.local import MESH, TRUST_DOMAIN
 from smc.demo.programs import Replica
+from smc.keys import Keys
 from smc.proxy.join import ask, channel_options, join
 from smc.proxy.settings import Exit, ProxyFailed
-from smc.records import Keys, TokenRecord, decode
+from smc.records import TokenRecord
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import JoinStub
 from smc.xds.snapshot import Type

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509 as cx509
 
 from e2e.kit.mesh import INBOUND_PORT, Mesh, eventually, module_mesh
-from smc import records
+from smc import codec
 from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
@@ -23,13 +23,14 @@ from smc.demo import programs
 from smc.demo.local import MESH
 from smc.demo.processes import ProcessFailed
 from smc.demo.programs import Sidecar
+from smc.keys import Keys
 from smc.proxy.join import presented_chain
 from smc.records import BundleRecord, IntermediateRecord, RotationRecord, TrustRecord
 
 mesh = module_mesh()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-KEYS = records.Keys(MESH)
+KEYS = Keys(MESH)
 BUYER = "bookbuyer/bookbuyer"
 PATIENCE = 90.0
 """Seconds that a rotation may take here, a leader's death and a busy machine included."""
@@ -41,18 +42,18 @@ async def _stored(mesh: Mesh, key: str) -> dict[str, bytes]:
 
 async def _roots(mesh: Mesh) -> tuple[cx509.Certificate, ...]:
     """Whom everybody trusts, as etcd has it."""
-    bundle = records.decode(BundleRecord, (await _stored(mesh, KEYS.bundle))[KEYS.bundle])
+    bundle = codec.decode(BundleRecord, (await _stored(mesh, KEYS.bundle))[KEYS.bundle])
     return tuple(x509.load(text)[0] for text in bundle.roots)
 
 
 async def _intermediates(mesh: Mesh) -> list[cx509.Certificate]:
     found = (await _stored(mesh, KEYS.ca_prefix("intermediates"))).values()
-    return [x509.load(records.decode(IntermediateRecord, value).certificate)[0] for value in found]
+    return [x509.load(codec.decode(IntermediateRecord, value).certificate)[0] for value in found]
 
 
 async def _phase(mesh: Mesh) -> str:
     value = (await _stored(mesh, KEYS.rotation)).get(KEYS.rotation)
-    return records.decode(RotationRecord, value).phase.value if value is not None else ""
+    return codec.decode(RotationRecord, value).phase.value if value is not None else ""
 
 
 async def _shown_to_peers(sidecar: Sidecar) -> list[cx509.Certificate]:
@@ -263,7 +264,7 @@ async def test_a_proxy_that_is_away_is_named_and_left_behind_by_force_alone(mesh
 async def _shows_what_is_new(mesh: Mesh, sidecar: Sidecar) -> bool:
     """Whether its proxy has said that its credential is of the newest intermediate, of two that there are."""
     key = f"{KEYS.trusts}{sidecar.workload}"
-    said = records.decode(TrustRecord, (await _stored(mesh, key))[key])
+    said = codec.decode(TrustRecord, (await _stored(mesh, key))[key])
     intermediates = await _intermediates(mesh)
     return len(intermediates) == 2 and said.issuer == x509.key_id(intermediates[-1])
 

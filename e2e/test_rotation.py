@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from e2e.kit.mesh import INBOUND_PORT, Mesh, eventually, module_mesh
-from smc import records
+from smc import codec
 from smc.demo import bookstore
 from smc.demo.apps import XFCC, document
 from smc.demo.local import MESH
@@ -60,7 +60,7 @@ async def _client_hash(sidecar: Sidecar, url: str) -> str:
 async def _stored(mesh: Mesh, identity: str) -> x509.Certificate:
     """The newest workload certificate of an identity, as it is in etcd."""
     ((key, (value, _)),) = (await mesh.etcd.read(f"/smc/{MESH}/certificates/{identity}")).items()
-    return x509.load_pem_x509_certificate(records.decode(CertificateRecord, value, key=key).chain.encode())
+    return x509.load_pem_x509_certificate(codec.decode(CertificateRecord, value, key=key).chain.encode())
 
 
 async def test_workload_certificates_rotate_under_traffic(mesh: Mesh) -> None:

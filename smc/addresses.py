@@ -24,11 +24,13 @@ import structlog
 
 from cluster.election import Deposed, Leadership
 from cluster.kv import KV, Committed, Delete, Guard, KeyValue, Operation, Put, StoreError
+from smc.codec import UnreadableRecord, decode, encode
 from smc.envoy import names
+from smc.keys import Keys
 from smc.manifests.own import GROUP
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import AddressRecord, Keys, UnreadableRecord, decode, encode
+from smc.records import AddressRecord
 
 KEEP = 600.0
 """Seconds that a service has to be gone before another may get its address: longer than a look-up is remembered."""

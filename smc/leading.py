@@ -20,9 +20,9 @@ from smc import addresses, informers, quarantine, readiness
 from smc.certificates.issuing import Issuer, Wanted
 from smc.certificates.revoking import Revoked
 from smc.errors import SmcError
+from smc.keys import Keys
 from smc.mesh import Mesh
 from smc.model import Identity, Name
-from smc.records import Keys
 from smc.registry import Registry
 
 COMPACT_EVERY = 300.0

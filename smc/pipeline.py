@@ -22,12 +22,12 @@ from cluster.kv import KeyValue, Unavailable, View
 from cluster.mirror import Mirror
 from cluster.overlay import Overlay
 from smc import errors, telemetry
+from smc.codec import UnreadableRecord, traceparent
 from smc.errors import NotFound
 from smc.manifests import PolicyApi
 from smc.mesh import Mesh, build
 from smc.metrics import Metrics
 from smc.model import Name, Sidecar
-from smc.records import UnreadableRecord, traceparent
 from smc.xds.slot import NotAdmitted, Slot
 from smc.xds.snapshot import Snapshot
 

@@ -26,7 +26,7 @@ def store(settings: Settings) -> KV:
         Invalid: a TLS file cannot be read.
     """
     from cluster.etcd import EtcdKV, EtcdTLS
-    from smc.records import Keys
+    from smc.keys import Keys
 
     tls = None
     if settings.etcd_ca is not None:

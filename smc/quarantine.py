@@ -16,9 +16,11 @@ import structlog
 from cluster.election import Deposed, Leadership
 from cluster.kv import KV, Delete, KeyValue, Put, Status, StoreError
 from smc import telemetry
+from smc.codec import UnreadableRecord, decode, encode
+from smc.keys import Keys
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import AckRecord, Keys, Nack, QuarantineRecord, UnreadableRecord, decode, encode
+from smc.records import AckRecord, Nack, QuarantineRecord
 
 RETRY = 1.0
 """Seconds until the store is asked again."""

@@ -13,10 +13,12 @@ import structlog
 from cluster.election import Deposed, Leadership
 from cluster.kv import KV, Committed, Delete, Guard, Put, StoreError
 from smc import telemetry
+from smc.codec import encode
+from smc.keys import Keys
 from smc.manifests.own import GROUP
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import Keys, ReadyRecord, encode
+from smc.records import ReadyRecord
 
 LOOK_AGAIN = 5.0
 """Seconds until all proxies are looked at again when none has come."""

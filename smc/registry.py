@@ -19,9 +19,11 @@ from cluster import kv as store
 from cluster.election import Leadership
 from cluster.kv import KV, Ambiguous, Committed, Delete, Guard, KeyValue, Operation, Put
 from smc import telemetry
+from smc.codec import UnreadableRecord, decode, encode, equal
 from smc.errors import Conflict, Invalid, NotFound
+from smc.keys import Keys
 from smc.model import Endpoints, Name, Observation, Problem, Service, Workload
-from smc.records import Keys, ManifestRecord, SyncedRecord, UnreadableRecord, decode, encode, equal
+from smc.records import ManifestRecord, SyncedRecord
 
 CHUNK_OPERATIONS = 100
 """In one transaction of `replace`; with the fence it stays below what the store allows."""

@@ -16,7 +16,7 @@ from cluster.election import Election
 from cluster.kv import KV
 from cluster.members import Members, NameTaken
 from cluster.mirror import Mirror
-from smc import health, plugins, records
+from smc import codec, health, plugins
 from smc.api import server as api
 from smc.api import waiting
 from smc.api.backends import Backends, ProxyStatus, ReplicaStatus
@@ -26,15 +26,17 @@ from smc.certificates.issuing import Issuer
 from smc.certificates.requests import replica_credential
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
+from smc.codec import UnreadableRecord
 from smc.config import API_PORT, HEALTH_PORT, JOIN_PORT, XDS_PORT, Settings
 from smc.envoy.snapshot import Generator
 from smc.errors import Conflict, SmcError, Unavailable
+from smc.keys import Keys
 from smc.leading import Duties
 from smc.metrics import Metrics
 from smc.model import Name
 from smc.pipeline import Pipeline
 from smc.readiness import Readiness
-from smc.records import Keys, MemberRecord, MeshRecord, UnreadableRecord
+from smc.records import MemberRecord, MeshRecord
 from smc.registry import Registry
 from smc.xds import server as xds
 from smc.xds.session import Session
@@ -262,17 +264,17 @@ class Replica:
             raise Conflict(str(e)) from None
 
     def _acks(self) -> bytes:
-        return records.encode(self._streams.report())
+        return codec.encode(self._streams.report())
 
     def _member(self) -> bytes:
         address = self._settings.address
-        return records.encode(
+        return codec.encode(
             MemberRecord(
                 self._settings.name,
                 _host(address, XDS_PORT),
                 _host(address, API_PORT),
                 _host(address, JOIN_PORT),
-                records.READABLE,
+                codec.READABLE,
                 not self._unready(),
                 len(self._streams.sessions),
                 VERSION,
@@ -361,7 +363,7 @@ def _members(found: Mapping[str, bytes]) -> Mapping[str, MemberRecord]:
     members: dict[str, MemberRecord] = {}
     for name, value in found.items():
         try:
-            members[name] = records.decode(MemberRecord, value, key=name)
+            members[name] = codec.decode(MemberRecord, value, key=name)
         except UnreadableRecord as e:
             log.warning("what a replica says of itself cannot be read", replica=name, error=str(e))
     return members

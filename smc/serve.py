@@ -13,14 +13,15 @@ import tenacity
 import uvloop
 
 from cluster.kv import KV
-from smc import plugins, records
+from smc import codec, plugins
 from smc.certificates.authority import load_keyring, load_mesh, store_errors
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
 from smc.config import Settings
 from smc.errors import Invalid, SmcError, Unavailable
 from smc.exporting import exporting, log_to_stderr
-from smc.records import EpochRecord, Keys, MeshRecord
+from smc.keys import Keys
+from smc.records import EpochRecord, MeshRecord
 from smc.replica import Replica
 
 LONGEST_WAIT = 5.0
@@ -99,7 +100,7 @@ async def _start(kv: KV, keys: Keys, signer: Signer) -> tuple[MeshRecord, int, K
             )
         if epoch is None:
             raise Invalid(f"the mesh {keys.mesh_name!r} has no epoch", hint="restore etcd from a backup")
-        return records.decode(EpochRecord, epoch.value, key=epoch.key).number
+        return codec.decode(EpochRecord, epoch.value, key=epoch.key).number
 
     return mesh, await _patiently(pinned), keyring
 

@@ -11,10 +11,11 @@ from typing import Protocol
 from cluster.kv import KV
 from smc.certificates.credential import Credential
 from smc.certificates.sealing import Keyring
+from smc.keys import Keys
 from smc.manifests import Kind
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import Keys, ManifestRecord, MemberRecord, Nack
+from smc.records import ManifestRecord, MemberRecord, Nack
 
 
 @dataclass(frozen=True, slots=True)

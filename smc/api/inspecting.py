@@ -13,6 +13,7 @@ from typing import NamedTuple
 from smc import explaining, manifests, registry
 from smc.api import waiting
 from smc.api.backends import Backends
+from smc.codec import encode
 from smc.envoy.readable import plain
 from smc.envoy.requests import Request
 from smc.envoy.routes import policy_sources
@@ -22,7 +23,7 @@ from smc.explaining import Effect, Explanation, Server, Source
 from smc.manifests import Finding, InvalidManifest
 from smc.mesh import Mesh
 from smc.model import HttpMatch, Identity, Name, Outbound
-from smc.records import CertificateRecord, ManifestRecord, encode
+from smc.records import CertificateRecord, ManifestRecord
 from smc.v1 import smc_pb2 as pb
 from smc.xds.snapshot import Resource, Snapshot, Type, short
 

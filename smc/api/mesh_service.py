@@ -24,10 +24,11 @@ from smc.api.credentials import answer
 from smc.api.denials import Denials
 from smc.certificates import admissions, requests, tokens, x509
 from smc.certificates.authority import store_errors
+from smc.codec import UnreadableRecord
 from smc.errors import Exhausted, Invalid, NotFound, Unavailable
 from smc.mesh import Mesh
 from smc.model import Name
-from smc.records import ManifestRecord, MemberRecord, UnreadableRecord
+from smc.records import ManifestRecord, MemberRecord
 from smc.v1 import smc_pb2 as pb
 
 log = structlog.get_logger(__name__)

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.kv import KeyValue
+from smc.codec import decode
 from smc.mesh import Mesh
 from smc.model import Name, Outbound, Severity
-from smc.records import ManifestRecord, QuarantineRecord, decode
+from smc.records import ManifestRecord, QuarantineRecord
 from smc.v1 import smc_pb2 as pb
 
 NOT_BUILT_YET = "NotBuiltYet"

@@ -15,18 +15,11 @@ from cluster.kv import Committed, Delete, Guard, KeyValue, Operation, Put
 from smc import telemetry
 from smc.api.backends import Backends
 from smc.certificates import admissions, revoking, x509
+from smc.codec import UnreadableRecord, decode, encode
 from smc.errors import Conflict, Invalid, NotFound, Unavailable
 from smc.mesh import Mesh
 from smc.model import Identity, Name
-from smc.records import (
-    AdmissionRecord,
-    CertificateRecord,
-    CrlRecord,
-    RevocationRecord,
-    UnreadableRecord,
-    decode,
-    encode,
-)
+from smc.records import AdmissionRecord, CertificateRecord, CrlRecord, RevocationRecord
 from smc.v1 import smc_pb2 as pb
 
 ATTEMPTS = 5

@@ -10,9 +10,10 @@ from smc.api.access import PROXY, Caller
 from smc.api.backends import Backends
 from smc.certificates import authority, rotating
 from smc.certificates.rotating import Progress
+from smc.codec import encode, equal
 from smc.errors import Invalid, NotFound, Unavailable
 from smc.model import MeshConfig, Name
-from smc.records import Phase, Rotates, RotationRecord, TrustRecord, encode, equal
+from smc.records import Phase, Rotates, RotationRecord, TrustRecord
 from smc.v1 import smc_pb2 as pb
 
 MOST_TOLD = 100

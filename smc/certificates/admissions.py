@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from cryptography import x509 as cx509
 
 from cluster.kv import KV, Guard, KeyValue, Operation, Put
+from smc.codec import UnreadableRecord, decode, encode
 from smc.errors import Denied
+from smc.keys import Keys
 from smc.model import Name
-from smc.records import AdmissionRecord, Keys, TokenRecord, UnreadableRecord, decode, encode
+from smc.records import AdmissionRecord, TokenRecord
 
 MOST_ADMITTED = 100
 """Credentials of one path that count after it was revoked, the newest: who renews has no use for those before, and who

@@ -16,9 +16,11 @@ from cluster.kv import KV, Guard, KeyValue, Operation, Outcome, Put, Rejected, S
 from smc.certificates import admissions, requests, x509
 from smc.certificates.authority import Authority
 from smc.certificates.sealing import Keyring
+from smc.codec import decode, encode
 from smc.errors import Invalid, SmcError, Unavailable
+from smc.keys import Keys
 from smc.model import Identity, Name
-from smc.records import AnswerRecord, Keys, RequestRecord, decode, encode
+from smc.records import AnswerRecord, RequestRecord
 
 CONCURRENT = 16
 """Requests that are being answered at one time."""

@@ -18,19 +18,19 @@ from cluster.kv import KV, Status
 from smc.certificates import making, x509
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
+from smc.codec import decode
 from smc.errors import Invalid, NotFound, SmcError, Unavailable
+from smc.keys import Keys
 from smc.records import (
     BundleRecord,
     CrlRecord,
     DekRecord,
     EpochRecord,
     IntermediateRecord,
-    Keys,
     MeshRecord,
     RootRecord,
     RotationRecord,
     SigningRecord,
-    decode,
 )
 
 T = TypeVar("T")

@@ -12,19 +12,11 @@ from smc.certificates.authority import Authority, load_mesh, make_intermediate, 
 from smc.certificates.credential import Credential
 from smc.certificates.sealing import Keyring, new_dek
 from smc.certificates.signers import Signer
+from smc.codec import encode
 from smc.errors import Conflict, NotFound
+from smc.keys import Keys
 from smc.model import MeshConfig
-from smc.records import (
-    BundleRecord,
-    DekRecord,
-    EpochRecord,
-    IntermediateRecord,
-    Keys,
-    MeshRecord,
-    RootRecord,
-    SigningRecord,
-    encode,
-)
+from smc.records import BundleRecord, DekRecord, EpochRecord, IntermediateRecord, MeshRecord, RootRecord, SigningRecord
 
 DEFAULTS = MeshConfig()
 

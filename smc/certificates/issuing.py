@@ -22,9 +22,11 @@ from smc.certificates.revoking import Lists, Revoked, Revoking, in_use, issued
 from smc.certificates.rotating import Rotations, Survey
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
+from smc.codec import decode, encode
 from smc.errors import Invalid, SmcError
+from smc.keys import Keys
 from smc.model import Identity, MeshConfig
-from smc.records import CertificateRecord, CrlRecord, Keys, decode, encode
+from smc.records import CertificateRecord, CrlRecord
 
 BATCH = 32
 """Certificates in one transaction: a new mesh of many identities costs few revisions, and no half of a revision."""

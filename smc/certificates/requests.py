@@ -17,8 +17,10 @@ from smc.certificates import x509
 from smc.certificates.authority import load_mesh, load_roots, store_errors
 from smc.certificates.credential import Credential
 from smc.certificates.sealing import Keyring
+from smc.codec import decode, encode
 from smc.errors import Conflict, Invalid, Unavailable
-from smc.records import AnswerRecord, Keys, RequestRecord, decode, encode
+from smc.keys import Keys
+from smc.records import AnswerRecord, RequestRecord
 
 LEASE = 60.0
 """Seconds that a request and its answer live."""

@@ -26,18 +26,11 @@ from smc.certificates.authority import load_stored
 from smc.certificates.rotating import Survey
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
+from smc.codec import decode, encode
 from smc.errors import SmcError
+from smc.keys import Keys
 from smc.model import Identity, Name
-from smc.records import (
-    CertificateRecord,
-    CrlRecord,
-    IntermediateRecord,
-    IssuedCertificate,
-    Keys,
-    RevokedCertificate,
-    decode,
-    encode,
-)
+from smc.records import CertificateRecord, CrlRecord, IntermediateRecord, IssuedCertificate, RevokedCertificate
 
 PATIENCE = 3.0
 """Seconds that all proxies of an identity have to take its new key and to connect with it."""

@@ -36,11 +36,12 @@ from smc.certificates.authority import (
 from smc.certificates.rotation import Found, Holder, Missing
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers import Signer
+from smc.codec import UnreadableRecord, decode, encode
 from smc.errors import Conflict, Invalid, SmcError
+from smc.keys import Keys
 from smc.records import (
     CertificateRecord,
     IntermediateRecord,
-    Keys,
     MemberRecord,
     Phase,
     RootRecord,
@@ -49,9 +50,6 @@ from smc.records import (
     SigningRecord,
     TokenRecord,
     TrustRecord,
-    UnreadableRecord,
-    decode,
-    encode,
 )
 
 LOOK_AGAIN = 0.5

@@ -21,8 +21,10 @@ from cluster.kv import KV, Guard, KeyValue, Operation, Put, Rejected
 from smc.certificates import admissions, requests, x509
 from smc.certificates.authority import load_pins, store_errors
 from smc.certificates.sealing import Keyring
+from smc.codec import decode, encode
 from smc.errors import Conflict, Denied, Expired, Invalid, Unauthenticated
-from smc.records import Keys, TokenRecord, decode, encode
+from smc.keys import Keys
+from smc.records import TokenRecord
 
 MAX_TTL = 600.0
 _SECRET_BYTES = 32

@@ -105,7 +105,7 @@ async def _init(settings: Settings, trust_domain: str, operator: str) -> Credent
     from smc.certificates.authority import load_mesh
     from smc.certificates.initialise import initialise
     from smc.certificates.signers.local import LocalSigner
-    from smc.records import Keys
+    from smc.keys import Keys
 
     keys = Keys(settings.mesh)
     kv = _store(settings)
@@ -141,7 +141,7 @@ async def recover(kv: KV, mesh: str, kek_file: Path, operator: str) -> Credentia
     from smc.certificates.credential import Credential
     from smc.certificates.requests import request_credential
     from smc.certificates.signers.local import LocalSigner
-    from smc.records import Keys
+    from smc.keys import Keys
 
     keys = Keys(mesh)
     uri = x509.credential_uri((await load_mesh(kv, keys)).trust_domain, f"operator/{operator}")

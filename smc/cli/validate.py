@@ -18,12 +18,14 @@ from smc import manifests, plugins
 from smc.cli import say
 from smc.cli.documents import Document, read
 from smc.cli.pages import examples
+from smc.codec import encode
 from smc.errors import NotFound
+from smc.keys import Keys
 from smc.manifests import Finding, InvalidManifest, Kind, PolicyApi, schema
 from smc.manifests.text import Node
 from smc.mesh import build
 from smc.model import Problem, Severity
-from smc.records import Keys, ManifestRecord, MeshRecord, encode
+from smc.records import ManifestRecord, MeshRecord
 
 FORMATS = ("text", "json", "sarif")
 INVALID = "InvalidManifest"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cluster.kv import KeyValue, View
+from smc.codec import UnreadableRecord, decode
 from smc.errors import NotFound
 from smc.manifests import MESH_WIDE, OWN_KINDS, InvalidManifest, Manifest, noun
 from smc.manifests.own import CONFIG_NAME, GROUP
@@ -44,8 +45,6 @@ from smc.records import (
     QuarantineRecord,
     RevocationRecord,
     SyncedRecord,
-    UnreadableRecord,
-    decode,
 )
 
 OWN: Final = ""

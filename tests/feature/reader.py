@@ -23,9 +23,9 @@ from cluster.kv import Batch, Compacted, Status
 from cluster.mirror import Mirror
 from smc import plugins
 from smc.envoy.snapshot import Generator
+from smc.keys import Keys
 from smc.mesh import Mesh, build
 from smc.model import Name
-from smc.records import Keys
 from smc.xds.snapshot import Snapshot
 
 

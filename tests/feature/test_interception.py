@@ -9,9 +9,10 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from smc import addresses
+from smc.codec import decode
 from smc.envoy import names
 from smc.model import Name, Service, Workload
-from smc.records import AddressRecord, decode
+from smc.records import AddressRecord
 from smc.xds.snapshot import Type
 from tests.unit.bookshop import KEYS, service, workload
 from tests.unit.leadership import elect

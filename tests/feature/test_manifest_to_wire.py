@@ -15,8 +15,9 @@ from cluster.election import Election
 from cluster.kv import Delete, Put
 from cluster.members import Members
 from smc import quarantine
+from smc.codec import decode, encode
 from smc.model import Identity, Name, Service, Workload
-from smc.records import QuarantineRecord, decode, encode
+from smc.records import QuarantineRecord
 from smc.xds.snapshot import Type
 from tests.unit.bookshop import KEYS, TRUST_DOMAIN, service, workload
 from tests.unit.xds.replica import Client, Mesh, Replica, serving, until

@@ -7,9 +7,11 @@ from textwrap import dedent
 from cluster.kv import KV, Put
 from cluster.memory import MemoryKV, MemoryStore
 from smc import endpoints, plugins
+from smc.codec import encode
+from smc.keys import Keys
 from smc.manifests import read
 from smc.model import Identity, Name, Observation, Protocol, Service, ServicePort, Workload
-from smc.records import CertificateRecord, Keys, MeshRecord, ReadyRecord, encode
+from smc.records import CertificateRecord, MeshRecord, ReadyRecord
 from smc.registry import Registry
 from tests.unit.leadership import elect
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.election import Leadership
 from cluster.kv import KV, Delete, Guard, Put
-from smc.records import Keys
+from smc.keys import Keys
 
 
 async def elect(kv: KV, keys: Keys) -> Leadership:

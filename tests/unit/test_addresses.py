@@ -19,10 +19,12 @@ from cluster.kv import Put
 from cluster.memory import MemoryKV, MemoryStore
 from smc import addresses
 from smc.addresses import KEEP, RETRY, assign, candidates
+from smc.codec import decode, encode
 from smc.envoy import names
+from smc.keys import Keys
 from smc.mesh import Mesh
 from smc.model import MeshConfig, Name
-from smc.records import AddressRecord, Keys, decode, encode
+from smc.records import AddressRecord
 from tests.unit.api.meshes import mesh
 from tests.unit.cluster.hostile import HostileKV
 from tests.unit.leadership import elect

@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smc import smi
+from smc.codec import decode, encode
 from smc.demo import bookstore
 from smc.manifests import OWN_KINDS, InvalidManifest, Manifest, noun, read_all
-from smc.records import ManifestRecord, decode, encode
+from smc.records import ManifestRecord
 
 KINDS = (*OWN_KINDS, *smi.KINDS)
 FUZZED = 10_000

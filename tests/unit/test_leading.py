@@ -20,11 +20,13 @@ from smc.certificates.initialise import initialise
 from smc.certificates.issuing import Issuer
 from smc.certificates.rotating import Acks
 from smc.certificates.signers.local import LocalSigner
+from smc.codec import decode, encode
+from smc.keys import Keys
 from smc.leading import COMPACT_EVERY, KEEP_HISTORY, LAST_RETRY, Duties, _wanted, compact
 from smc.mesh import Mesh
 from smc.mesh.reading import Revoked
 from smc.model import Identity, MeshConfig, Name, Observation, Service
-from smc.records import CertificateRecord, Keys, QuarantineRecord, ReadyRecord, SyncedRecord, decode, encode
+from smc.records import CertificateRecord, QuarantineRecord, ReadyRecord, SyncedRecord
 from smc.registry import Registry
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.leadership import elect

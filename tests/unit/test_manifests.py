@@ -13,6 +13,7 @@ from textwrap import dedent
 import pytest
 
 from smc import smi
+from smc.codec import decode, encode
 from smc.demo import bookstore
 from smc.errors import Invalid, NotFound
 from smc.manifests import (
@@ -47,7 +48,7 @@ from smc.model import (
     Workload,
     WorkloadPort,
 )
-from smc.records import ManifestRecord, decode, encode
+from smc.records import ManifestRecord
 
 KINDS = (*OWN_KINDS, *smi.KINDS)
 

@@ -15,10 +15,12 @@ from cluster.election import Deposed, Election, Leadership
 from cluster.kv import KV, Delete, Listing, Put, View
 from cluster.memory import MemoryKV, MemoryStore
 from smc import plugins, quarantine
+from smc.codec import decode, encode
+from smc.keys import Keys
 from smc.mesh import Mesh, build
 from smc.model import Name
 from smc.quarantine import LOOK_AGAIN, next_suspect
-from smc.records import AckRecord, Keys, Nack, QuarantineRecord, decode, encode
+from smc.records import AckRecord, Nack, QuarantineRecord
 from smc.xds.snapshot import Resource, Snapshot, Source, Type
 from smc.xds.stream import Refusal, Request, Response, Stream
 from tests.unit.bookshop import Shop, workload

@@ -14,10 +14,12 @@ from cluster.election import Deposed
 from cluster.kv import Guard, Operation, Outcome, Put, Rejected
 from cluster.memory import MemoryKV, MemoryStore
 from smc import readiness
+from smc.codec import decode, encode
+from smc.keys import Keys
 from smc.mesh import Mesh
 from smc.model import MeshConfig, Name
 from smc.readiness import Readiness
-from smc.records import Keys, ReadyRecord, decode, encode
+from smc.records import ReadyRecord
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.leadership import elect
 

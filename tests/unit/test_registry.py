@@ -33,7 +33,9 @@ from cluster.kv import (
 )
 from cluster.memory import MemoryKV, MemoryStore
 from smc import registry as module
+from smc.codec import decode, encode, traceparent
 from smc.errors import Conflict, Invalid, NotFound
+from smc.keys import Keys
 from smc.model import (
     Endpoint,
     Endpoints,
@@ -46,7 +48,7 @@ from smc.model import (
     ServicePort,
     Workload,
 )
-from smc.records import Keys, ManifestRecord, SyncedRecord, decode, encode, traceparent
+from smc.records import ManifestRecord, SyncedRecord
 from smc.registry import CHUNK_OPERATIONS, LIST_AGAIN, Outcome, Registry, Replaced, Written
 from tests.unit.leadership import elect
 

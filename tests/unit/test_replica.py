@@ -18,7 +18,7 @@ from smc.certificates.initialise import initialise
 from smc.certificates.signers.local import LocalSigner
 from smc.config import Settings, duration
 from smc.errors import Conflict
-from smc.records import Keys
+from smc.keys import Keys
 
 KEYS = Keys("default")
 SIGNER = LocalSigner(b"k" * 32)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from smc.records import SyncedRecord, encode, traceparent
+from smc.codec import encode, traceparent
+from smc.records import SyncedRecord
 from smc.telemetry import MOST_LINKS, current_traceparent, links
 
 GOOD = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

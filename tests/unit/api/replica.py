@@ -28,9 +28,10 @@ from smc.certificates.credential import Credential
 from smc.certificates.initialise import initialise
 from smc.certificates.requests import replica_credential
 from smc.certificates.signers.local import LocalSigner
+from smc.keys import Keys
 from smc.metrics import Metrics
 from smc.model import MeshConfig
-from smc.records import Keys, MemberRecord
+from smc.records import MemberRecord
 from smc.registry import Registry
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import JoinStub, MeshStub

@@ -14,9 +14,10 @@ import structlog
 from cluster.kv import Ambiguous
 from smc.api.backends import ProxyStatus
 from smc.certificates import x509
+from smc.codec import decode, traceparent
 from smc.manifests import Manifest
 from smc.model import Frontend, MeshConfig, Name, Outbound, Problem
-from smc.records import ManifestRecord, MemberRecord, Nack, QuarantineRecord, decode, traceparent
+from smc.records import ManifestRecord, MemberRecord, Nack, QuarantineRecord
 from smc.v1 import smc_pb2 as pb
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.api.replica import SERVICE, UNREACHABLE, Replica, call, calling, details, member, running

@@ -16,6 +16,7 @@ from cluster.kv import Put
 from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.certificates.revoking import KEEP_EXPIRED
+from smc.codec import decode, encode
 from smc.model import Identity, MeshConfig, Name
 from smc.records import (
     AdmissionRecord,
@@ -25,8 +26,6 @@ from smc.records import (
     ReadyRecord,
     RevocationRecord,
     RevokedCertificate,
-    decode,
-    encode,
 )
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub

@@ -14,18 +14,9 @@ from cluster.kv import Put
 from smc.api.status import AUTHORITY
 from smc.certificates import authority, x509
 from smc.certificates.credential import Credential
+from smc.codec import decode, encode
 from smc.model import MeshConfig, Name
-from smc.records import (
-    IntermediateRecord,
-    Phase,
-    ReadyRecord,
-    Rotates,
-    RotationRecord,
-    SigningRecord,
-    TrustRecord,
-    decode,
-    encode,
-)
+from smc.records import IntermediateRecord, Phase, ReadyRecord, Rotates, RotationRecord, SigningRecord, TrustRecord
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
 from tests.unit.api.meshes import mesh, proxy

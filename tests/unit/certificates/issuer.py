@@ -18,9 +18,11 @@ from smc.certificates.issuing import Issuer, Wanted
 from smc.certificates.rotating import Acks
 from smc.certificates.sealing import Keyring
 from smc.certificates.signers.local import LocalSigner
+from smc.codec import decode
 from smc.errors import Unavailable
+from smc.keys import Keys
 from smc.model import Identity
-from smc.records import CertificateRecord, Keys, decode
+from smc.records import CertificateRecord
 
 START = 1_900_000_000.0
 DAY = timedelta(hours=24)

@@ -13,9 +13,10 @@ from smc.certificates import admissions, x509
 from smc.certificates.requests import request_credential
 from smc.certificates.revoking import Revoked
 from smc.certificates.tokens import Token, create_token, redeem
+from smc.codec import decode, encode
 from smc.errors import Conflict, Denied, Invalid
 from smc.model import Identity, Name
-from smc.records import AdmissionRecord, RevocationRecord, TokenRecord, decode, encode
+from smc.records import AdmissionRecord, RevocationRecord, TokenRecord
 from tests.unit.certificates.issuer import Mesh, now
 
 pytestmark = pytest.mark.looptime

@@ -13,7 +13,7 @@ from smc.certificates.authority import load_authority, load_keyring, load_pins
 from smc.certificates.initialise import initialise
 from smc.certificates.signers.local import LocalSigner
 from smc.errors import Conflict, Invalid, NotFound
-from smc.records import Keys
+from smc.keys import Keys
 from tests.unit.certificates.issuer import START
 
 KEYS = Keys("default")

@@ -17,8 +17,8 @@ from smc.certificates import x509
 from smc.certificates.issuing import AT_A_TIME, LAST_RETRY, RETIRE_AFTER, Issuer
 from smc.certificates.revoking import Revoked
 from smc.certificates.sealing import Keyring
+from smc.codec import encode
 from smc.model import Identity
-from smc.records import encode
 from tests.unit.certificates.issuer import BUYER, DAY, START, STORE, Deposed, Mesh, half_life, now
 
 pytestmark = pytest.mark.looptime

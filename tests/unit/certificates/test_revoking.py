@@ -14,8 +14,9 @@ from smc.certificates import x509
 from smc.certificates.authority import make_intermediate
 from smc.certificates.issuing import BATCH, MOST_REPLACED, RETIRE_AFTER
 from smc.certificates.revoking import IDLE, KEEP_EXPIRED, PATIENCE, SETTLE, Revoked
+from smc.codec import decode, encode
 from smc.model import Identity, Name
-from smc.records import CrlRecord, IntermediateRecord, RevocationRecord, RootRecord, decode, encode
+from smc.records import CrlRecord, IntermediateRecord, RevocationRecord, RootRecord
 from tests.unit.certificates.issuer import BUYER, DAY, STORE, Mesh, half_life, now
 
 pytestmark = pytest.mark.looptime

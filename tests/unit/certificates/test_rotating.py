@@ -22,6 +22,7 @@ from smc.certificates.issuing import RETIRE_AFTER
 from smc.certificates.requests import request_credential
 from smc.certificates.rotating import Progress
 from smc.certificates.rotation import FORCED_AFTER
+from smc.codec import decode, encode
 from smc.errors import Conflict, Invalid
 from smc.model import Identity, Name
 from smc.records import (
@@ -34,8 +35,6 @@ from smc.records import (
     Rotates,
     RotationRecord,
     TrustRecord,
-    decode,
-    encode,
 )
 from tests.unit.certificates.issuer import BUYER, DAY, STORE, Mesh, now
 

@@ -21,8 +21,9 @@ from smc.certificates import requests, x509
 from smc.certificates.authority import load_pins
 from smc.certificates.requests import replica_credential, request_credential
 from smc.certificates.tokens import Token, create_token, redeem
+from smc.codec import decode, encode
 from smc.errors import Denied, Expired, Invalid, SmcError, Unauthenticated, Unavailable
-from smc.records import AnswerRecord, RequestRecord, decode, encode
+from smc.records import AnswerRecord, RequestRecord
 from tests.unit.certificates.issuer import Mesh, now
 
 pytestmark = pytest.mark.looptime

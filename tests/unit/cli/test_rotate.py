@@ -22,8 +22,10 @@ from smc.certificates import credential as credentials
 from smc.cli import rotate
 from smc.cli.program import program
 from smc.cli.session import Config
+from smc.codec import encode
+from smc.keys import Keys
 from smc.model import Name
-from smc.records import Keys, Phase, ReadyRecord, Rotates, RotationRecord, encode
+from smc.records import Phase, ReadyRecord, Rotates, RotationRecord
 from tests.unit.api.replica import Replica, running
 
 BUYER = Name("shop", "buyer")

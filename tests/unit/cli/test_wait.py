@@ -18,16 +18,9 @@ from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.cli.program import program
 from smc.cli.session import Config
+from smc.codec import encode
 from smc.model import Identity, MeshConfig, Name
-from smc.records import (
-    CertificateRecord,
-    CrlRecord,
-    IssuedCertificate,
-    Nack,
-    QuarantineRecord,
-    RevokedCertificate,
-    encode,
-)
+from smc.records import CertificateRecord, CrlRecord, IssuedCertificate, Nack, QuarantineRecord, RevokedCertificate
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.api.replica import SERVICE, UNREACHABLE, Replica, member, running
 

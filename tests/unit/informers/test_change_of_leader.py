@@ -10,10 +10,12 @@ import pytest
 
 from cluster.memory import MemoryKV
 from smc import informers
+from smc.codec import decode
 from smc.demo import bookstore
 from smc.informers.files import FilesInformer
+from smc.keys import Keys
 from smc.model import Name
-from smc.records import Keys, SyncedRecord, decode
+from smc.records import SyncedRecord
 from smc.registry import Registry
 from tests.unit.leadership import elect
 

@@ -18,10 +18,11 @@ from cluster.kv import HistoryChanged, RevisionRegressed
 from cluster.memory import MemoryKV, MemoryStore
 from smc import informers
 from smc import registry as registry_
+from smc.codec import traceparent
 from smc.errors import Unavailable
 from smc.informers import LAST_RETRY
+from smc.keys import Keys
 from smc.model import Name, Observation, Service
-from smc.records import Keys, traceparent
 from smc.registry import Registry
 from tests.unit.leadership import elect
 

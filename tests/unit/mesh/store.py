@@ -7,6 +7,8 @@ from textwrap import dedent
 
 from cluster.kv import KeyValue, View
 from smc import smi
+from smc.codec import encode
+from smc.keys import Keys
 from smc.manifests import OWN_KINDS, read_all
 from smc.mesh import Mesh, build
 from smc.model import Endpoint, Endpoints, Identity, Locality, Name, Protocol, Service, ServicePort, Sidecar, Workload
@@ -17,14 +19,12 @@ from smc.records import (
     CertificateRecord,
     CrlRecord,
     IssuedCertificate,
-    Keys,
     MeshRecord,
     QuarantineRecord,
     ReadyRecord,
     RevocationRecord,
     RevokedCertificate,
     SyncedRecord,
-    encode,
 )
 
 KEYS = Keys("books")

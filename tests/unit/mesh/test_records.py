@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cluster.kv import View
+from smc.codec import UnreadableRecord
 from smc.errors import NotFound
 from smc.manifests import read
 from smc.mesh import Mesh, build
 from smc.model import Egress, Identity, MeshConfig, Name, Problem, Service
-from smc.records import CertificateRecord, SyncedRecord, UnreadableRecord
+from smc.records import CertificateRecord, SyncedRecord
 from tests.unit.mesh import store as written
 from tests.unit.mesh.store import KEYS, KINDS, POLICIES, Store, identity, name, service_text, workload_text
 

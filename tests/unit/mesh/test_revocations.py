@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from smc.codec import UnreadableRecord
 from smc.mesh import Mesh
 from smc.model import Mode
-from smc.records import AdmissionRecord, UnreadableRecord
+from smc.records import AdmissionRecord
 from tests.unit.mesh import store
 from tests.unit.mesh.store import KEYS, Store, identity, name
 

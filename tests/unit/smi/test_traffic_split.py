@@ -11,9 +11,10 @@ import itertools
 
 import pytest
 
+from smc.codec import decode, encode
 from smc.manifests import Manifest
 from smc.model import Backend, HttpMatch, Name, Split
-from smc.records import ManifestRecord, decode, encode
+from smc.records import ManifestRecord
 from tests.unit.smi.writing import compiled, group, manifest, problem, reasons, refused, split, split_text
 
 ROOT = Name("shop", "store")

@@ -18,9 +18,10 @@ import structlog
 
 from cluster.kv import Delete
 from smc.certificates import x509
+from smc.codec import decode
 from smc.errors import Unavailable
 from smc.model import Name
-from smc.records import AdmissionRecord, ReadyRecord, RevocationRecord, decode
+from smc.records import AdmissionRecord, ReadyRecord, RevocationRecord
 from smc.xds import server, session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Type

@@ -17,9 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from cluster.kv import MOST_BYTES
 from smc import telemetry
+from smc.codec import encode
 from smc.metrics import Metrics
 from smc.model import Name
-from smc.records import AckRecord, Laggard, encode
+from smc.records import AckRecord, Laggard
 from smc.xds import session as module
 from smc.xds.server import MOST_REPORTED
 from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session
