@@ -8,9 +8,10 @@ stays.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 
@@ -114,7 +115,8 @@ class Pipeline:
         with tracer.start_as_current_span("smc.build", context=Context(), links=links) as span:
             started = loop.time()
             try:
-                mesh = await asyncio.to_thread(build, previous, view, self._policies)
+                with _uncollected() if previous is None else nullcontext():
+                    mesh = await asyncio.to_thread(build, previous, view, self._policies)
             except Exception as e:
                 # A fault of ours must not take a replica down, let alone all of them one after the other: the last
                 # good Mesh stays, and the next View is built from nothing.
@@ -317,6 +319,21 @@ class Pipeline:
         slots.pop(slot, None)
         if not slots:
             self._slots.pop(proxy, None)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector, which would look again and again through all that a build from nothing makes, though
+    nearly all of it stays: a tenth of the time.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _merge(earlier: View, later: View) -> View:
