@@ -28,6 +28,8 @@ from smc.v1 import smc_pb2 as pb
 
 WARM = 5
 """Changes that are not counted."""
+PATIENCE = 300.0
+"""Seconds for all sidecars to start at once, and to be in sync: on two cores, 40 programs in Python take a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Report:
 def _plan(envoys: int) -> Plan:
     stores = (bookstore.store("v1"), bookstore.store("v2"))
     callers = tuple(Placement("bookbuyer", f"buyer-{n:02}", "bookbuyer") for n in range(envoys - len(stores)))
-    return Plan(replicas=1, workloads=(*stores, *callers))
+    return Plan(replicas=1, workloads=(*stores, *callers), patience=PATIENCE)
 
 
 def _change(session: Session, v1: int) -> tuple[float, float]:
@@ -67,7 +69,7 @@ async def run(envoys: int, changes: int, say: Callable[[str], None]) -> Report:
     """
     with tempfile.TemporaryDirectory(prefix="smc-bench-") as directory:
         async with LocalMesh(Path(directory), _plan(envoys), progress=say) as mesh:
-            await mesh.wait_synced(timeout=120)
+            await mesh.wait_synced(timeout=PATIENCE)
             machine = Machine.here()
             session = Session(mesh.credential, [replica.api for replica in mesh.replicas])
             measured = [await asyncio.to_thread(_change, session, n % 2 * 50 + 10) for n in range(WARM + changes)][
