@@ -326,6 +326,8 @@ class TokenRecord:
     """SHA-256 of the public key that used it, in hexadecimal; that key may ask again."""
     author: str = ""
     """The path of the credential that made it: what is made before a revocation ends with it."""
+    proof: bytes = b""
+    """Made under the data-encryption key, over all but `used_by`."""
 
 
 @dataclass(frozen=True, slots=True)

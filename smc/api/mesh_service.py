@@ -249,6 +249,7 @@ class MeshService:
         text, expires = await tokens.create_token(
             b.kv,
             b.keys,
+            b.keyring,
             request.credential,
             ttl=float(request.ttl_seconds),
             now=b.now(),

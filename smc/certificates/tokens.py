@@ -67,7 +67,15 @@ class Token:
 
 
 async def create_token(
-    kv: KV, keys: Keys, credential: str, *, ttl: float, now: float, author: str = "", guards: Sequence[Guard] = ()
+    kv: KV,
+    keys: Keys,
+    keyring: Keyring,
+    credential: str,
+    *,
+    ttl: float,
+    now: float,
+    author: str = "",
+    guards: Sequence[Guard] = (),
 ) -> tuple[str, float]:
     """Make a token for one credential path; returns its text and when it expires, in seconds since 1970.
 
@@ -92,6 +100,7 @@ async def create_token(
         lease = await kv.grant(ttl)
         # Should the answer be lost, the token that nobody has seen ends with its lease.
         record = TokenRecord(credential, expires, author=author)
+        record = replace(record, proof=keyring.proof(*_proven(token, record)))
         outcome = await kv.transact([Put(keys.token(token.sha256), encode(record), lease)], guards)
     if isinstance(outcome, Rejected):
         raise Conflict(f"what {author} may has changed meanwhile", hint="ask again")
@@ -114,7 +123,7 @@ async def redeem(
     token expires and gets the same answer, or another one once that is gone; no other key ever gets one.
 
     Raises:
-        Unauthenticated: no such token, or expired and gone.
+        Unauthenticated: no such token, or expired and gone, or made by nobody who has the data-encryption key.
         Expired: it is past its time by this replica's clock.
         Denied: another key has used it, or whom it is for, or who made it, was revoked after that.
         Invalid: the leader refuses; the text says why.
@@ -137,7 +146,7 @@ async def _use(
     id_ = hashlib.sha256(f"{token.sha256} {user}".encode()).hexdigest()[:32]
     lease = 0
     while True:
-        item, record = _check(await kv.get(keys.token(token.sha256)), user, now)
+        item, record = _check(await kv.get(keys.token(token.sha256)), keyring, token, user, now)
         not_revoked = await admissions.check_token(kv, keys, item, record)
         if record.used_by and await kv.get(keys.request(id_)) is not None:
             return id_, record.credential
@@ -166,12 +175,23 @@ async def _use(
         await asyncio.sleep(_PAUSE)
 
 
-def _check(item: KeyValue | None, user: str, now: float) -> tuple[KeyValue, TokenRecord]:
+def _check(
+    item: KeyValue | None, keyring: Keyring, token: Token, user: str, now: float
+) -> tuple[KeyValue, TokenRecord]:
     if item is None:
         raise Unauthenticated("there is no such token, or it has expired", hint="ask for a new token")
     record = decode(TokenRecord, item.value, key="a token")
+    if not keyring.proves(record.proof, *_proven(token, record)):
+        # Else whoever can write to the store would be whoever he likes.
+        raise Unauthenticated("no replica of this version made this token", hint="ask for a new token")
     if record.expires <= now:
         raise Expired("the token has expired", hint="ask for a new token")
     if record.used_by and not hmac.compare_digest(record.used_by, user):
         raise Denied("the token was used by another key", hint="ask for a new token")
     return item, record
+
+
+def _proven(token: Token, record: TokenRecord) -> tuple[bytes, ...]:
+    """What is never changed of a token that is stored."""
+    said = (token.sha256, record.credential, repr(float(record.expires)), record.author)
+    return (b"smc join token", *(part.encode() for part in said))

@@ -28,7 +28,7 @@ HOLDERS = pytest.mark.parametrize("path", [PATH, ANN, "viewer/ann"])
 
 
 async def token_of(mesh: Mesh, path: str = PATH, author: str = "operator/admin") -> Token:
-    text, _ = await create_token(mesh.kv, mesh.keys, path, ttl=600, now=now(), author=author)
+    text, _ = await create_token(mesh.kv, mesh.keys, mesh.keyring, path, ttl=600, now=now(), author=author)
     return Token.parse(text)
 
 
@@ -122,7 +122,7 @@ async def test_no_token_is_made_by_whoever_is_revoked_meanwhile() -> None:
         guards = await admissions.check_credential(mesh.kv, mesh.keys, ANN, serial)
         await revoke(mesh, ANN)
         with pytest.raises(Conflict):
-            await create_token(mesh.kv, mesh.keys, ANN, ttl=600, now=now(), author=ANN, guards=guards)
+            await create_token(mesh.kv, mesh.keys, mesh.keyring, ANN, ttl=600, now=now(), author=ANN, guards=guards)
         (used,) = (await mesh.kv.list(mesh.keys.tokens)).items
         assert decode(TokenRecord, used.value).author == "operator/admin"
 

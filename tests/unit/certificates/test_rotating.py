@@ -407,13 +407,17 @@ async def test_the_certificate_of_an_identity_that_nobody_has_any_more_is_not_wa
 
 async def test_a_token_that_pins_the_old_root_alone_holds_the_new_one_up_until_it_is_used_or_ends() -> None:
     async with rotatable() as r, r.mesh.leading():
-        text, expires = await tokens.create_token(r.mesh.kv, r.mesh.keys, "proxy/shop/new", ttl=300, now=now())
+        text, expires = await tokens.create_token(
+            r.mesh.kv, r.mesh.keys, r.mesh.keyring, "proxy/shop/new", ttl=300, now=now()
+        )
         await r.ask(Rotates.ROOT)
         await r.until(Phase.PUBLISHING)
         await asyncio.sleep(60)
         (who,) = await r.missing()
         assert who == "1 join tokens"
-        later, _ = await tokens.create_token(r.mesh.kv, r.mesh.keys, "proxy/shop/newer", ttl=600, now=now())
+        later, _ = await tokens.create_token(
+            r.mesh.kv, r.mesh.keys, r.mesh.keyring, "proxy/shop/newer", ttl=600, now=now()
+        )
         assert len(tokens.Token.parse(text).pins) == 1
         assert tokens.Token.parse(later).pins == pins(await load_roots(r.mesh.kv, r.mesh.keys)), "either root will do"
         await r.until(Phase.DONE, within=400)

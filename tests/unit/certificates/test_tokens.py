@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog
@@ -23,7 +24,7 @@ from smc.certificates.requests import replica_credential, request_credential
 from smc.certificates.tokens import Token, create_token, redeem
 from smc.codec import decode, encode
 from smc.errors import Denied, Expired, Invalid, SmcError, Unauthenticated, Unavailable
-from smc.records import AnswerRecord, RequestRecord
+from smc.records import AnswerRecord, RequestRecord, TokenRecord
 from tests.unit.certificates.issuer import Mesh, now
 
 pytestmark = pytest.mark.looptime
@@ -31,7 +32,7 @@ PATH = "proxy/shop/buyer"
 
 
 async def token_of(mesh: Mesh, ttl: float = 600) -> Token:
-    text, _ = await create_token(mesh.kv, mesh.keys, PATH, ttl=ttl, now=now())
+    text, _ = await create_token(mesh.kv, mesh.keys, mesh.keyring, PATH, ttl=ttl, now=now())
     return Token.parse(text)
 
 
@@ -148,12 +149,43 @@ async def test_the_store_holds_the_hash_of_a_token_only() -> None:
 
 
 @pytest.mark.parametrize(
+    "forged",
+    [{"proof": b""}, {"credential": "operator/mallory"}, {"expires": 2e9}, {"author": ""}],
+    ids=["nothing proves it", "for somebody else", "for longer", "by somebody else"],
+)
+async def test_who_can_only_write_to_the_store_makes_no_token_and_nothing_else_of_one(forged: dict[str, Any]) -> None:
+    mesh = await Mesh.make()
+    text, _ = await create_token(mesh.kv, mesh.keys, mesh.keyring, PATH, ttl=60, now=now(), author="operator/ann")
+    token = Token.parse(text)
+    item = await mesh.kv.get(mesh.keys.token(token.sha256))
+    assert item is not None
+    await mesh.kv.transact([Put(item.key, encode(replace(decode(TokenRecord, item.value), **forged)), item.lease)])
+    async with mesh.leading():
+        with pytest.raises(Unauthenticated, match="no replica of this version made this token"):
+            await use(mesh, token, new_public())
+    assert not (await mesh.kv.list(mesh.keys.requests)).items
+
+
+async def test_the_record_of_a_token_is_worth_nothing_under_another_secret() -> None:
+    mesh = await Mesh.make()
+    token = await token_of(mesh)
+    own = Token(b"m" * 32, token.pins)
+    item = await mesh.kv.get(mesh.keys.token(token.sha256))
+    assert item is not None
+    await mesh.kv.transact([Put(mesh.keys.token(own.sha256), item.value, item.lease)])
+    async with mesh.leading():
+        with pytest.raises(Unauthenticated, match="no replica"):
+            await use(mesh, own, new_public())
+        assert await use(mesh, token, new_public())
+
+
+@pytest.mark.parametrize(
     ("path", "ttl"), [("ns/a/sa/b", 60), ("replica/a", 60), ("proxy/a", 60), (PATH, 601), (PATH, -1), (PATH, 0.5)]
 )
 async def test_no_token_is_made_for_another_path_or_for_longer(path: str, ttl: float) -> None:
     mesh = await Mesh.make()
     with pytest.raises(Invalid):
-        await create_token(mesh.kv, mesh.keys, path, ttl=ttl, now=now())
+        await create_token(mesh.kv, mesh.keys, mesh.keyring, path, ttl=ttl, now=now())
 
 
 _32_BYTES = st.binary(min_size=32, max_size=32)
