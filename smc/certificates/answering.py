@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -55,6 +56,10 @@ class Answers:
     _banned: Callable[[], Mapping[Name, Identity]]
     """The proxies of identities that are revoked."""
     _issued: Callable[[str], None]
+    _admitting: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary, init=False)
+    """By path of a revoked credential. Each of its admissions replaces the one before: at once all but one would be in
+    vain, and who is not even revoked would wait for their next attempts.
+    """
 
     async def run(self) -> None:
         """Answer every request that is there or comes, until cancelled."""
@@ -115,40 +120,52 @@ class Answers:
             SmcError: it cannot be signed now.
             StoreError: as `KV.transact`.
         """
-        kind = ""
-        admission: Operation | None = None
-        guards = [Guard(item.key, mod_revision=item.mod_revision), Guard(self._keys.answer(id_), create_revision=0)]
         authority = self._authority()
         try:
             request = self._believed(id_, item)
-            kind = request.credential.split("/")[0]
             uri = x509.credential_uri(authority.trust_domain, request.credential)
             key = x509.load_public(request.public_key)
-            revocable = admissions.is_revocable(request.credential)
-            revoked = await self._revoked(request.credential, item) if revocable else None
+            revoked = await self._revoked(request.credential, item)
         except Invalid as e:
             log.warning("a request for a credential is refused", error=str(e))
-            answer = AnswerRecord(id_, error=str(e))
-        else:
+            await self._write(id_, item, AnswerRecord(id_, error=str(e)))
+            return
+        log = log.bind(credential=uri, requester=request.requester)
+        path = request.credential
+        async with nullcontext() if revoked is None else self._admitting.setdefault(path, asyncio.Lock()):
             leaf, chain = await authority.issue(key, uri, now=self._now(), ttl=self._ttl())
-            answer = AnswerRecord(id_, chain)
-            log = log.bind(credential=uri, requester=request.requester, serial=f"{leaf.serial_number:x}")
-            if revocable:
-                guards.append(admissions.unchanged(self._keys.revoked_credential(request.credential), revoked))
+            operations: list[Operation] = []
+            guards: list[Guard] = []
+            if admissions.is_revocable(path):
+                guards.append(admissions.unchanged(self._keys.revoked_credential(path), revoked))
             if revoked is not None:
-                admission, guard = await admissions.admit(
-                    self._kv, self._keys, request.credential, revoked, leaf, self._now()
-                )
+                admission, guard = await admissions.admit(self._kv, self._keys, path, revoked, leaf, self._now())
+                operations.append(admission)
                 guards.append(guard)
+            if await self._write(id_, item, AnswerRecord(id_, chain), operations, guards):
+                self._issued(path.split("/")[0])
+                log.info("credential issued", serial=f"{leaf.serial_number:x}")
+
+    async def _write(
+        self,
+        id_: str,
+        item: KeyValue,
+        answer: AnswerRecord,
+        operations: Sequence[Operation] = (),
+        guards: Sequence[Guard] = (),
+    ) -> bool:
+        """Whether this is the answer: False if there is one already, or nobody waits any more.
+
+        Raises:
+            Unavailable: a guard does not hold.
+            StoreError: as `KV.transact`.
+        """
+        open_ = [Guard(item.key, mod_revision=item.mod_revision), Guard(self._keys.answer(id_), create_revision=0)]
         answered = Put(self._keys.answer(id_), encode(answer), item.lease)
-        outcome = await self._leadership.transact([answered, *([admission] if admission else [])], guards)
-        if isinstance(outcome, Rejected):
-            if any(not guard.holds(outcome.found[guard.key]) for guard in guards[2:]):
-                raise Unavailable("who asks was revoked, or let in again, meanwhile")
-            return  # It is answered already, or nobody waits any more.
-        if answer.chain:
-            self._issued(kind)
-            log.info("credential issued")
+        outcome = await self._leadership.transact([answered, *operations], [*open_, *guards])
+        if isinstance(outcome, Rejected) and any(not guard.holds(outcome.found[guard.key]) for guard in guards):
+            raise Unavailable("who asks was revoked, or let in again, meanwhile")
+        return not isinstance(outcome, Rejected)
 
     async def _revoked(self, credential: str, request: KeyValue) -> KeyValue | None:
         """The revocation since which its holder is let in with what this request asks for; None if there is none.
@@ -156,6 +173,8 @@ class Answers:
         Raises:
             Invalid: it was revoked after it was asked for, or is a proxy's whose identity is.
         """
+        if not admissions.is_revocable(credential):
+            return None
         kind, _, name = credential.partition("/")
         proxy = Name.parse(name) if kind == "proxy" else None
         if proxy is not None and (identity := self._banned().get(proxy)):

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.kv import Guard, Operation, Outcome, Put
+from cluster.kv import Guard, KeyValue, Operation, Outcome, Put
+from cluster.memory import MemoryKV
 from smc.certificates import admissions, x509
+from smc.certificates.answering import CONCURRENT
 from smc.certificates.requests import request_credential
 from smc.certificates.revoking import Revoked
 from smc.certificates.tokens import Token, create_token, redeem
@@ -211,6 +213,31 @@ async def test_whoever_renews_in_a_loop_fills_no_record(path: str, monkeypatch: 
         with pytest.raises(Denied):
             await renew(mesh, first, path)
         assert await renew(mesh, serial, path)
+
+
+class Slow(MemoryKV):
+    """Answers after a moment, as a store does, so that many are asking at once."""
+
+    async def get(self, key: str) -> KeyValue | None:
+        await asyncio.sleep(0.003)
+        return await super().get(key)
+
+    async def transact(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> Outcome:
+        await asyncio.sleep(0.003)
+        return await super().transact(operations, guards)
+
+
+@HOLDERS
+async def test_who_was_let_in_again_and_asks_many_times_at_once_is_answered_and_nobody_waits_for_it(path: str) -> None:
+    mesh = await Mesh.make(Slow())
+    async with mesh.leading():
+        await revoke(mesh, path)
+        serial = await join(mesh, await token_of(mesh, path))
+        async with asyncio.timeout(3), asyncio.TaskGroup() as many:
+            for _ in range(3 * CONCURRENT):
+                many.create_task(renew(mesh, serial, path))
+            await asyncio.sleep(0.1)
+            assert await join(mesh, await token_of(mesh, "proxy/shop/store"))
 
 
 async def test_an_admission_that_cannot_be_read_admits_nobody() -> None:
