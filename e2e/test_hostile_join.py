@@ -29,13 +29,14 @@ from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
+from smc.channels import channel_options, channel_to
 from smc.codec import decode
 from smc.demo import bookstore
 from smc.demo.bookstore import Placement
 from smc.demo.local import MESH, TRUST_DOMAIN
 from smc.demo.programs import Replica
 from smc.keys import Keys
-from smc.proxy.join import ask, channel_options, join
+from smc.proxy.join import ask, join
 from smc.proxy.settings import Exit, ProxyFailed
 from smc.records import TokenRecord
 from smc.v1 import smc_pb2 as pb
@@ -403,11 +404,7 @@ def _greedy_request(key: ec.EllipticCurvePrivateKey) -> bytes:
 @asynccontextmanager
 async def _stream(replica: Replica, credential: Credential, method: str) -> AsyncIterator[Any]:
     """A stream of bytes, both ways."""
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
-    options = channel_options(x509.replica_host(TRUST_DOMAIN))
-    async with grpc.aio.secure_channel(replica.xds, tls, options=options) as channel:
+    async with channel_to(replica.xds, credential) as channel:
         yield channel.stream_stream(method)()
 
 

@@ -23,11 +23,11 @@ from e2e.kit.prober import Prober
 from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
+from smc.channels import channel_to
 from smc.demo.bookstore import Placement
 from smc.demo.local import TRUST_DOMAIN
 from smc.demo.processes import ProcessFailed
 from smc.demo.programs import Replica, Sidecar
-from smc.proxy.join import channel_options, channel_to
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
 from smc.xds.snapshot import Type
@@ -60,13 +60,9 @@ def _credential(sidecar: Sidecar) -> Credential:
 async def _stolen(mesh: Mesh, sidecar: Sidecar) -> Credential:
     """The key of its identity, as whoever has broken into the proxy would get it."""
     credential = _credential(sidecar)
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
     first = discovery_pb2.DeltaDiscoveryRequest(type_url=Type.SECRET.value, resource_names_subscribe=["identity"])
     first.node.id = sidecar.workload
-    options = channel_options(x509.replica_host(TRUST_DOMAIN))
-    async with asyncio.timeout(20), grpc.aio.secure_channel(mesh.replicas[0].xds, tls, options=options) as channel:
+    async with asyncio.timeout(20), channel_to(mesh.replicas[0].xds, credential) as channel:
         call = channel.stream_stream(SECRETS)()
         await call.write(first.SerializeToString())
         data = await call.read()

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from smc.certificates import x509
 from smc.certificates.credential import Credential
+from smc.channels import channel_to
 from smc.records import MemberRecord
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
@@ -50,17 +50,9 @@ async def _each(
 
 
 async def _ask(member: MemberRecord, credential: Credential, method: str, request: Any) -> Any:
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
-    options = [
-        ("grpc.ssl_target_name_override", x509.replica_host(credential.trust_domain)),
-        ("grpc.max_receive_message_length", MAX_MESSAGE),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
+    channel = channel_to(member.api_address, credential, max_message=MAX_MESSAGE)
     try:
-        async with asyncio.timeout(DEADLINE), grpc.aio.secure_channel(member.api_address, tls, options) as channel:
+        async with asyncio.timeout(DEADLINE), channel:
             stub = MeshStub(channel)  # type: ignore[no-untyped-call]
             return await getattr(stub, method)(request, timeout=DEADLINE)
     except (grpc.aio.AioRpcError, TimeoutError):

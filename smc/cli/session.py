@@ -25,12 +25,16 @@ CONFIG = "config.json"
 API_PORT = 15129
 TIMEOUT = 25.0
 """Seconds for one call: the replica itself takes at most 20."""
-CONNECT_MS = 3000
 BUSY = 10.0
 """Seconds to go on trying while the replica says that it is too much."""
 RENEW_AGAIN = 60.0
 """Seconds."""
 MAX_MESSAGE = 64 * 1024 * 1024
+OPTIONS = (
+    ("grpc.min_reconnect_backoff_ms", 3000),
+    ("grpc.max_metadata_size", 64 * 1024),
+    ("grpc.absolute_max_metadata_size", 128 * 1024),
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -155,10 +159,11 @@ class Session:
         import grpc
 
         from smc.api.status import AUTHORITY, from_rpc
+        from smc.channels import blocking_channel_to
         from smc.v1 import smc_pb2_grpc
 
         if server not in self._channels:
-            self._channels[server] = _connect(server, credential)
+            self._channels[server] = blocking_channel_to(server, credential, *OPTIONS, max_message=MAX_MESSAGE)
         stub = smc_pb2_grpc.MeshStub(self._channels[server])  # type: ignore[no-untyped-call]
         give_up = time.monotonic() + min(BUSY, timeout)
         wait = 0.1
@@ -218,23 +223,6 @@ class Session:
             say.warning(
                 f"the credential in {self._directory} could not be renewed; it is good for {left:.1f} h more: {e}"
             )
-
-
-def _connect(server: str, c: Credential) -> Any:
-    import grpc
-
-    from smc.certificates import x509
-
-    tls = grpc.ssl_channel_credentials(c.roots_pem.encode(), c.key.encode(), c.chain.encode())
-    options = [
-        ("grpc.ssl_target_name_override", x509.replica_host(c.trust_domain)),
-        ("grpc.max_receive_message_length", MAX_MESSAGE),
-        ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
-        ("grpc.max_metadata_size", 64 * 1024),
-        ("grpc.absolute_max_metadata_size", 128 * 1024),
-        ("grpc.enable_http_proxy", 0),
-    ]
-    return grpc.secure_channel(server, tls, options)
 
 
 def with_port(server: str) -> str:

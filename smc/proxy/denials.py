@@ -22,9 +22,9 @@ import grpc.aio
 import structlog
 
 from smc.certificates.credential import Credential
+from smc.channels import channel_to
 from smc.envoy import names
 from smc.proxy.enrolment import Enrolment
-from smc.proxy.join import channel_to
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
 

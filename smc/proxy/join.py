@@ -24,6 +24,7 @@ from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.certificates.tokens import Token
+from smc.channels import channel_options
 from smc.errors import Expired, Invalid
 from smc.proxy import enrolment
 from smc.proxy.enrolment import Enrolment
@@ -35,7 +36,6 @@ CALL_TIMEOUT = 20.0
 """Seconds for one call: the control plane itself waits up to 15 for a leader."""
 CONNECT_TIMEOUT = 5.0
 FIRST_RETRY, LAST_RETRY = 0.5, 5.0
-MAX_MESSAGE = 1024 * 1024
 ERROR_METADATA = "smc-error"
 """Trailing metadata with the class of the error, such as `Expired`, where one gRPC status stands for several."""
 _PENDING = "pending.pem"
@@ -105,25 +105,6 @@ async def ask(address: str, token: Token, key: x509.PrivateKey, now: Callable[[]
         except grpc.aio.AioRpcError as e:
             raise _failure(address, e, token) from None
     return answer
-
-
-def channel_to(target: str, credential: Credential, *more: tuple[str, str | int]) -> grpc.aio.Channel:
-    """A channel to a replica, or to any of those in `target`; `more` are options beside the usual."""
-    tls = grpc.ssl_channel_credentials(
-        credential.roots_pem.encode(), credential.key.encode(), credential.chain.encode()
-    )
-    options = [*channel_options(x509.replica_host(credential.trust_domain)), *more]
-    return grpc.aio.secure_channel(target, tls, options=options)
-
-
-def channel_options(host: str) -> list[tuple[str, str | int]]:
-    """How a proxy's channels are set up; `host` is the DNS name that every replica's certificate carries."""
-    return [
-        ("grpc.ssl_target_name_override", host),
-        ("grpc.max_receive_message_length", MAX_MESSAGE),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
 
 
 async def _pinned_root(address: str, token: Token, now: float) -> tuple[x509.Certificate, str]:

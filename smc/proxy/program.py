@@ -29,11 +29,11 @@ from google.protobuf.message import DecodeError
 from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential, give_to_owner
+from smc.channels import channel_to
 from smc.envoy import names, proxyless
 from smc.errors import Invalid
 from smc.proxy import enrolment
 from smc.proxy.enrolment import Enrolment
-from smc.proxy.join import channel_to
 from smc.proxy.settings import Exit, ProxyFailed
 from smc.xds.snapshot import Type
 

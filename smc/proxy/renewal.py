@@ -19,10 +19,11 @@ import structlog
 from smc.certificates import credential as credentials
 from smc.certificates import x509
 from smc.certificates.credential import Credential
+from smc.channels import channel_to
 from smc.errors import Denied, Expired, Invalid, SmcError, Unavailable
 from smc.proxy import enrolment
 from smc.proxy.enrolment import Enrolment
-from smc.proxy.join import ERROR_METADATA, Unreachable, channel_to, presented_chain
+from smc.proxy.join import ERROR_METADATA, Unreachable, presented_chain
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
 
