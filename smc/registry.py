@@ -180,9 +180,10 @@ class Registry:
         the endpoints of workloads that were not observed.
 
         Only what differs is written, in transactions of CHUNK_OPERATIONS at most: what is new or changed first, then
-        what is gone, `synced` last. A service and its endpoints change at one revision. A record above CHUNK_BYTES is
-        left as it is, and becomes a Problem. Cancelled or failed half-way it can be repeated; a source that was not
-        whole before is not `synced` until it is.
+        what is gone, `synced` last. What fits into one changes at one revision: so a proxy whose workload goes is not
+        told first that it serves nobody, while its callers have not heard yet that it is gone. A service and its
+        endpoints always do. A record above CHUNK_BYTES is left as it is, and becomes a Problem. Cancelled or failed
+        half-way it can be repeated; a source that was not whole before is not `synced` until it is.
 
         What is there is listed once in a term, after whatever failed, and when the last listing is older than
         LIST_AGAIN. Otherwise it is what was written last: the leader alone writes here.
@@ -435,20 +436,19 @@ def _too_large(source: str, what: str, size: int) -> Problem:
 async def _write_all(
     leadership: Leadership, difference: _Difference, stored: Mapping[str, _Stored]
 ) -> Mapping[str, _Stored] | None:
-    """Write each phase after the one before it; returns what is new in the store, by key.
+    """Write all in this order; returns what is new in the store, by key.
 
     None: something is not what it was when it was listed or written last.
     """
     written: dict[str, _Stored] = {}
-    for units in (difference.changes, difference.deletions, difference.synced):
-        for chunk in _chunks(units):
-            guards = [Guard(o.key, mod_revision=stored[o.key].mod_revision if o.key in stored else 0) for o in chunk]
-            outcome = await leadership.transact(chunk, guards)
-            if not isinstance(outcome, Committed):
-                return None
-            for o in chunk:
-                if isinstance(o, Put):
-                    written[o.key] = _Stored(outcome.revision, o.value, difference.records.get(o.key))
+    for chunk in _chunks((*difference.changes, *difference.deletions, *difference.synced)):
+        guards = [Guard(o.key, mod_revision=stored[o.key].mod_revision if o.key in stored else 0) for o in chunk]
+        outcome = await leadership.transact(chunk, guards)
+        if not isinstance(outcome, Committed):
+            return None
+        for o in chunk:
+            if isinstance(o, Put):
+                written[o.key] = _Stored(outcome.revision, o.value, difference.records.get(o.key))
     return written
 
 

@@ -556,6 +556,20 @@ async def test_a_service_changes_with_its_endpoints_at_one_revision(
             assert services == ends
 
 
+async def test_a_workload_that_goes_goes_with_its_endpoints_at_one_revision(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    both = Observation((service("s"),), (endpoints("s", "a", "b"),), (workload("a"), workload("b")))
+    one = Observation((service("s"),), (endpoints("s", "a"),), (workload("a"),), (Problem("files:b", "R", "m"),))
+    await registry.replace(leading, "files", both)
+    before = await kv.status()
+    await registry.replace(leading, "files", one)
+    (batch,) = await batches(kv, before)
+    assert [item.key.removeprefix(KEYS.source("files")) for item in batch.puts] == ["endpoints/shop/s", "synced"]
+    assert list(batch.deletes) == [KEYS.source("files") + "workloads/shop/b"]
+    assert await below(kv) == said(one)
+
+
 async def batches(kv: MemoryKV, after: Status) -> list[Batch]:
     found: list[Batch] = []
     last = (await kv.status()).revision
