@@ -12,7 +12,8 @@ What a right answer is:
   such.
 - A killed Envoy takes along what is in its hands. So each service has a TrafficPolicy that asks for retries, as who
   runs idempotent requests would write it: a server's Envoy may then be killed, stopped or ended without a failure.
-- A caller's own Envoy is the only way that it has: its requests are held while that is dead, and asked again after.
+- A caller's own Envoy is the only way that it has: nothing is asked from before it is killed until another one in its
+  place says that it is ready.
 - A revoked proxy is shut out within seconds, and the others of its identity have seconds to follow; who does not is
   refused on purpose, until it does. So whoever is revoked while others share the identity, is so between two faults.
 
@@ -172,6 +173,23 @@ class PatientMesh(Mesh):
             await asyncio.sleep(0.5)
         raise AssertionError("it counts for ever")
 
+    async def revision(self) -> int:
+        """Of the store, once it answers."""
+        found = 0
+
+        async def answers() -> bool:
+            nonlocal found
+            url = f"http://{self.etcd.endpoints[0]}/v3/kv/range"
+            try:
+                async with self.children.http.post(url, json={"key": "Lw==", "count_only": True}) as answer:
+                    found = int((await answer.json())["header"]["revision"])
+            except (aiohttp.ClientError, TimeoutError):
+                return False
+            return True
+
+        await eventually(answers, timeout=PATIENCE, every=0.2, what="etcd answers")
+        return found
+
 
 class World:
     """The mesh, the rules that hold for it, and what all actions share."""
@@ -199,8 +217,9 @@ class World:
         """Run a command after which other rules hold; returns the seconds until they did."""
         begun = self.now
         self.history.begin(begun, changes)
+        before = await self.mesh.revision()
         _, attempts = await self.mesh.attempts(*command, "--wait=60s")
-        await self.settled(waited=attempts == 1)
+        await self.settled(before if attempts == 1 else None)
         took = self.now - begun
         await asyncio.sleep(MARGIN)
         self.history.settle(self.now, changes)
@@ -215,24 +234,26 @@ class World:
         await asyncio.to_thread(path.write_text, "\n---\n".join(manifests))
         return str(path)
 
-    async def settled(self, *, waited: bool = True) -> float:
-        """Every proxy is connected and has ACKed all that was written before; returns the seconds that it took.
+    async def settled(self, before: int | None = None) -> float:
+        """Every proxy is connected and has ACKed all that was written until now; returns the seconds that it took.
 
-        Where one was not, it may since have come to a replica that is behind: then something more is written, and
-        waited for as a whole. So it is where what was written has not been `waited` for.
+        Where one was not, it may since have come to a replica that is behind, or its replica was stopped and is in sync
+        with what it knows: then something more is written, and waited for as a whole. So it is but for what was waited
+        for already; `before` is the store's revision before that was written.
         """
         begun = self.now
-        if not (waited and await self._in_sync()):
-            await self.until(self._in_sync, "every proxy is in sync", every=1.0)
+        if before is None or not await self._in_sync(before):
+            before = await self.mesh.revision()
             barrier = _routes("barrier", {"name": "nothing", "pathRegex": f"/{self._files}", "methods": ["GET"]})
             await self.mesh.smc("apply", "-f", await self._file(barrier), "--wait=60s")
-            await self.until(self._in_sync, "every proxy is in sync", every=1.0)
+            await self.until(lambda: self._in_sync(before), "every proxy is in sync", every=1.0)
         return self.now - begun
 
-    async def _in_sync(self) -> bool:
+    async def _in_sync(self, after: int) -> bool:
+        """Whether every proxy has ACKed something newer than a revision of the store, and all that there is."""
         found = json.loads(await self.mesh.smc("proxy", "status", "-o", "json"))["proxies"]
-        states = {str(proxy["name"]): str(proxy["state"]) for proxy in found}
-        return all(states.get(workload) == "synced" for workload in self.mesh.sidecars.keys() - self.out)
+        acked = {str(one["name"]): int(one["acked"]) for one in found if one["state"] == "synced"}
+        return all(acked.get(workload, 0) > after for workload in self.mesh.sidecars.keys() - self.out)
 
     async def whole(self) -> bool:
         """Whether every caller's Envoy has every server's as an endpoint, and finds it well."""
@@ -404,15 +425,22 @@ class Faults(Track):
             return await self._recovered()
 
     async def kill_server_envoy(self) -> float:
-        return await self._hurt(self._server(), signal.SIGKILL)
+        return await self._end(self._server(), signal.SIGKILL)
 
     async def end_server_envoy(self) -> float:
-        return await self._hurt(self._server(), signal.SIGTERM)
+        return await self._end(self._server(), signal.SIGTERM)
+
+    async def _end(self, sidecar: Sidecar, number: signal.Signals) -> float:
+        async with self.world.calm:
+            await self._replace(sidecar, number)
+            return await self._recovered()
 
     async def kill_caller_envoy(self) -> float:
         sidecar = self._caller()
-        async with self.world.held(sidecar.workload):
-            return await self._hurt(sidecar, signal.SIGKILL)
+        async with self.world.calm:
+            async with self.world.held(sidecar.workload):
+                await self._replace(sidecar, signal.SIGKILL)
+            return await self._recovered()
 
     async def stop_server_envoy(self) -> float:
         return await self._stop(self._server())
@@ -438,23 +466,23 @@ class Faults(Track):
 
     async def restart_caller_sidecar(self) -> float:
         sidecar = self._caller()
-        async with self.world.held(sidecar.workload), self.world.calm:
-            await sidecar.process.stop()
-            await sidecar.process.start()
-            await sidecar.until_ready(PATIENCE)
-            return await self._recovered()
-
-    async def _hurt(self, sidecar: Sidecar, number: signal.Signals) -> float:
         async with self.world.calm:
-            pid = sidecar.envoy_pid
-            assert pid
-            os.kill(pid, number)
-
-            async def back() -> bool:
-                return sidecar.envoy_pid not in (0, pid) and (sidecar.directory / "ready").exists()
-
-            await self.world.until(back, f"{sidecar.workload} has another Envoy")
+            async with self.world.held(sidecar.workload):
+                await sidecar.process.stop()
+                await sidecar.process.start()
+                await sidecar.until_ready(PATIENCE)
             return await self._recovered()
+
+    async def _replace(self, sidecar: Sidecar, number: signal.Signals) -> None:
+        """Its Envoy ends by this signal, and another one in its place is ready."""
+        pid = sidecar.envoy_pid
+        assert pid
+        os.kill(pid, number)
+
+        async def back() -> bool:
+            return sidecar.envoy_pid not in (0, pid) and (sidecar.directory / "ready").exists()
+
+        await self.world.until(back, f"{sidecar.workload} has another Envoy")
 
     async def _recovered(self) -> float:
         begun = self.world.now
@@ -643,16 +671,20 @@ class Trust(Track):
             return await self._take_away(placement)
 
     async def revoke_newcomer(self) -> float:
-        """Others share its identity: they and their callers lose nothing."""
+        """Others share its identity: they and their callers lose nothing, and it gets nothing more."""
         placement = self._choose()
+        workload = placement.workload
         async with self.world.calm:
-            self.world.out.add(placement.workload)
-            self.world.servers.discard(placement.workload)
+            await self.mesh.send(4, source=workload)  # whatever comes of it: it has connections from then on
+            self.world.out.add(workload)
+            self.world.servers.discard(workload)
             begun = self.world.now
-            await self.mesh.smc("cert", "revoke", "--proxy", placement.workload, "--wait=60s")
+            await self.mesh.smc("cert", "revoke", "--proxy", workload, "--wait=60s")
             await self.world.settled()
             took = self.world.now - begun
-            await asyncio.sleep(self._seconds(0, 2))
+            await asyncio.sleep(MARGIN + self._seconds(0, 2))
+            passed = [one for one in await self.mesh.send(20, source=workload) if one.status == 200]
+            assert not passed, f"{len(passed)} of 20 requests of {workload}, which is revoked, were let through"
             await self._take_away(placement)
         return took
 

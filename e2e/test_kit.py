@@ -30,7 +30,7 @@ from e2e.kit.chaos import Chaos
 from e2e.kit.mesh import eventually
 from e2e.kit.prober import Connections, Probe, Prober, send, statuses, z_score
 from e2e.kit.story import FIRST_WRONG, Done, Pulse, Run, story
-from e2e.kit.verdicts import DENIED, OUT, History, Question, Rules, Wrong, fits, outcomes
+from e2e.kit.verdicts import DENIED, OUT, History, Lane, Question, Rules, Wrong, fits, outcomes
 from smc import manifests
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
@@ -814,6 +814,25 @@ def test_who_is_shut_out_finds_its_way_as_before_until_it_is_let_in_for_certain(
 def test_an_answer_is_right_or_wrong(status: int, version: str, source: str, expected: set[str], right: bool) -> None:
     found = Probe(0.0, 0.1, status, version, source, "", "")
     assert fits(found, frozenset(expected), QUESTION) is right
+
+
+async def test_nothing_is_asked_while_a_lane_is_held_nor_after_what_it_was_held_for_has_failed(
+    addresses: Addresses,
+) -> None:
+    history = History(RULES)
+    async with Lane(replace(QUESTION, rate=100), f"{addresses.take()}:15001", history, timeout=1) as lane:
+        await eventually(lambda: lane.wrong, timeout=30, what="nobody answers there")
+        async with lane.held():
+            answered = lane.answered
+            await asyncio.sleep(0.2)
+            assert lane.answered == answered
+        await eventually(lambda: lane.answered > answered, timeout=30, what="it goes on")
+        with pytest.raises(RuntimeError):
+            async with lane.held():
+                raise RuntimeError
+        answered = lane.answered
+        await asyncio.sleep(0.2)
+        assert lane.answered == answered
 
 
 # ------------------------------------------------------------------------------------------------------------- story

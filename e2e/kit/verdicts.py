@@ -198,13 +198,14 @@ class Lane:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Nothing is asked, and nothing is under way: what is done to its own sidecar is no failure of the mesh."""
+        """Nothing is asked, and nothing is under way: what is done to its own sidecar is no failure of the mesh.
+
+        If that fails it stays held, as nobody knows what there is to ask.
+        """
         self._held += 1
-        try:
-            await self._idle.wait()
-            yield
-        finally:
-            self._held -= 1
+        await self._idle.wait()
+        yield
+        self._held -= 1
 
     async def _send(self) -> None:
         if self._held:
