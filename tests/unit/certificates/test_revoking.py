@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509 as cx509
@@ -16,12 +19,34 @@ from smc.certificates.issuing import BATCH, MOST_REPLACED, RETIRE_AFTER
 from smc.certificates.revoking import IDLE, KEEP_EXPIRED, PATIENCE, SETTLE, Revoked
 from smc.codec import decode, encode
 from smc.model import Identity, Name
-from smc.records import CrlRecord, IntermediateRecord, RevocationRecord, RootRecord
+from smc.records import CertificateRecord, CrlRecord, IntermediateRecord, RevocationRecord, RootRecord
 from tests.unit.certificates.issuer import BUYER, DAY, STORE, Mesh, half_life, now
 
 pytestmark = pytest.mark.looptime
 
 BAD, GOOD = Name("shop", "bad"), Name("shop", "good")
+
+
+@asynccontextmanager
+async def certified(*others: Identity) -> AsyncIterator[tuple[Mesh, CertificateRecord]]:
+    """A mesh with a leader at work that wants STORE and these `others`, and STORE's first certificate."""
+    mesh = await Mesh.make()
+    mesh.want(STORE, *others)
+    async with mesh.leading():
+        yield mesh, await mesh.certified(STORE)
+
+
+def want(mesh: Mesh, **changes: Any) -> None:
+    """Have `mesh.wanted` otherwise in this, and as it was in all else."""
+    mesh.wanted = replace(mesh.wanted, **changes)
+    mesh.changed.set()
+
+
+async def stored(mesh: Mesh) -> CertificateRecord:
+    """STORE's record, which is there now."""
+    record = await mesh.record(STORE)
+    assert record is not None
+    return record
 
 
 async def crl(mesh: Mesh) -> CrlRecord:
@@ -53,9 +78,7 @@ async def revoke(mesh: Mesh, *others: Name, identity: Identity = STORE) -> int:
     """Revoke the proxy BAD, which had this identity as well as `others`; returns the revision."""
     record = RevocationRecord(BAD, identity, "", "", now())
     revision = (await mesh.kv.transact([Put(mesh.keys.revoked_proxy(BAD), encode(record))])).revision
-    revoked = Revoked(since={identity: revision}, others={identity: frozenset(others)})
-    mesh.wanted = replace(mesh.wanted, revoked=revoked)
-    mesh.changed.set()
+    want(mesh, revoked=Revoked(since={identity: revision}, others={identity: frozenset(others)}))
     return revision
 
 
@@ -78,10 +101,8 @@ async def test_there_is_an_empty_list_before_anything_is_revoked() -> None:
 
 
 async def test_the_others_get_another_key_and_connect_with_it_before_the_old_one_is_listed() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE, BUYER)
-    async with mesh.leading():
-        first, other = await mesh.certified(STORE), await mesh.certified(BUYER)
+    async with certified(BUYER) as (mesh, first):
+        other = await mesh.certified(BUYER)
         mesh.lagging[str(GOOD)] = "pending"
         revision = await revoke(mesh, GOOD)
         second = await mesh.renewed(first)
@@ -89,13 +110,10 @@ async def test_the_others_get_another_key_and_connect_with_it_before_the_old_one
         assert (second.reconnect, [one.serial for one in second.replaced]) == ("", [first.serial])
         assert second.replaced[0].revision < revision
         await asyncio.sleep(0.5)
-        now_stored = await mesh.record(STORE)
-        assert now_stored is not None
-        assert now_stored.reconnect == "", "the new key is not everywhere yet"
+        assert (await stored(mesh)).reconnect == "", "the new key is not everywhere yet"
         mesh.lagging.clear()
         await asyncio.sleep(0.5)
-        now_stored = await mesh.record(STORE)
-        assert now_stored is not None
+        now_stored = await stored(mesh)
         assert (now_stored.serial, now_stored.reconnect) == (second.serial, second.serial)
         assert await listed(mesh) == set(), "they are connecting"
         await settled(mesh, first.serial)
@@ -105,92 +123,65 @@ async def test_the_others_get_another_key_and_connect_with_it_before_the_old_one
 
 
 async def test_the_certificates_before_the_last_are_listed_too_while_they_live() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         second = await mesh.renewed(first)
         assert now() < first.not_after
         await revoke(mesh)
         await settled(mesh, first.serial, second.serial)
-        third = await mesh.record(STORE)
-        assert third is not None
-        assert third.serial not in await listed(mesh)
+        assert (await stored(mesh)).serial not in await listed(mesh)
 
 
 async def test_a_proxy_that_does_not_follow_holds_up_a_revocation_for_three_seconds_and_no_longer() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         mesh.lagging[str(GOOD)] = "stalled"
         await revoke(mesh, GOOD)
         assert PATIENCE - 0.1 < await settled(mesh, first.serial) < PATIENCE + 0.5
 
 
 async def test_who_lags_and_has_another_identity_is_not_waited_for() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         mesh.lagging["shop/stranger"] = "stalled"
         await revoke(mesh, GOOD)
         assert await settled(mesh, first.serial) < SETTLE + 0.5
 
 
 async def test_a_proxy_that_was_alone_with_its_key_is_waited_for_by_nobody() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await revoke(mesh)
         assert await settled(mesh, first.serial) < 0.3
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.2, 0.7, 1.2])
 async def test_the_next_leader_ends_what_a_dead_one_began(after: float) -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         mesh.lagging[str(GOOD)] = "pending"
         await revoke(mesh, GOOD)
         asyncio.get_running_loop().call_later(0.5, mesh.lagging.clear)
         await asyncio.sleep(after)
     async with mesh.leading():
         await settled(mesh, first.serial)
-        record = await mesh.record(STORE)
-        assert record is not None
+        record = await stored(mesh)
         assert record.serial not in await listed(mesh)
         assert record.reconnect, "the others were told to connect anew"
         assert len(await listed(mesh)) == 1, "nothing was made twice"
 
 
 async def test_whoever_is_revoked_between_two_writes_of_one_key_has_seen_that_key() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         mesh.lagging[str(GOOD)] = "pending"
         await revoke(mesh, GOOD)
         second = await mesh.renewed(first)
         await revoke(mesh)  # the other one, just before the record is written with what tells it to connect anew
         await settled(mesh, first.serial, second.serial)
-        third = await mesh.record(STORE)
-        assert third is not None
-        assert third.serial not in {first.serial, second.serial}
+        assert (await stored(mesh)).serial not in {first.serial, second.serial}
 
 
 async def test_a_second_look_at_a_revocation_changes_nothing() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await revoke(mesh)
         await settled(mesh, first.serial)
         before = (await mesh.kv.list(mesh.keys.root)).items
-        mesh.wanted = replace(mesh.wanted, identities=mesh.wanted.identities | {BUYER})
-        mesh.changed.set()
+        want(mesh, identities=mesh.wanted.identities | {BUYER})
         await mesh.certified(BUYER)
         await asyncio.sleep(2 * IDLE)
         after = (await mesh.kv.list(mesh.keys.root)).items
@@ -198,13 +189,9 @@ async def test_a_second_look_at_a_revocation_changes_nothing() -> None:
 
 
 async def test_a_revoked_identity_loses_its_record_at_once_and_gets_another_key_once_it_is_none_any_more() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE, BUYER)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified(BUYER) as (mesh, first):
         await mesh.certified(BUYER)
-        mesh.wanted = replace(mesh.wanted, identities=frozenset({BUYER}), revoked=Revoked(frozenset({STORE})))
-        mesh.changed.set()
+        want(mesh, identities=frozenset({BUYER}), revoked=Revoked(frozenset({STORE})))
         await settled(mesh, first.serial)
         assert await mesh.record(STORE) is None
         await asyncio.sleep(2 * RETIRE_AFTER)
@@ -218,10 +205,7 @@ async def test_a_revoked_identity_loses_its_record_at_once_and_gets_another_key_
 
 
 async def test_the_certificates_of_an_identity_that_no_workload_has_any_more_are_listed() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE, BUYER)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified(BUYER) as (mesh, first):
         mesh.want(BUYER)
         await asyncio.sleep(RETIRE_AFTER - 5)
         assert await listed(mesh) == set()
@@ -231,31 +215,21 @@ async def test_the_certificates_of_an_identity_that_no_workload_has_any_more_are
 
 
 async def test_the_certificates_that_have_expired_are_listed_too_while_a_connection_may_still_have_them() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - 60)
         await revoke(mesh)
         await settled(mesh, first.serial)
 
 
 async def test_so_are_those_of_a_revoked_identity() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - 60)
-        mesh.wanted = replace(mesh.wanted, identities=frozenset(), revoked=Revoked(frozenset({STORE})))
-        mesh.changed.set()
+        want(mesh, identities=frozenset(), revoked=Revoked(frozenset({STORE})))
         await settled(mesh, first.serial)
 
 
 async def test_so_are_those_of_an_identity_that_no_workload_has_any_more() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await asyncio.sleep(first.not_after - now() + KEEP_EXPIRED - RETIRE_AFTER - 60)
         mesh.want(BUYER)
         await asyncio.sleep(RETIRE_AFTER + 5)
@@ -263,10 +237,7 @@ async def test_so_are_those_of_an_identity_that_no_workload_has_any_more() -> No
 
 
 async def test_what_nobody_can_have_any_more_leaves_the_lists_and_takes_nothing_else_along() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await revoke(mesh)
         await settled(mesh, first.serial)
         await asyncio.sleep(2 * KEEP_EXPIRED)
@@ -290,8 +261,7 @@ async def test_lives_that_are_very_short_leave_a_record_that_the_store_takes() -
     async with mesh.leading():
         first = await mesh.certified(STORE)
         await asyncio.sleep(1800)
-        record = await mesh.record(STORE)
-        assert record is not None
+        record = await stored(mesh)
         assert record.not_after > now()
         assert len(record.replaced) == MOST_REPLACED
         assert first.serial not in {one.serial for one in record.replaced}
@@ -299,10 +269,7 @@ async def test_lives_that_are_very_short_leave_a_record_that_the_store_takes() -
 
 
 async def test_a_signer_that_fails_delays_a_revocation_and_drops_nothing() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await asyncio.sleep(1)
         mesh.signer.breaks(True)
         await revoke(mesh)
@@ -313,10 +280,7 @@ async def test_a_signer_that_fails_delays_a_revocation_and_drops_nothing() -> No
 
 
 async def test_an_ordinary_renewal_revokes_nothing_and_disturbs_no_connection() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        record = await mesh.certified(STORE)
+    async with certified() as (mesh, record):
         for _ in range(4):
             before, record = record, await mesh.renewed(record)
             assert before.serial in {one.serial for one in record.replaced}
@@ -328,10 +292,7 @@ async def test_an_ordinary_renewal_revokes_nothing_and_disturbs_no_connection() 
 
 
 async def test_an_intermediate_has_a_list_from_when_it_is_there_until_it_would_have_ended() -> None:
-    mesh = await Mesh.make()
-    mesh.want(STORE)
-    async with mesh.leading():
-        first = await mesh.certified(STORE)
+    async with certified() as (mesh, first):
         await revoke(mesh)
         await settled(mesh, first.serial)
         before = await crl(mesh)
