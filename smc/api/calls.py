@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from cluster import kv as store
 from smc import errors, telemetry
-from smc.api.limits import Limiter
+from smc.api.limits import Limiter, Places
 from smc.api.status import Failure, kind_of
 from smc.manifests import InvalidManifest
 from smc.metrics import Metrics
@@ -52,6 +52,7 @@ class Gate:
     limiter: Limiter
     rarer: Callable[[Any, str], float]
     """(caller, method), as `Limiter.admit`: for methods that somebody may call less often than others."""
+    places: Places
     deadline: float
     """Seconds."""
     metrics: Metrics
@@ -109,9 +110,10 @@ class Gate:
     ) -> tuple[Any, Failure | None]:
         try:
             peer, caller = self.identify(call)
-            async with asyncio.timeout(self.deadline):
-                await self._let_in(peer, caller, method)
-                return await self._while_let_in(work(parse(request), caller), caller), None
+            with self.places.one_of(peer):
+                async with asyncio.timeout(self.deadline):
+                    await self._let_in(peer, caller, method)
+                    return await self._while_let_in(work(parse(request), caller), caller), None
         except DecodeError:
             return None, Failure(
                 "Invalid", f"the request is no message of {method}", "use the .proto files of this version"

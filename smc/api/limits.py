@@ -1,10 +1,13 @@
-"""How much anybody may ask for: token buckets, one for each peer and one for all together."""
+"""How much anybody may ask for: token buckets, one for each peer and one for all together; and at one time."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from smc.errors import Exhausted
 
 MOST_PEERS = 4096
 """Peers that are remembered. Whoever is forgotten starts afresh; the bucket of all together still holds."""
@@ -54,6 +57,31 @@ class Limiter:
             bucket.level -= 1
             self._overall.level -= 1
         return wait
+
+
+class Places:
+    """Bounds how many calls of one peer are open at one time: a call may last, and the places for all are bounded."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def one_of(self, peer: str) -> Iterator[None]:
+        """A place for as long as the block runs.
+
+        Raises:
+            Exhausted: the peer has all of its own.
+        """
+        if self._open[peer] >= self._most:
+            raise Exhausted(f"{peer} has {self._most} calls open here already", hint="try again once one has ended")
+        self._open[peer] += 1
+        try:
+            yield
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
 
 
 def _refill(bucket: _Bucket, rate: Rate, now: float) -> float:

@@ -16,7 +16,7 @@ from smc.api.backends import Backends
 from smc.api.calls import Gate
 from smc.api.denials import Denials
 from smc.api.join_service import JoinService
-from smc.api.limits import Limiter, Limits, Rate
+from smc.api.limits import Limiter, Limits, Places, Rate
 from smc.api.mesh_service import MeshService
 from smc.api.status import AUTHORITY
 from smc.certificates import admissions
@@ -29,13 +29,21 @@ from smc.tls import ServerTLS, peer_leaf, peer_path, server_credentials
 MESH_LIMITS = Limits(peer=Rate(200, 1000), overall=Rate(1000, 3000))
 JOIN_LIMITS = Limits(peer=Rate(10, 100), overall=Rate(50, 300))
 """A machine may start many proxies at once, and they all come from its address."""
-PROXY_LIMITS: Mapping[str, Rate] = {"Renew": Rate(0.25, 20), "Trust": Rate(1, 30)}
-"""By method, for one proxy: the leader signs at each Renew, and each Trust may be a write. The shortest life that a
-credential may have makes it renew every 4 s; a proxy that starts over and over says each time whom it trusts."""
+RARE: Mapping[tuple[str, str], Rate] = {
+    (PROXY, "Renew"): Rate(0.25, 20),
+    (PROXY, "Trust"): Rate(1, 30),
+    (OPERATOR, "Renew"): Rate(1, 60),
+    (VIEWER, "Renew"): Rate(1, 60),
+}
+"""By role and method, for one name: the leader signs at each Renew, and each Trust may be a write. The shortest life
+that a credential may have makes a proxy renew every 4 s; one that starts over and over says each time whom it trusts.
+People renew seldom, but many machines may have the credential of one name."""
 MESH_MESSAGE = 4 * 1024 * 1024
 JOIN_MESSAGE = 64 * 1024
 MESH_CALLS, JOIN_CALLS = 256, 64
 """Calls that are being answered at one time."""
+CALLS_OF_ONE = 64
+"""Of MESH_CALLS: who waits for a long time in many must not keep out who wants to revoke him."""
 DEADLINE = 20.0
 """Seconds for one call: a credential may wait 15 for the election of a leader."""
 GRACE = 2.0
@@ -57,7 +65,6 @@ async def serving(
     join: str,
     mesh_limits: Limits = MESH_LIMITS,
     join_limits: Limits = JOIN_LIMITS,
-    proxy_limits: Mapping[str, Rate] = PROXY_LIMITS,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Ports]:
     """Serve both ports for as long as the block runs; `api` and `join` are host:port, port 0 for any that is free.
@@ -69,8 +76,11 @@ async def serving(
     def of_credential(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, Caller]:
         path = peer_path(call.auth_context(), backends.trust_domain, backends.now())
         leaf = peer_leaf(call.auth_context())
-        expires = leaf.not_valid_after_utc.timestamp()
-        return path, Caller(backends.trust_domain, path, f"{leaf.serial_number:x}", expires)
+        caller = Caller(backends.trust_domain, path, f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp())
+        mesh = backends.mesh()
+        # Who was let in again must not pay for what is asked with what was stolen.
+        is_stolen = mesh is not None and mesh.refuses_credential(path, caller.serial)
+        return f"{path} (revoked)" if is_stolen else path, caller
 
     def of_address(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, str]:
         # ipv4:127.0.0.1:40000 without the port: whoever joins has no other name.
@@ -91,10 +101,11 @@ async def serving(
     async def admit_all(_address: str) -> None:
         """Whoever joins shows a token, and that says more."""
 
-    rare = {method: Limiter(Limits(rate, mesh_limits.overall), clock) for method, rate in proxy_limits.items()}
+    rare = {of: Limiter(Limits(rate, mesh_limits.overall), clock) for of, rate in RARE.items()}
 
     def rarer(caller: Caller, method: str) -> float:
-        return rare[method].admit(caller.path) if caller.role == PROXY and method in rare else 0.0
+        limiter = rare.get((caller.role, method))
+        return limiter.admit(caller.path) if limiter is not None else 0.0
 
     mesh_gate = Gate(
         "Mesh",
@@ -103,6 +114,7 @@ async def serving(
         admit,
         Limiter(mesh_limits, clock),
         rarer,
+        Places(CALLS_OF_ONE),
         DEADLINE,
         metrics,
         backends.unreachable_for,
@@ -115,6 +127,7 @@ async def serving(
         admit_all,
         Limiter(join_limits, clock),
         lambda _address, _method: 0.0,
+        Places(JOIN_CALLS),
         DEADLINE,
         metrics,
         backends.unreachable_for,
