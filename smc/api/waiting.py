@@ -101,7 +101,11 @@ async def survey(b: Backends, revision: int) -> Acks:
         lagging.update((one.proxy, f"{one.state}: {one.text}" if one.text else one.state) for one in answer.laggards)
         if answer.revision < revision:
             behind[name] = f"is at revision {answer.revision}, before {revision}"
-    return Acks(frozenset(connected), lagging, behind)
+    mesh = b.mesh()
+    out: frozenset[str] = frozenset()
+    if mesh is not None and (mesh.admitted or mesh.revoked_identities):
+        out = frozenset(str(name) for name in mesh.proxies if mesh.is_out(name))
+    return Acks(frozenset(connected), lagging, behind, out)
 
 
 @dataclass(slots=True)

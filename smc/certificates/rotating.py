@@ -73,6 +73,8 @@ class Acks:
     """Why a proxy has not ACKed what was asked for."""
     behind: Mapping[str, str] = field(default_factory=dict)
     """Why nothing can be said of a replica's proxies."""
+    out: frozenset[str] = frozenset()
+    """The proxies that are revoked, and so take no part."""
 
 
 Survey = Callable[[int], Awaitable[Acks]]
@@ -146,7 +148,9 @@ async def _replicas(kv: KV, keys: Keys, acks: Acks) -> list[Holder]:
 
 
 async def _proxies(kv: KV, keys: Keys, acks: Acks, ttl: timedelta, now: float) -> list[Holder]:
-    """Those that are connected, and those that were ready once and may still hold a certificate that is valid."""
+    """Those that are connected, and those that were ready once and may still hold a certificate that is valid. Without
+    the revoked: what a thief has must not hold up the next root.
+    """
     told: dict[str, TrustRecord] = {}
     for item in (await kv.list(keys.trusts)).items:
         try:
@@ -155,7 +159,7 @@ async def _proxies(kv: KV, keys: Keys, acks: Acks, ttl: timedelta, now: float) -
             _log.warning("what a proxy trusts cannot be read", key=item.key, reason=str(e))
     ready = {item.key.removeprefix(keys.readiness) for item in (await kv.list(keys.readiness)).items}
     found: list[Holder] = []
-    for name in sorted(ready | acks.connected):
+    for name in sorted((ready | acks.connected) - acks.out):
         record, connected = told.get(name), name in acks.connected
         if record is None:
             found.append(Holder(name, connected=connected, lag=acks.lagging.get(name, "")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace as with_fields
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from smc.api.status import AUTHORITY
 from smc.certificates import authority, x509
 from smc.certificates.credential import Credential
 from smc.codec import decode, encode
-from smc.model import MeshConfig, Name
+from smc.model import Identity, MeshConfig, Name
 from smc.records import IntermediateRecord, Phase, ReadyRecord, Rotates, RotationRecord, SigningRecord, TrustRecord
 from smc.v1 import smc_pb2 as pb
 from smc.v1.smc_pb2_grpc import MeshStub
@@ -130,6 +131,18 @@ async def test_every_replica_can_say_who_is_missing(replica: Replica) -> None:
     found = await rotation(replica)
     assert [(one.kind, one.who, one.why) for one in found.missing] == [("proxy", str(BUYER), "connected to no replica")]
     assert (found.proxies, found.lacking, found.done) == (1, 1, False)
+
+
+@pytest.mark.parametrize("how", [{"admitted": {BUYER: ()}}, {"revoked_identities": {Identity("shop", "buyer"): True}}])
+async def test_a_revoked_proxy_and_those_of_a_revoked_identity_are_not_missing(
+    replica: Replica, how: dict[str, Any]
+) -> None:
+    record = RotationRecord("1", Rotates.ROOT, "", Phase.PUBLISHING, time.time(), intermediate=1)
+    ready = encode(ReadyRecord(BUYER))
+    await replica.kv.transact([Put(replica.keys.rotation, encode(record)), Put(replica.keys.ready(BUYER), ready)])
+    replica.mesh = with_fields(replica.mesh, **how)
+    found = await rotation(replica)
+    assert (list(found.missing), found.proxies) == ([], 0)
 
 
 async def test_an_answer_says_by_which_authority_the_replica_goes(replica: Replica) -> None:

@@ -87,6 +87,8 @@ class Mesh:
     connected: set[str] = field(default_factory=set)
     """The proxies that have a stream; the tests of rotation say what they do."""
     lagging: dict[str, str] = field(default_factory=dict)
+    out: set[str] = field(default_factory=set)
+    """Who is revoked."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -107,7 +109,7 @@ class Mesh:
             await self.changed.wait()
 
     async def survey(self, _revision: int) -> Acks:
-        return Acks(frozenset(self.connected), dict(self.lagging))
+        return Acks(frozenset(self.connected), dict(self.lagging), out=frozenset(self.out))
 
     async def elect(self) -> Fenced:
         """Take the leadership from whoever has it."""

@@ -166,7 +166,7 @@ async def watch_over(mesh: Mesh) -> None:
             if rotation is not None and rotation.phase is Phase.SIGNING and not rotation.forced:
                 members = [decode(MemberRecord, v) for k, v in items.items() if k.startswith(keys.members)]
                 ready = {k.removeprefix(keys.readiness) for k in items if k.startswith(keys.readiness)}
-                told = [decode(TrustRecord, items[keys.trusts + name]) for name in ready]
+                told = [decode(TrustRecord, items[keys.trusts + name]) for name in ready - mesh.out]
                 alive = [one for one in told if now() < one.not_after + DAY.total_seconds()]
                 assert all({x509.pin(c) for c in trusted} <= set(one.roots) for one in (*members, *alive))
 
@@ -357,6 +357,21 @@ async def test_a_proxy_that_is_away_is_named_and_waited_for_until_nothing_of_it_
         await asyncio.sleep(0.5 * 3600)
         async with r.mesh.leading():
             await r.until(Phase.DONE)
+
+
+@pytest.mark.parametrize("connected", [False, True], ids=["it is gone", "a replica is behind, and it says nothing"])
+async def test_whoever_is_revoked_holds_no_rotation_up(connected: bool) -> None:
+    async with rotatable() as r, r.mesh.leading():
+        await r.mesh.certified(STORE)
+        await asyncio.sleep(10)
+        r.holders.asleep.add("shop/store")
+        if not connected:
+            r.mesh.connected.discard("shop/store")
+        await r.ask(Rotates.ROOT)
+        await asyncio.sleep(60)
+        assert list(await r.missing()) == ["shop/store"]
+        r.mesh.out.add("shop/store")
+        assert (await r.until(Phase.DONE)).left_behind == ()
 
 
 async def test_a_forced_rotation_says_whom_it_left_behind() -> None:
