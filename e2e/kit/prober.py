@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +42,42 @@ def probe(answer: Answer) -> Probe:
     )
 
 
-class Prober:
-    """Sends requests through a sidecar while it is open, at least 50 a second, and counts each that went wrong.
+class Steady(ABC):
+    """Sends through a sidecar while it is open, `rate` times a second, whatever becomes of it.
 
-    On leaving it waits until every request that was sent has an answer or has failed. `expect` is the status that is
+    On leaving it waits until every request that was sent has an answer or has failed. `proxy` is host:port of the
+    sidecar's outbound listener; a request without an answer after `timeout` seconds has failed.
+    """
+
+    def __init__(self, proxy: str | None, rate: float, connections: Connections, timeout: float) -> None:
+        self._rate = rate
+        self._caller = Caller(proxy, keep_alive=connections == "kept", timeout=timeout)
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _send(self) -> None:
+        """Send the next one, if any, and note what became of it."""
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(open_loop(self._rate, self._send, self._stop), name=type(self).__name__)
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            await self._caller.close()
+
+
+class Prober(Steady):
+    """Counts each request that went wrong, of at least 50 a second.
+
+    `expect` is the status that is
     right. With `identities` an answer has to tell both SPIFFE IDs too: only 200s of the bookstore can.
     """
 
@@ -61,33 +94,15 @@ class Prober:
         identities: bool = True,
         timeout: float = 10.0,
     ) -> None:
-        """`proxy` is host:port of the sidecar's outbound listener, `rate` a second, `timeout` seconds a request."""
         if rate < 50:
             raise ValueError("fewer than 50 requests a second do not see short faults")
+        super().__init__(proxy, rate, connections, timeout)
         self._url, self._method, self._headers = url, method, dict(headers or {})
-        self._rate = rate
         self._expect, self._identities = expect, identities and expect == 200
-        self._caller = Caller(proxy, keep_alive=connections == "kept", timeout=timeout)
-        self._stop = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Condition()
         self.sent = 0
         self.probes: list[Probe] = []
         """In the order of their answers."""
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(open_loop(self._rate, self._send, self._stop), name="prober")
-        return self
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        try:
-            if self._task is not None:
-                await self._task
-        finally:
-            await self._caller.close()
 
     async def _send(self) -> None:
         self.sent += 1

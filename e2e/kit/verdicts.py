@@ -12,12 +12,10 @@ import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from e2e.kit.prober import Connections, Probe, probe
+from e2e.kit.prober import Connections, Probe, Steady, probe
 from smc.demo.local import TRUST_DOMAIN
-from smc.demo.traffic import Caller, open_loop
 
 DENIED, OUT = "denied", "out"
 """What a request comes to beside a version: 403; or 403 or 503, where the caller is shut out of the mesh."""
@@ -162,11 +160,11 @@ class Wrong:
         return f"{found.sent:.3f} s, for {found.latency:.3f} s: {self.question}: {was}, not {right}"
 
 
-class Lane:
-    """Asks one question at a steady rate while it is open, each request once, and judges every answer as it comes."""
+class Lane(Steady):
+    """Asks one question, each time once, and judges every answer as it comes."""
 
     def __init__(self, question: Question, proxy: str, history: History, *, timeout: float) -> None:
-        """`proxy` is host:port of the caller's sidecar; a request without an answer after `timeout` seconds failed."""
+        super().__init__(proxy, question.rate, question.connections, timeout)
         self.question = question
         self.answered = self.certain = self.passed = 0
         """All; those that only one rule was possible for; those that were let through."""
@@ -174,27 +172,10 @@ class Lane:
         """When the last one that was let through had been sent."""
         self.wrong: list[Wrong] = []
         self._history = history
-        self._caller = Caller(proxy, keep_alive=question.connections == "kept", timeout=timeout)
-        self._stop = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._held = 0
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(open_loop(self.question.rate, self._send, self._stop), name="lane")
-        return self
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        try:
-            if self._task is not None:
-                await self._task
-        finally:
-            await self._caller.close()
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
