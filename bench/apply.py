@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -23,11 +25,18 @@ from smc.cli.session import Session
 from smc.demo import bookstore
 from smc.demo.bookstore import Placement
 from smc.demo.local import LocalMesh, Plan
-from smc.errors import SmcError
+from smc.errors import Invalid, SmcError
 from smc.v1 import smc_pb2 as pb
 
 WARM = 5
 """Changes that are not counted."""
+FEWEST = 3
+"""Envoys: those of the two that are split between, and of one who calls them."""
+MORE = "sysctl fs.inotify.max_user_instances=1024 lets more run"
+INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+"""How many inotify instances Linux lets a user have: 128, unless it was told otherwise."""
+EACH = 4
+"""Of them that an Envoy takes, for the files of its credential; without them it aborts."""
 PATIENCE = 300.0
 """Seconds for all sidecars to start at once, and to be in sync: on two cores, 40 programs in Python take a while."""
 
@@ -41,6 +50,15 @@ class Report:
     """Until the API has confirmed the write."""
     acked_ms: Spread
     """Until the last Envoy has ACKed it, the write included."""
+
+
+def most() -> int:
+    """How many Envoys can run on this machine at once, beside what runs now."""
+    taken = 0
+    for held in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            taken += held.readlink().name == "anon_inode:inotify"
+    return (int(INSTANCES.read_text()) - taken) // EACH
 
 
 def _plan(envoys: int) -> Plan:
@@ -96,13 +114,18 @@ def table(report: Report) -> str:
 
 
 @click.command()
-@click.option("--envoys", type=click.IntRange(3, 200), default=40, show_default=True, help="Real Envoys.")
+@click.option("--envoys", type=click.IntRange(FEWEST, 200), default=40, show_default=True, help="Real Envoys.")
 @click.option("--changes", type=click.IntRange(1), default=100, show_default=True, help="Changes, one after the other.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
 def main(envoys: int, changes: int, as_json: bool) -> None:
     """Measure how long it takes from applying a manifest to the last ACK of real Envoys."""
+    say = partial(print, file=sys.stderr)
     try:
-        report = asyncio.run(run(envoys, changes, say=lambda text: print(text, file=sys.stderr)))
+        if (fit := most()) < FEWEST:
+            raise Invalid("this machine has no inotify instances for three Envoys", hint=MORE)
+        if fit < envoys:
+            say(f"{fit} Envoys in place of {envoys}: this machine has no inotify instances for others; {MORE}")
+        report = asyncio.run(run(min(envoys, fit), changes, say=say))
     except SmcError as e:
         raise click.ClickException(str(e)) from None
     print(json.dumps(asdict(report), indent=1) if as_json else table(report))
