@@ -14,13 +14,12 @@ moment. What is here joins the two to a socket, and bounds what a peer can make 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import ssl
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import cast
 
 import ngh2
@@ -307,7 +306,6 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._up = False
         """TLS is."""
-        self._file = -1
         self._paused = False
         self._closing = False
         self._last = False
@@ -336,7 +334,6 @@ class _Connection(asyncio.Protocol):
             self._closing = True
             self._transport.abort()
             return
-        self._file = transport.get_extra_info("socket").fileno()
         host, port = address[:2]
         self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._transport.set_write_buffer_limits(high=_BUFFERED)
@@ -405,21 +402,7 @@ class _Connection(asyncio.Protocol):
                     self._tls.write(data)
                     encrypted.append(self._outgoing.read())
             if encrypted:
-                self._write(b"".join(encrypted))
-
-    def _write(self, data: bytes) -> None:
-        """Give the socket at once what it takes; only the rest waits.
-
-        uvloop would write after all that is ready has run: of a thousand connections that are written to, the first
-        would wait for what is done about the last.
-        """
-        transport = self._transport
-        if not (transport.get_write_buffer_size() or transport.is_closing()):
-            # If it takes nothing now, or is broken, then the transport finds that as well.
-            with suppress(OSError):
-                data = data[os.write(self._file, data) :]
-        if data:
-            transport.write(data)
+                self._transport.write(b"".join(encrypted))
 
     # ----------------------------------------------------------------------------------------------------- the two ends
 
