@@ -70,7 +70,7 @@ class MeshService:
             "Revoke": self.revoke,
             "Renew": self.renew,
             "Trust": partial(rotation.trust, self.backends),
-            "Rotate": partial(rotation.rotate, self.backends),
+            "Rotate": self.rotate,
             "Rotation": partial(rotation.rotation, self.backends),
         }
 
@@ -80,6 +80,8 @@ class MeshService:
         """Check, store, and tell what became of it. A dry run tells what would."""
         b = self.backends
         record = await asyncio.to_thread(self._read, request, caller)
+        if not request.dry_run:
+            await _let_in(b, caller)
         written = await b.registry.put_manifest(
             record,
             expected=request.resource_version or None,
@@ -149,6 +151,7 @@ class MeshService:
     async def delete(self, request: pb.DeleteRequest, caller: Caller) -> pb.DeleteResponse:
         b = self.backends
         id_ = _id(request)
+        await _let_in(b, caller)
         try:
             revision = await b.registry.delete_manifest(id_, expected=request.resource_version or None)
         except NotFound:
@@ -264,6 +267,10 @@ class MeshService:
 
     async def revoke(self, request: pb.RevokeRequest, caller: Caller) -> pb.RevokeResponse:
         return await revocations.revoke(self.backends, request, caller.uri, partial(_let_in, self.backends, caller))
+
+    async def rotate(self, request: pb.RotateRequest, caller: Caller) -> pb.RotationResponse:
+        await _let_in(self.backends, caller)
+        return await rotation.rotate(self.backends, request, caller)
 
     async def renew(self, request: pb.RenewRequest, caller: Caller) -> pb.Credential:
         """The caller's own name, whatever the request says; only its public key is used."""

@@ -371,9 +371,12 @@ async def test_a_renewed_certificate_is_presented_without_a_restart(replica: Rep
     assert before != after == x509.load(replica.credential.chain)[0].serial_number
 
 
-async def test_a_write_whose_fate_is_unknown_says_so(replica: Replica) -> None:
+async def test_a_write_whose_fate_is_unknown_says_so(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(*_: object) -> None:
+        raise Ambiguous("answer lost")
+
     replica.mesh = mesh(MeshConfig(), {})
-    replica.kv.error = Ambiguous("answer lost")  # type: ignore[attr-defined]
+    monkeypatch.setattr(replica.kv, "transact", lost, raising=False)
     code, told = await failing_to_apply(replica)
     assert (code, told.kind) == (grpc.StatusCode.UNKNOWN, "Ambiguous")
     assert "may or may not have been written" in told.message

@@ -318,7 +318,9 @@ async def test_a_call_that_is_open_ends_when_its_caller_is_revoked(
     await ended.wait()
 
 
-async def test_a_replica_whose_mesh_is_behind_makes_nothing_that_would_outlast_the_revocation(replica: Replica) -> None:
+async def test_a_replica_whose_mesh_is_behind_writes_nothing_that_would_outlast_the_revocation(
+    replica: Replica,
+) -> None:
     stolen = await replica.signed(ANN)
     await revoke(replica, credential=ANN)
     await call(replica, stolen, "List", LIST)  # this replica has not heard of it yet
@@ -329,6 +331,14 @@ async def test_a_replica_whose_mesh_is_behind_makes_nothing_that_would_outlast_t
     assert "is revoked" in await refuses(replica, stolen, "Revoke", pb.RevokeRequest(credential="operator/admin"))
     renew = pb.RenewRequest(csr=x509.request(x509.new_key()))
     assert "is revoked" in await refuses(replica, stolen, "Renew", renew)
+    apply = pb.ApplyRequest(document=SERVICE, file="shop.yaml", line=1)
+    assert "is revoked" in await refuses(replica, stolen, "Apply", apply)
+    await call(replica, replica.operator, "Apply", apply)
+    delete = pb.DeleteRequest(group="smc.io", kind="Service", namespace="shop", name="bookstore")
+    assert "is revoked" in await refuses(replica, stolen, "Delete", delete)
+    assert "is revoked" in await refuses(replica, stolen, "Rotate", pb.RotateRequest(of="root", force=True))
+    assert len((await replica.kv.list(replica.keys.manifests)).items) == 1
+    assert await replica.kv.get(replica.keys.rotation) is None
     assert not (await replica.kv.list(replica.keys.tokens)).items
     assert [one.credential for one in (await listed(replica)).revocations] == [ANN]
 
