@@ -65,7 +65,7 @@ UNIT = (
     Caught(
         "a revoked proxy keeps its stream",
         "smc/pipeline.py",
-        (("anybody_is_revoked = bool(mesh.admitted or mesh.revoked_identities)", "anybody_is_revoked = False"),),
+        (("if why := mesh.refuses(name, slot.serial):", 'if why := "":'),),
         (
             "tests/unit/test_pipeline.py::"
             "test_whoever_is_revoked_is_ended_at_once_and_gets_nothing_of_the_mesh_that_says_so",
