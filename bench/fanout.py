@@ -11,12 +11,10 @@ import gc
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 import uvloop
@@ -27,16 +25,12 @@ from bench.figures import Machine, Spread, Usage, cpu
 from bench.sameness import Kept
 from bench.shape import Change, Shape
 from bench.streams import DELTA, FOLLOWS, SOTW, Streams, Tally, Variant
-from cluster.etcd import EtcdKV
-from cluster.kv import KV, Put
 from smc.certificates import credential
 from smc.certificates.credential import Credential
 from smc.config import XDS_PORT
 from smc.demo import programs
-from smc.demo.addresses import Addresses
-from smc.demo.processes import Children, Process
+from smc.demo.processes import Process
 from smc.errors import Invalid, SmcError
-from smc.keys import Keys
 from smc.model import Name
 from smc.xds.snapshot import Type
 
@@ -113,30 +107,18 @@ async def run(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> Repor
     machine = Machine.here()
     say("building meshes in this process")
     kept = sameness.measure(shape, rounds)
-    with tempfile.TemporaryDirectory(prefix="smc-bench-") as name, Addresses() as addresses:
-        directory = Path(name)
-        async with Children(directory) as children:
-            etcd = programs.Etcd(children, await programs.find_etcd(), [addresses.take()])
-            say(f"starting etcd {etcd.program.version}")
-            await etcd.start()
-            kv = EtcdKV(etcd.endpoints)
-            try:
-                keys = Keys(stage.MESH)
-                authority, roots = await stage.mesh(kv, keys, shape, directory)
-                say(f"starting a replica of {shape.services} services with {shape.endpoints} endpoints each")
-                replica = stage.replica(children, etcd, "replica-0", addresses.take(), directory)
-                await replica.start()
-                await replica.until_ready()
-                await stage.certified(kv, keys, shape, replica.process)
-                credentials = await stage.credentials(authority, roots, shape.proxies)
-                say(f"opening {shape.streams} streams")
-                opened, changes, message = await _fan_out(kv, keys, shape, rounds, replica, credentials, say)
-                say("measuring the floor")
-                own = await stage.signed(authority, roots, "replica/floor")
-                process, target = await _floor(children, addresses.take(), directory, own, message)
-                floor_opened, changes["floor"] = await _measure_floor(process, target, credentials, rounds)
-            finally:
-                await kv.close()
+    async with stage.mesh(shape, say=say) as mesh:
+        say("starting a replica")
+        replica = mesh.replica(0)
+        await replica.start()
+        await replica.until_ready()
+        await mesh.certified(replica)
+        credentials = await mesh.credentials()
+        say(f"opening {shape.streams} streams")
+        opened, changes, message = await _fan_out(mesh, rounds, replica, credentials, say)
+        say("measuring the floor")
+        process, target = await _floor(mesh, message)
+        floor_opened, changes["floor"] = await _measure_floor(process, target, credentials, rounds)
     return Report(machine, shape, opened, floor_opened, changes, _ratios(changes), kept)
 
 
@@ -158,14 +140,13 @@ def _ratios(changes: Mapping[str, Changed]) -> Mapping[str, float]:
 # ------------------------------------------------------------------------------------------------------------ programs
 
 
-async def _floor(
-    children: Children, address: str, directory: Path, own: Credential, message: bytes
-) -> tuple[Process, str]:
-    credential.write(directory / "floor", own)
+async def _floor(mesh: stage.Mesh, message: bytes) -> tuple[Process, str]:
+    directory, address = mesh.directory, mesh.addresses.take()
+    credential.write(directory / "floor", await mesh.credential("replica/floor"))
     (directory / "message").write_bytes(message)
     target = f"{address}:{XDS_PORT}"
     argv = [sys.executable, "-m", "bench.floor", target, str(directory / "floor"), str(directory / "message")]
-    process = children.process("floor", argv, role="floor")
+    process = mesh.children.process("floor", argv, role="floor")
     await process.start()
 
     async def listens() -> bool:
@@ -184,16 +165,14 @@ async def _floor(
 
 
 async def _fan_out(
-    kv: KV,
-    keys: Keys,
-    shape: Shape,
+    mesh: stage.Mesh,
     rounds: int,
     replica: programs.Replica,
     credentials: Mapping[Name, Credential],
     say: Callable[[str], None],
 ) -> tuple[Opened, dict[str, Changed], bytes]:
     """Returns also the last push to all, as it was on the wire."""
-    pid = replica.process.pid
+    pid, concerned = replica.process.pid, mesh.shape.concerned
 
     async def measure(
         streams: Streams, opened: Opened, kinds: Sequence[Change], rounds: int, since: int
@@ -202,12 +181,8 @@ async def _fan_out(
         # In turn, so that what else happens on the machine meets all alike.
         for number in range(-1, rounds):
             for what in kinds:
-                puts = list(shape.change(keys, what, since + number + 1))
-
-                async def put(puts: list[Put] = puts) -> None:
-                    await kv.transact(puts)
-
-                one = await one_round(streams, pid, opened.idle_cpu_percent, put, shape.concerned(what))
+                change = mesh.change(what, since + number + 1)
+                one = await one_round(streams, pid, opened.idle_cpu_percent, change, concerned(what))
                 if number >= 0:  # the first of each is for the caches
                     found[what].append(one)
         return found
@@ -215,11 +190,11 @@ async def _fan_out(
     async with opening(replica.xds, pid, credentials) as (streams, opened):
         say(f"making each change {rounds} times")
         found = await measure(streams, opened, tuple(Change), rounds, 0)
-    changes = {what.value: summary(shape.concerned(what), some) for what, some in found.items()}
+    changes = {what.value: summary(concerned(what), some) for what, some in found.items()}
     say("the same in the state-of-the-world variant")
     async with opening(replica.xds, pid, credentials, variant=SOTW) as (streams, opened_again):
         whole = await measure(streams, opened_again, (Change.ALL, Change.SPLIT), rounds, rounds + 1)
-    changes |= {f"{what.value}, sotw": summary(shape.concerned(what), some) for what, some in whole.items()}
+    changes |= {f"{what.value}, sotw": summary(concerned(what), some) for what, some in whole.items()}
     return opened, changes, found[Change.ALL][-1].tally.last
 
 
@@ -298,7 +273,7 @@ class Round:
 
 
 async def one_round(
-    streams: Streams, pid: int, idle_percent: float, write: Callable[[], Awaitable[None]], concerned: int
+    streams: Streams, pid: int, idle_percent: float, write: Callable[[], Awaitable[object]], concerned: int
 ) -> Round:
     tally = streams.tally(concerned)
     client, server = time.process_time(), cpu(pid)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 import uvloop
@@ -22,13 +20,8 @@ from bench import stage
 from bench.fanout import Changed, Opened, one_round, opening, summary
 from bench.figures import Machine, Usage
 from bench.shape import Change, Shape
-from cluster.etcd import EtcdKV
-from cluster.kv import Put
 from smc.demo import programs
-from smc.demo.addresses import Addresses
-from smc.demo.processes import Children
 from smc.errors import SmcError
-from smc.keys import Keys
 
 ENDPOINTS = 10
 """Of each service."""
@@ -69,49 +62,33 @@ async def run(sizes: Sequence[int], streams: int, rounds: int, *, say: Callable[
 
 
 async def _measure(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> Scale:
-    with tempfile.TemporaryDirectory(prefix="smc-bench-") as name, Addresses() as addresses:
-        directory = Path(name)
-        async with Children(directory) as children:
-            etcd = programs.Etcd(children, await programs.find_etcd(), [addresses.take()])
-            await etcd.start()
-            kv = EtcdKV(etcd.endpoints)
-            try:
-                keys = Keys(stage.MESH)
-                say(f"writing {shape.services} services with {shape.endpoints} endpoints each")
-                authority, roots = await stage.mesh(kv, keys, shape, directory)
-                leader = stage.replica(children, etcd, "replica-0", addresses.take(), directory)
-                await leader.start()
-                await leader.until_ready(BUILT)
-                await stage.certified(kv, keys, shape, leader.process)
-                say("starting another replica")
-                replica = stage.replica(children, etcd, "replica-1", addresses.take(), directory)
-                started = time.monotonic()
-                await replica.start()
-                await replica.until_ready(BUILT)
-                ready, usage = time.monotonic() - started, Usage.of(replica.process.pid)
-                # It serves alone, so that no stream is sent elsewhere, and leads: that is in what a change costs.
-                await leader.kill()
-                await _led(replica)
-                credentials = await stage.credentials(authority, roots, shape.proxies)
-                say(f"opening {shape.streams} streams")
-                pid = replica.process.pid
-                async with opening(replica.xds, pid, credentials) as (opened, cost):
-                    say(f"making each change {rounds} times")
-                    changes = {}
-                    for what in (Change.FEW, Change.NONE):
-                        found = []
-                        for number in range(rounds + 1):
-                            puts = list(shape.change(keys, what, number))
-
-                            async def put(puts: list[Put] = puts) -> None:
-                                await kv.transact(puts)
-
-                            found.append(
-                                await one_round(opened, pid, cost.idle_cpu_percent, put, shape.concerned(what))
-                            )
-                        changes[what.value] = summary(shape.concerned(what), found[1:])
-            finally:
-                await kv.close()
+    async with stage.mesh(shape, say=say) as mesh:
+        leader = mesh.replica(0)
+        await leader.start()
+        await leader.until_ready(BUILT)
+        await mesh.certified(leader)
+        say("starting another replica")
+        replica = mesh.replica(1)
+        started = time.monotonic()
+        await replica.start()
+        await replica.until_ready(BUILT)
+        ready, usage = time.monotonic() - started, Usage.of(replica.process.pid)
+        # It serves alone, so that no stream is sent elsewhere, and leads: that is in what a change costs.
+        await leader.kill()
+        await _led(replica)
+        credentials = await mesh.credentials()
+        say(f"opening {shape.streams} streams")
+        pid = replica.process.pid
+        async with opening(replica.xds, pid, credentials) as (opened, cost):
+            say(f"making each change {rounds} times")
+            changes = {}
+            for what in (Change.FEW, Change.NONE):
+                concerned = shape.concerned(what)
+                found = [
+                    await one_round(opened, pid, cost.idle_cpu_percent, mesh.change(what, number), concerned)
+                    for number in range(rounds + 1)
+                ]
+                changes[what.value] = summary(concerned, found[1:])
     resident = round(usage.resident / 1e6, 1)
     return Scale(shape.services, shape.size, round(ready, 2), round(usage.cpu, 2), resident, cost, changes)
 

@@ -1,26 +1,31 @@
-"""What every benchmark is played on: a mesh in etcd, replicas that serve it, and a credential for each proxy."""
+"""What every benchmark is played on: a mesh in an etcd of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from bench.shape import Shape
-from cluster.kv import KV, MOST_BYTES, MOST_OPERATIONS, OVERHEAD, Put
+from bench.shape import Change, Shape
+from cluster.etcd import EtcdKV
+from cluster.kv import KV, MOST_BYTES, MOST_OPERATIONS, OVERHEAD, Outcome, Put
 from smc.certificates import x509
 from smc.certificates.authority import Authority, load_authority, load_keyring
 from smc.certificates.credential import Credential
 from smc.certificates.initialise import initialise
 from smc.certificates.signers.local import LocalSigner
 from smc.demo import programs
-from smc.demo.processes import Children, Process
+from smc.demo.addresses import Addresses
+from smc.demo.processes import Children
 from smc.keys import Keys
 from smc.model import Name
 
-MESH = "bench"
 TRUST_DOMAIN = "bench.smc.internal"
 OPEN = 120.0
 """Seconds in which all streams must be in sync."""
@@ -28,7 +33,89 @@ AT_ONCE = 8
 """Transactions that are under way while the mesh is written."""
 
 
-async def mesh(kv: KV, keys: Keys, shape: Shape, directory: Path) -> tuple[Authority, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """In etcd, and with nobody that serves it yet."""
+
+    shape: Shape
+    kv: KV
+    keys: Keys
+    children: Children
+    addresses: Addresses
+    directory: Path
+    """For this mesh alone, while it is there."""
+    _etcd: programs.Etcd
+    _authority: Authority
+    _roots: tuple[str, ...]
+
+    def replica(self, number: int) -> programs.Replica:
+        """One of the mesh, not started yet."""
+        files = self.directory / "files"
+        files.mkdir(exist_ok=True)
+        return programs.replica(
+            self.children,
+            f"replica-{number}",
+            self.addresses.take(),
+            etcd=self._etcd,
+            mesh=self.keys.mesh_name,
+            kek_file=self.directory / "kek",
+            files=files,
+            env={"SMC_LOG_LEVEL": "warning"},
+        )
+
+    async def certified(self, leader: programs.Replica) -> None:
+        """Until the leader has issued every identity's certificate.
+
+        Raises:
+            ProcessFailed: it ended, or did not within OPEN seconds.
+        """
+        wanted = len(self.shape.identities)
+
+        async def all_there() -> bool:
+            return (await self.kv.survey(self.keys.certificates)).count >= wanted
+
+        await leader.process.until(all_there, f"the leader had issued {wanted} certificates", timeout=OPEN)
+
+    async def credentials(self) -> Mapping[Name, Credential]:
+        """Of each proxy."""
+        return {proxy: await self.credential(f"proxy/{proxy}") for proxy in self.shape.proxies}
+
+    async def credential(self, path: str) -> Credential:
+        """One for `path` below the trust domain."""
+        key = x509.new_key()
+        uri = x509.credential_uri(TRUST_DOMAIN, path)
+        _, chain = await self._authority.issue(key.public_key(), uri, now=time.time(), ttl=timedelta(hours=24))
+        return Credential(uri, chain, x509.private_pem(key).decode(), self._roots)
+
+    def change(self, what: Change, number: int) -> Callable[[], Awaitable[Outcome]]:
+        """What makes this change in etcd; all that comes before is done."""
+        return partial(self.kv.transact, list(self.shape.change(self.keys, what, number)))
+
+
+@asynccontextmanager
+async def mesh(shape: Shape, *, say: Callable[[str], None]) -> AsyncIterator[Mesh]:
+    """Start an etcd, and make the mesh in it.
+
+    Raises:
+        SmcError: etcd does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="smc-bench-") as name, Addresses() as addresses:
+        directory = Path(name)
+        async with Children(directory) as children:
+            etcd = programs.Etcd(children, await programs.find_etcd(), [addresses.take()])
+            say(f"starting etcd {etcd.program.version}")
+            await etcd.start()
+            kv = EtcdKV(etcd.endpoints)
+            try:
+                keys = Keys("bench")
+                say(f"writing {shape.services} services with {shape.endpoints} endpoints each")
+                authority, roots = await _write(kv, keys, shape, directory)
+                yield Mesh(shape, kv, keys, children, addresses, directory, etcd, authority, roots)
+            finally:
+                await kv.close()
+
+
+async def _write(kv: KV, keys: Keys, shape: Shape, directory: Path) -> tuple[Authority, tuple[str, ...]]:
     """Make the mesh in etcd; returns what signs, and whom all trust."""
     signer = LocalSigner.create(directory / "kek")
     operator = await initialise(kv, keys, signer, TRUST_DOMAIN, time.time())
@@ -57,46 +144,3 @@ def _chunks(puts: Iterable[Put]) -> Iterator[Sequence[Put]]:
         chunk.append(put)
         size += more
     yield chunk
-
-
-def replica(children: Children, etcd: programs.Etcd, name: str, address: str, directory: Path) -> programs.Replica:
-    """One of the mesh, not started yet. `directory` is that of `mesh`."""
-    files = directory / "files"
-    files.mkdir(exist_ok=True)
-    return programs.replica(
-        children,
-        name,
-        address,
-        etcd=etcd,
-        mesh=MESH,
-        kek_file=directory / "kek",
-        files=files,
-        env={"SMC_LOG_LEVEL": "warning"},
-    )
-
-
-async def certified(kv: KV, keys: Keys, shape: Shape, process: Process) -> None:
-    """Until the leader has issued every identity's certificate. `process` is the leader's.
-
-    Raises:
-        ProcessFailed: it ended, or did not within OPEN seconds.
-    """
-
-    async def all_there() -> bool:
-        return (await kv.survey(keys.certificates)).count >= len(shape.identities)
-
-    await process.until(all_there, f"the leader had issued {len(shape.identities)} certificates", timeout=OPEN)
-
-
-async def credentials(
-    authority: Authority, roots: tuple[str, ...], proxies: Sequence[Name]
-) -> Mapping[Name, Credential]:
-    return {proxy: await signed(authority, roots, f"proxy/{proxy}") for proxy in proxies}
-
-
-async def signed(authority: Authority, roots: tuple[str, ...], path: str) -> Credential:
-    """A credential of the mesh, for `path` below its trust domain."""
-    key = x509.new_key()
-    uri = x509.credential_uri(TRUST_DOMAIN, path)
-    _, chain = await authority.issue(key.public_key(), uri, now=time.time(), ttl=timedelta(hours=24))
-    return Credential(uri, chain, x509.private_pem(key).decode(), roots)

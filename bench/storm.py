@@ -10,11 +10,9 @@ import asyncio
 import itertools
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 import uvloop
@@ -23,14 +21,9 @@ from bench import stage
 from bench.figures import Machine, cpu
 from bench.shape import Change, Shape
 from bench.streams import Known, Streams, Tally
-from cluster.etcd import EtcdKV
-from cluster.kv import KV
 from smc.certificates.credential import Credential
 from smc.demo import programs
-from smc.demo.addresses import Addresses
-from smc.demo.processes import Children
 from smc.errors import SmcError
-from smc.keys import Keys
 from smc.model import Name
 
 KINDS = ("cut", "restart", "failover")
@@ -105,40 +98,23 @@ async def run(shape: Shape, kinds: Sequence[str], *, say: Callable[[str], None])
         SmcError: a program does not start, or a stream does not get what it should.
     """
     machine = Machine.here()
-    with tempfile.TemporaryDirectory(prefix="smc-bench-") as name, Addresses() as addresses:
-        directory = Path(name)
-        async with Children(directory) as children:
-            etcd = programs.Etcd(children, await programs.find_etcd(), [addresses.take()])
-            say(f"starting etcd {etcd.program.version}")
-            await etcd.start()
-            kv = EtcdKV(etcd.endpoints)
-            try:
-                keys = Keys(stage.MESH)
-                authority, roots = await stage.mesh(kv, keys, shape, directory)
-                say(f"starting a replica of {shape.services} services with {shape.endpoints} endpoints each")
-                numbers = itertools.count()
-
-                def another() -> programs.Replica:
-                    return stage.replica(children, etcd, f"replica-{next(numbers)}", addresses.take(), directory)
-
-                first = another()
-                await first.start()
-                await first.until_ready()
-                await stage.certified(kv, keys, shape, first.process)
-                credentials = await stage.credentials(authority, roots, shape.proxies)
-                weather = _Weather(kv, keys, shape, credentials, first, another)
-                try:
-                    say(f"opening {shape.streams} streams")
-                    await weather.begin()
-                    warm, cold = {}, {}
-                    for kind in kinds:
-                        say(f"{kind}: warm, then cold")
-                        warm[kind] = await weather.storm(kind, warm=True)
-                        cold[kind] = await weather.storm(kind, warm=False)
-                finally:
-                    await weather.end()
-            finally:
-                await kv.close()
+    async with stage.mesh(shape, say=say) as mesh:
+        say("starting a replica")
+        first = mesh.replica(0)
+        await first.start()
+        await first.until_ready()
+        await mesh.certified(first)
+        weather = _Weather(mesh, await mesh.credentials(), first)
+        try:
+            say(f"opening {shape.streams} streams")
+            await weather.begin()
+            warm, cold = {}, {}
+            for kind in kinds:
+                say(f"{kind}: warm, then cold")
+                warm[kind] = await weather.storm(kind, warm=True)
+                cold[kind] = await weather.storm(kind, warm=False)
+        finally:
+            await weather.end()
     return Report(machine, shape, warm, cold, _ratios(warm, cold))
 
 
@@ -158,25 +134,15 @@ def _waited(storm: Storm) -> float:
 class _Weather:
     """One storm after the other. The streams that one leaves are those that the next one cuts."""
 
-    def __init__(
-        self,
-        kv: KV,
-        keys: Keys,
-        shape: Shape,
-        credentials: Mapping[Name, Credential],
-        serving: programs.Replica,
-        another: Callable[[], programs.Replica],
-    ) -> None:
-        """`serving` runs; what `another` makes is started when it is failed over to, and not before.
+    def __init__(self, mesh: stage.Mesh, credentials: Mapping[Name, Credential], serving: programs.Replica) -> None:
+        """`serving` runs, alone: another replica is started when it is failed over to, and not before.
 
         Of two replicas that are ready, one with all the streams sends half of them to the other.
         """
-        self._kv = kv
-        self._keys = keys
-        self._shape = shape
+        self._mesh = mesh
+        self._replicas = itertools.count(1)
         self._credentials = credentials
         self._serving = serving
-        self._another = another
         self._known: Known = {}
         self._changes = 0
         self._streams = Streams(serving.xds, credentials, known=self._known)
@@ -201,7 +167,7 @@ class _Weather:
             await self._nobody_left()
             before = await _Count.of(target)
         elif kind == "failover":
-            target = self._another()
+            target = self._mesh.replica(next(self._replicas))
             await target.start()
             await target.until_ready()
             before, were_open = await _Count.of(target), self._streams.alive
@@ -250,7 +216,7 @@ class _Weather:
     async def _pushed(self) -> int:
         """Change an endpoint that all are told of. Streams that do not remember would have to be told again later."""
         tally = self._streams.tally(len(self._credentials))
-        await self._kv.transact(list(self._shape.change(self._keys, Change.ALL, self._changes)))
+        await self._mesh.change(Change.ALL, self._changes)()
         self._changes += 1
         await tally.reached(PUSHED)
         await self._streams.quiet(QUIET)
