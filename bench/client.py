@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from collections.abc import Callable
 from typing import Self, cast
 
 import ngh2
 
+from smc import tls
 from smc.certificates import x509
 from smc.certificates.credential import Credential
 from smc.xds.framing import Messages, Status, prefix
@@ -110,10 +110,5 @@ class Client(asyncio.Protocol):
 def _context(credential: Credential) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=credential.roots_pem)
     context.set_alpn_protocols(["h2"])
-    file = os.memfd_create("credential")
-    try:
-        os.write(file, (credential.key + credential.chain).encode())
-        context.load_cert_chain(f"/proc/self/fd/{file}")
-    finally:
-        os.close(file)
+    tls.present(context, credential.chain, credential.key)
     return context

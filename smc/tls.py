@@ -68,14 +68,19 @@ def server_context(tls: ServerTLS) -> ssl.SSLContext:
     # As gRPC has it: whatever is among the roots is trusted, also if another certificate has signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.load_verify_locations(cadata=tls.roots)
+    present(context, tls.chain, tls.key)
+    return context
+
+
+def present(context: ssl.SSLContext, chain: str, key: str) -> None:
+    """Have the context show this certificate. Both are PEM."""
     # OpenSSL's wrapper reads keys from files only: this one is in memory, and nobody else's.
     file = os.memfd_create("credential", os.MFD_CLOEXEC)
     try:
-        os.write(file, (tls.key + tls.chain).encode())
+        os.write(file, (key + chain).encode())
         context.load_cert_chain(f"/proc/self/fd/{file}")
     finally:
         os.close(file)
-    return context
 
 
 def peer_path(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str, now: float) -> str:
