@@ -7,9 +7,11 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,22 +27,41 @@ if TYPE_CHECKING:
     from smc.certificates.credential import Credential
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _store_options(kek_file: str) -> Callable[[F], F]:
+    """Where etcd is, which mesh in it, and what opens the mesh; `kek_file` is the help for that."""
+    options = (
+        click.option(
+            "--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints."
+        ),
+        click.option(
+            "--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd."
+        ),
+        click.option(
+            "--kek-file", required=True, type=click.Path(dir_okay=False), envvar="SMC_KEK_FILE", help=kek_file
+        ),
+        click.option("--etcd-ca", type=click.Path(), envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd."),
+        click.option("--etcd-certificate", type=click.Path(), envvar="SMC_ETCD_CERTIFICATE", help="PEM."),
+        click.option("--etcd-key", type=click.Path(), envvar="SMC_ETCD_KEY", help="PEM."),
+    )
+    return lambda f: reduce(lambda made, option: option(made), reversed(options), f)
+
+
+def _store_settings(command: str, flags: Mapping[str, str | None]) -> Settings:
+    """The flags of `_store_options`, read like a replica's, so that what is wrong is said in the same words."""
+    return Settings.read({}, name=command, address="127.0.0.1", **flags)
+
+
 @click.command(
     epilog=examples(
         "smc init --etcd 127.0.0.1:2379 --trust-domain mesh.example.com --kek-file /etc/smc/kek",
         "smc init --etcd 192.0.2.7:2379 --trust-domain mesh.example.com --kek-file kek --out ./admin",
     )
 )
-@click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
 @click.option("--trust-domain", required=True, metavar="NAME", help="Ends up in every identity: mesh.example.com.")
-@click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
-@click.option(
-    "--kek-file",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="SMC_KEK_FILE",
-    help="The key-encryption key: made if it is not there. Every replica needs it; whoever has it has the mesh.",
-)
+@_store_options("The key-encryption key: made if it is not there. Every replica needs it; whoever has it has the mesh.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -52,37 +73,13 @@ if TYPE_CHECKING:
 @click.option(
     "--server", multiple=True, metavar="HOST[:PORT]", help="Where the replicas' API will be, for `smc apply`."
 )
-@click.option("--etcd-ca", type=click.Path(path_type=Path), envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd.")
-@click.option("--etcd-certificate", type=click.Path(path_type=Path), envvar="SMC_ETCD_CERTIFICATE", help="PEM.")
-@click.option("--etcd-key", type=click.Path(path_type=Path), envvar="SMC_ETCD_KEY", help="PEM.")
-def init(
-    etcd: str,
-    trust_domain: str,
-    mesh: str,
-    kek_file: Path,
-    out: Path,
-    operator: str,
-    server: tuple[str, ...],
-    etcd_ca: Path | None,
-    etcd_certificate: Path | None,
-    etcd_key: Path | None,
-) -> None:
+def init(trust_domain: str, out: Path, operator: str, server: tuple[str, ...], **store: str | None) -> None:
     """Make a new mesh: its authority, sealed in etcd, and a credential for the first operator.
 
     All of it is one transaction. A mesh that exists is left as it is.
     """
-    # Read like a replica's settings, so that what is wrong is said in the same words.
-    settings = Settings.read(
-        {},
-        name="init",
-        address="127.0.0.1",
-        etcd=etcd,
-        mesh=mesh,
-        kek_file=str(kek_file),
-        etcd_ca=str(etcd_ca or ""),
-        etcd_certificate=str(etcd_certificate or ""),
-        etcd_key=str(etcd_key or ""),
-    )
+    settings = _store_settings("init", store)
+    mesh, kek_file = settings.mesh, settings.kek_file
     if (out / "key.pem").exists():
         raise Conflict(f"there is a credential in {out}", hint="name another directory by --out, or move it away")
     logs.to_stderr()
@@ -94,7 +91,7 @@ def init(
     say.out(f"  credential           {out}   {credential.uri}")
     say.note(
         "what to do next:\n"
-        f"  smc serve --name replica-1 --address <IP address> --etcd {etcd} --kek-file {kek_file}"
+        f"  smc serve --name replica-1 --address <IP address> --etcd {store['etcd']} --kek-file {kek_file}"
         + (f" --mesh {mesh}" if mesh != "default" else "")
         + f"\n  smc apply -f <file> --credential {out} --server <IP address>"
         + f"\n  smc token create proxy/<namespace>/<workload> --credential {out} --server <IP address>"
@@ -156,26 +153,14 @@ async def recover(kv: KV, mesh: str, kek_file: Path, operator: str) -> Credentia
 @click.command(
     "recover", epilog=examples("smc recover --etcd 127.0.0.1:2379 --kek-file /etc/smc/kek --server 192.0.2.1")
 )
-@click.option("--etcd", required=True, envvar="SMC_ETCD", metavar="HOST:PORT,…", help="etcd's client endpoints.")
-@click.option("--mesh", default="default", show_default=True, envvar="SMC_MESH", help="The mesh's name in etcd.")
-@click.option(
-    "--kek-file",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="SMC_KEK_FILE",
-    help="The key-encryption key, as the replicas have it.",
-)
+@_store_options("The key-encryption key, as the replicas have it.")
 @click.option("--operator", default="admin", show_default=True, help="The operator's name.")
 @click.option("--server", multiple=True, metavar="HOST[:PORT]", help="Where the replicas' API is.")
-@click.option("--etcd-ca", metavar="PATH", default="", envvar="SMC_ETCD_CA", help="PEM: whom to trust as etcd.")
-@click.option("--etcd-certificate", metavar="PATH", default="", envvar="SMC_ETCD_CERTIFICATE", help="PEM.")
-@click.option("--etcd-key", metavar="PATH", default="", envvar="SMC_ETCD_KEY", help="PEM.")
 @credential_option
-def recover_command(operator: str, server: tuple[str, ...], credential: Path, **given: Any) -> None:
+def recover_command(operator: str, server: tuple[str, ...], credential: Path, **store: str | None) -> None:
     """Become an operator again when no operator's credential is left: with etcd and the key-encryption key."""
     logs.to_stderr()
-    flags = {name: str(value) for name, value in given.items()}
-    settings = Settings.read({}, name="recover", address="127.0.0.1", **flags)
+    settings = _store_settings("recover", store)
 
     async def run() -> Credential:
         kv = _store(settings)
