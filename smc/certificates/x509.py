@@ -399,8 +399,15 @@ def list_ends(text: str) -> float:
 
 
 def pin(certificate: x509.Certificate) -> str:
-    """SHA-256 of a certificate's SubjectPublicKeyInfo, in hexadecimal: what a join token carries of the root."""
-    return hashlib.sha256(public_der(certificate.public_key())).hexdigest()  # type: ignore[arg-type]
+    """SHA-256 of a certificate's SubjectPublicKeyInfo, in hexadecimal: what a join token carries of the root.
+
+    Raises:
+        Invalid: the key is of a kind that is unknown here, as in what a stranger may present.
+    """
+    try:
+        return hashlib.sha256(public_der(certificate.public_key())).hexdigest()  # type: ignore[arg-type]
+    except (ValueError, UnsupportedAlgorithm):
+        raise Invalid("a certificate has a key that cannot be read") from None
 
 
 def key_id(certificate: x509.Certificate) -> str:

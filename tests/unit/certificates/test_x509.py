@@ -364,3 +364,10 @@ def test_an_answer_for_another_key_name_or_root_is_refused() -> None:
         x509.check_answer(chain, KEY.public_key(), "spiffe://mesh.example/operator/a", roots, NOW)
     with pytest.raises(Invalid, match="trusted"):
         x509.check_answer(chain, KEY.public_key(), name, [x509.pem(TestAuthority.make().root)], NOW)
+
+
+def test_a_strangers_certificate_with_a_key_of_no_known_kind_has_no_pin() -> None:
+    prime256v1, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d030163")
+    (strange,) = x509.load_der([CA.root.public_bytes(DER).replace(prime256v1, unknown)])
+    with pytest.raises(Invalid, match="a key that cannot be read"):
+        x509.pin(strange)
