@@ -420,6 +420,32 @@ async def test_the_certificate_of_an_identity_that_nobody_has_any_more_is_not_wa
         assert kept.serial in {one.certificate.serial for one in crl.revoked}
 
 
+@pytest.mark.parametrize(
+    ("of", "phase"),
+    [
+        (Rotates.ROOT, Phase.PUBLISHING),
+        (Rotates.ROOT, Phase.SIGNING),
+        (Rotates.ROOT, Phase.RETIRING),
+        (Rotates.INTERMEDIATE, Phase.PUBLISHING),
+        (Rotates.INTERMEDIATE, Phase.SIGNING),
+    ],
+)
+async def test_a_workload_that_is_deleted_in_any_phase_is_not_waited_for(of: Rotates, phase: Phase) -> None:
+    gone = Name("shop", "store")
+    async with rotatable() as r, r.mesh.leading():
+        await r.mesh.certified(STORE)
+        await asyncio.sleep(10)
+        asked = await r.ask(of)
+        await r.until(phase, asked.id)
+        r.holders.asleep.add(str(gone))
+        r.mesh.connected.discard(str(gone))
+        await r.mesh.kv.transact([Delete(r.mesh.keys.ready(gone)), Delete(r.mesh.keys.trust(gone))])
+        r.mesh.want(BUYER)
+        assert (await r.until(Phase.DONE, asked.id, within=60)).left_behind == ()
+        await asyncio.sleep(RETIRE_AFTER + 5)
+        assert await r.mesh.record(STORE) is None
+
+
 async def test_a_token_that_pins_the_old_root_alone_holds_the_new_one_up_until_it_is_used_or_ends() -> None:
     async with rotatable() as r, r.mesh.leading():
         text, expires = await tokens.create_token(
