@@ -62,6 +62,17 @@ async def intercept(mesh: Mesh, sidecar: str = "intercepted") -> int:
     )
 
 
+@asynccontextmanager
+async def intercepted(mesh: Mesh, replica: Replica, *, services: int) -> AsyncIterator[Client]:
+    """The buyer, intercepted and connected, where so many services have been given an address."""
+    await intercept(mesh)
+    async with leader(mesh, replica):
+        await until_given(mesh, services)
+        buyer = await Client.of(mesh, "buyer")
+        async with buyer.connected(replica):
+            yield buyer
+
+
 async def given(mesh: Mesh) -> dict[str, str]:
     records = [decode(AddressRecord, item.value) for item in (await mesh.kv.list(KEYS.addresses)).items]
     return {record.service.name: record.address for record in records}
@@ -125,7 +136,7 @@ async def until_given(mesh: Mesh, number: int) -> None:
 
 
 async def test_a_service_says_an_address_of_its_own_and_that_is_where_it_is_dialled() -> None:
-    async with bookshop() as (mesh, replica), AsyncExitStack() as stack:
+    async with bookshop() as (mesh, replica):
         await mesh.apply(
             """\
             apiVersion: smc.io/v1alpha1
@@ -134,24 +145,15 @@ async def test_a_service_says_an_address_of_its_own_and_that_is_where_it_is_dial
             spec: {ports: [{port: 80, targetPort: 8080}], address: 10.96.0.7}
             """
         )
-        await intercept(mesh)
-        await stack.enter_async_context(leader(mesh, replica))
-        await until_given(mesh, 1)
-        buyer = await Client.of(mesh, "buyer")
-        await stack.enter_async_context(buyer.connected(replica))
-        await until(lambda: buyer.is_complete and "shop/bookstore|80" in chains(buyer))
-        match = chains(buyer)["shop/bookstore|80"].filter_chain_match
+        async with intercepted(mesh, replica, services=1) as buyer:
+            await until(lambda: buyer.is_complete and "shop/bookstore|80" in chains(buyer))
+            match = chains(buyer)["shop/bookstore|80"].filter_chain_match
         assert [r.address_prefix for r in match.prefix_ranges] == ["10.96.0.7"]
         assert (await given(mesh)).keys() == {"paper"}
 
 
 async def test_a_split_reaches_an_intercepted_proxy_and_its_listeners_are_left_alone() -> None:
-    async with bookshop() as (mesh, replica), AsyncExitStack() as stack:
-        await intercept(mesh)
-        await stack.enter_async_context(leader(mesh, replica))
-        await until_given(mesh, 2)
-        buyer = await Client.of(mesh, "buyer")
-        await stack.enter_async_context(buyer.connected(replica))
+    async with bookshop() as (mesh, replica), intercepted(mesh, replica, services=2) as buyer:
         await until(lambda: buyer.is_complete and "shop/bookstore|80" in domains(buyer, 80))
         await until(lambda: not replica.streams.report().laggards)
         buyer.news()
@@ -161,12 +163,7 @@ async def test_a_split_reaches_an_intercepted_proxy_and_its_listeners_are_left_a
 
 
 async def test_a_workload_that_is_intercepted_no_longer_is_told_what_an_explicit_one_is() -> None:
-    async with bookshop() as (mesh, replica), AsyncExitStack() as stack:
-        await intercept(mesh)
-        await stack.enter_async_context(leader(mesh, replica))
-        await until_given(mesh, 2)
-        buyer = await Client.of(mesh, "buyer")
-        await stack.enter_async_context(buyer.connected(replica))
+    async with bookshop() as (mesh, replica), intercepted(mesh, replica, services=2) as buyer:
         await until(lambda: buyer.is_complete and "dns" in buyer.has[Type.LISTENER])
         await intercept(mesh, "explicit")
         await until(lambda: set(buyer.has[Type.LISTENER]) == {"outbound"})

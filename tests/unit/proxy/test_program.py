@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,20 +139,17 @@ def replica_time(credential: Credential) -> float:
 async def test_when_a_replica_dies_another_one_is_asked(tmp_path: Path) -> None:
     mesh = await bookstore()
     await mesh.certify("buyer", "store")
-    async with serving(mesh) as first:
-        await first.until(lambda: first.pipeline.ready)
-        ours = await beside(tmp_path, mesh, first.port)
-        task = asyncio.create_task(ours.serve())
-        await until(lambda: ours.readied)
-    try:
+    async with AsyncExitStack() as stack:
+        async with serving(mesh) as first:
+            await first.until(lambda: first.pipeline.ready)
+            ours = await beside(tmp_path, mesh, first.port)
+            await stack.enter_async_context(ours.serving())
+            await until(lambda: ours.readied)
         async with serving(mesh, "replica-2") as second:
             ours.addresses = (NOBODY, f"127.0.0.1:{second.port}")
             await mesh.certify("buyer")
             before = ours.held()
             await until(lambda: ours.held() != before)
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
 
 
 async def test_while_no_replica_answers_it_is_asked_less_and_less_often(
@@ -263,17 +260,16 @@ async def test_when_the_program_goes_the_replica_has_no_stream_of_it_any_more(tm
 async def test_a_stream_ends_with_its_replica_so_that_the_program_asks_again(tmp_path: Path) -> None:
     mesh = await bookstore()
     await mesh.certify("buyer", "store")
-    async with serving(mesh) as first:
-        await first.until(lambda: first.pipeline.ready)
-        ours = await beside(tmp_path, mesh, first.port)
-        task = asyncio.create_task(ours.serve())
-        await until(lambda: ours.readied)
-        programs = ours.program()
-        channel = await programs.__aenter__()
-        call = open_stream(channel, ADS)
-        await call.write(asking(Type.ENDPOINT, "shop/store|80"))
-        await heard(call)
-    try:
+    async with AsyncExitStack() as stack:
+        async with serving(mesh) as first:
+            await first.until(lambda: first.pipeline.ready)
+            ours = await beside(tmp_path, mesh, first.port)
+            await stack.enter_async_context(ours.serving())
+            await until(lambda: ours.readied)
+            channel = await stack.enter_async_context(ours.program())
+            call = open_stream(channel, ADS)
+            await call.write(asking(Type.ENDPOINT, "shop/store|80"))
+            await heard(call)
         async with asyncio.timeout(60):
             assert await call.code() is not grpc.StatusCode.OK
         async with serving(mesh, "replica-2") as second:
@@ -282,10 +278,6 @@ async def test_a_stream_ends_with_its_replica_so_that_the_program_asks_again(tmp
             again = open_stream(channel, ADS)
             await again.write(asking(Type.ENDPOINT, "shop/store|80"))
             assert (await heard(again)).type_url == Type.ENDPOINT.value
-    finally:
-        await programs.__aexit__(None, None, None)
-        task.cancel()
-        await asyncio.wait((task,))
 
 
 async def test_a_program_has_so_many_streams_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
