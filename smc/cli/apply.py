@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,13 @@ import click
 
 from smc.cli import say, tracing
 from smc.cli.completion import complete_kind, complete_name
-from smc.cli.documents import Document, read
+from smc.cli.documents import Document, read_all
 from smc.cli.kinds import identify, namespace_of, resolve, split_name
 from smc.cli.pages import examples
 from smc.cli.say import LAGGING
 from smc.cli.session import F, InvalidDocument, Session, connected
 from smc.cli.waiting import Waits, wait, wait_option
-from smc.errors import Denied, Expired, NotFound, SmcError, Unauthenticated, Unavailable
+from smc.errors import Denied, Expired, SmcError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from smc.manifests import Kind
@@ -77,7 +77,7 @@ def apply(
     """
     from smc.v1 import smc_pb2 as pb
 
-    documents = _documents(files)
+    documents = read_all(files)
     if resource_version is not None and len(documents) != 1:
         raise click.UsageError(f"--resource-version is for one manifest, and {len(documents)} were given")
     if dry_run and patience is not None:
@@ -162,7 +162,7 @@ def delete(
         remove(resolve(kind), namespace, name)
     else:
         tally = _Tally()
-        for document in _documents(files):
+        for document in read_all(files):
             with tally.attempt(document):
                 found, of_namespace, called = identify(document)
                 remove(found, of_namespace or namespace, called)
@@ -178,15 +178,6 @@ def say_findings(error: InvalidDocument) -> None:
         say.finding(f"{place}: {f.field + ': ' if f.field else ''}{f.message}", f.hint)
     if error.more:
         say.finding(f"and {error.more} more")
-
-
-def _documents(files: Sequence[str]) -> list[Document]:
-    if not files:
-        raise click.UsageError("-f is missing: the file, directory or - for standard input")
-    documents = list(read(files))
-    if not documents:
-        raise NotFound(f"there is no manifest in {', '.join(files)}", hint="an empty document is none")
-    return documents
 
 
 def _named(object_: Any) -> str:

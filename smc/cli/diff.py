@@ -11,12 +11,11 @@ import click
 
 from smc.cli import say
 from smc.cli.apply import file_options, say_findings
-from smc.cli.documents import read
+from smc.cli.documents import read_all
 from smc.cli.get import as_yaml
 from smc.cli.kinds import named_by
 from smc.cli.pages import examples
 from smc.cli.session import InvalidDocument, Session, connected
-from smc.errors import NotFound
 
 if TYPE_CHECKING:
     from smc.v1 import smc_pb2 as pb
@@ -47,11 +46,7 @@ def diff(session: Session, files: tuple[str, ...], namespace: str, delete: bool,
     """
     from smc.v1 import smc_pb2 as pb
 
-    if not files:
-        raise click.UsageError("-f is missing: the file, directory or - for standard input")
-    documents = list(read(files))
-    if not documents:
-        raise NotFound(f"there is no manifest in {', '.join(files)}", hint="an empty document is none")
+    documents = read_all(files)
     request = pb.DiffRequest(
         documents=[pb.Document(text=d.text, file=d.file, line=d.line) for d in documents],
         namespace=namespace,

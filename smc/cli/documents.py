@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from smc.errors import Invalid, NotFound
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -23,6 +25,22 @@ class Document:
     line: int
     """Its first line in the file, from 1."""
     text: bytes
+
+
+def read_all(files: Sequence[str]) -> list[Document]:
+    """What `-f` was given: at least one document.
+
+    Raises:
+        UsageError: `-f` was not given.
+        NotFound: there is none in all of them, and as `read`.
+        Invalid: as `read`.
+    """
+    if not files:
+        raise click.UsageError("-f is missing: the file, directory or - for standard input")
+    documents = list(read(files))
+    if not documents:
+        raise NotFound(f"there is no manifest in {', '.join(files)}", hint="an empty document is none")
+    return documents
 
 
 def read(names: Sequence[str]) -> Iterator[Document]:

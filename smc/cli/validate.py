@@ -16,10 +16,9 @@ import click
 from cluster.kv import KeyValue, View
 from smc import manifests, plugins
 from smc.cli import say
-from smc.cli.documents import Document, read
+from smc.cli.documents import Document, read_all
 from smc.cli.pages import examples
 from smc.codec import encode
-from smc.errors import NotFound
 from smc.keys import Keys
 from smc.manifests import Finding, InvalidManifest, Kind, PolicyApi, schema
 from smc.manifests.text import Node
@@ -216,16 +215,12 @@ def validate(files: tuple[str, ...], namespace: str, output: str, strict: bool) 
     Findings go to standard output; the exit code is 1 if there is an error. A warning is about what the files refer
     to and do not hold: the mesh may have it. What only a mesh at work can tell, `smc get` and `smc describe` show.
     """
-    if not files:
-        raise click.UsageError("-f is missing: the file, directory or - for standard input")
     if namespace:
         try:
             schema.label(namespace)
         except ValueError as e:
             raise click.BadParameter(str(e), param_hint="--namespace") from None
-    documents = list(read(files))
-    if not documents:
-        raise NotFound(f"there is no manifest in {', '.join(files)}", hint="an empty document is none")
+    documents = read_all(files)
     told = check(documents, plugins.kinds(), plugins.policies(), namespace)
     if output == "sarif":
         say.out(as_sarif(told))
