@@ -16,6 +16,7 @@ from smc.records import AddressRecord
 from smc.xds.snapshot import Type
 from tests.unit.bookshop import KEYS, service, workload
 from tests.unit.leadership import elect
+from tests.unit.tasks import at_work
 from tests.unit.xds.replica import Client, Mesh, Replica, serving, until
 
 SHOP: tuple[Service | Workload, ...] = (
@@ -41,14 +42,12 @@ async def bookshop() -> AsyncIterator[tuple[Mesh, Replica]]:
 async def leader(mesh: Mesh, replica: Replica) -> AsyncIterator[None]:
     """A new term in which addresses are given."""
     leadership = await elect(mesh.kv, KEYS)
-    async with aclosing(replica.pipeline.meshes()) as meshes:
-        task = asyncio.create_task(addresses.run(leadership, mesh.kv, KEYS, meshes))
-        try:
-            yield
-            assert not task.done()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async with (
+        aclosing(replica.pipeline.meshes()) as meshes,
+        at_work(addresses.run(leadership, mesh.kv, KEYS, meshes)) as task,
+    ):
+        yield
+        assert not task.done()
 
 
 async def intercept(mesh: Mesh, sidecar: str = "intercepted") -> int:

@@ -28,6 +28,7 @@ from smc.records import AddressRecord
 from tests.unit.api.meshes import mesh
 from tests.unit.cluster.hostile import HostileKV
 from tests.unit.leadership import elect
+from tests.unit.tasks import at_work
 
 pytestmark = pytest.mark.looptime
 
@@ -58,13 +59,9 @@ async def leading(store: MemoryStore, kv: MemoryKV | None = None) -> AsyncIterat
     """A leader, which is not deposed as long as this lasts."""
     kv = kv or MemoryKV(store)
     meshes = Meshes()
-    task = asyncio.create_task(addresses.run(await elect(kv, KEYS), kv, KEYS, meshes.all()))
-    try:
+    async with at_work(addresses.run(await elect(kv, KEYS), kv, KEYS, meshes.all())) as task:
         yield meshes
         assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def stored(store: MemoryStore) -> dict[Name, str]:

@@ -30,6 +30,7 @@ from smc.records import CertificateRecord, QuarantineRecord, ReadyRecord, Synced
 from smc.registry import Registry
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.leadership import elect
+from tests.unit.tasks import at_work
 
 pytestmark = pytest.mark.looptime
 
@@ -186,12 +187,8 @@ class Led:
             meshes=self.meshes,
             compacts=self.compacts,
         )
-        task = asyncio.create_task(duties.run(await elect(self.kv, KEYS)))
-        try:
+        async with at_work(duties.run(await elect(self.kv, KEYS))) as task:
             yield task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_what_is_observed_is_written_before_anything_else_is_known() -> None:

@@ -26,6 +26,7 @@ from smc.xds.stream import Refusal, Request, Response, Stream
 from tests.unit.bookshop import Shop, workload
 from tests.unit.cluster.hostile import HostileKV
 from tests.unit.leadership import elect
+from tests.unit.tasks import at_work
 
 pytestmark = pytest.mark.looptime
 
@@ -79,15 +80,11 @@ async def judged() -> AsyncIterator[Judged]:
     """A mesh with a leader that was really elected."""
     kv = MemoryKV(MemoryStore())
     election = Election(kv, KEYS.leader, "a")
-    task = asyncio.create_task(election.run(lambda leadership: quarantine.run(leadership, kv, KEYS)))
-    try:
+    async with at_work(election.run(lambda leadership: quarantine.run(leadership, kv, KEYS))):
         await asyncio.sleep(1)
         assert election.leading
         yield Judged(MemoryKV(kv.store))
         assert election.leading, "judging has failed"
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 # ------------------------------------------------------------------------------------------------------ one at a time
@@ -254,12 +251,8 @@ class Forgetting:
     @asynccontextmanager
     async def led(self) -> AsyncIterator[asyncio.Task[None]]:
         leadership = await elect(self.kv, KEYS)
-        task = asyncio.create_task(quarantine.forget(leadership, self.kv, KEYS, self.meshes()))
-        try:
+        async with at_work(quarantine.forget(leadership, self.kv, KEYS, self.meshes())) as task:
             yield task
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
     def there(self) -> set[str]:
         return {item.key for item in self.kv.store.list(KEYS.quarantines, 0)}

@@ -22,6 +22,7 @@ from smc.readiness import Readiness
 from smc.records import ReadyRecord
 from tests.unit.api.meshes import mesh, proxy
 from tests.unit.leadership import elect
+from tests.unit.tasks import at_work
 
 pytestmark = pytest.mark.looptime
 
@@ -50,13 +51,9 @@ async def writing(
 ) -> AsyncIterator[tuple[Readiness, Watched]]:
     kv = Watched(store)
     of = Readiness(kv, KEYS, (set() if known is None else known).__contains__, lambda: listening)
-    task = asyncio.create_task(of.run())
-    try:
+    async with at_work(of.run()) as task:
         yield of, kv
         assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def ready(store: MemoryStore) -> list[Name]:
@@ -170,12 +167,8 @@ async def forgetting(
     for name in (A, B, C):
         await MemoryKV(store).transact([Put(KEYS.ready(name), encode(ReadyRecord(name)))])
     meshes = Meshes()
-    task = asyncio.create_task(readiness.forget(await elect(kv, KEYS), kv, KEYS, meshes.all()))
-    try:
+    async with at_work(readiness.forget(await elect(kv, KEYS), kv, KEYS, meshes.all())) as task:
         yield meshes, task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_nothing_is_forgotten_before_every_source_was_observed() -> None:

@@ -23,6 +23,7 @@ from smc.errors import Unavailable
 from smc.keys import Keys
 from smc.model import Identity
 from smc.records import CertificateRecord
+from tests.unit.tasks import at_work
 
 START = 1_900_000_000.0
 DAY = timedelta(hours=24)
@@ -125,12 +126,8 @@ class Mesh:
         """A leader at work; it dies at the end of the block."""
         fenced = fenced or await self.elect()
         issuer = Issuer(kv or self.kv, self.keys, self.keyring, self.signer, now, self.survey, self.issued.append)
-        task = asyncio.create_task(issuer.run(fenced, self.stream()))
-        try:
+        async with at_work(issuer.run(fenced, self.stream())) as task:
             yield task
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
     async def record(self, identity: Identity) -> CertificateRecord | None:
         item = await self.kv.get(self.keys.certificate(identity))

@@ -25,6 +25,7 @@ from smc.keys import Keys
 from smc.model import Name, Observation, Service
 from smc.registry import Registry
 from tests.unit.leadership import elect
+from tests.unit.tasks import at_work
 
 pytestmark = pytest.mark.looptime
 
@@ -63,12 +64,8 @@ class Scripted:
 
 @asynccontextmanager
 async def running(kv: MemoryKV, leading: Leadership, informer: Scripted) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(informers.run(leading, Registry(kv, KEYS), informer))
-    try:
+    async with at_work(informers.run(leading, Registry(kv, KEYS), informer)) as task:
         yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def written(kv: MemoryKV, *names: str) -> None:

@@ -24,6 +24,7 @@ from smc.proxy.enrolment import Enrolment
 from smc.v1 import smc_pb2 as pb
 from tests.unit.certificates.authority import TestAuthority
 from tests.unit.proxy.control_plane import ControlPlane, serving
+from tests.unit.tasks import at_work
 
 CA = TestAuthority.make(now=time.time() - 3600)
 REPLICA = CA.credential("replica/a", now=time.time())
@@ -135,12 +136,8 @@ async def reporting() -> AsyncIterator[Running]:
         enrolled = Enrolment(
             "shop/store", "default", CA.trust_domain, "mesh.internal", ("127.0.0.1:1",), (api,), "127.0.0.1", ""
         )
-        task = asyncio.create_task(denials.report(admin, lambda: (running.credential, enrolled), look=0.01))
-        try:
+        async with at_work(denials.report(admin, lambda: (running.credential, enrolled), look=0.01)):
             yield running
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
 
 async def until(condition: Callable[[], object]) -> None:
