@@ -38,6 +38,8 @@ RARE: Mapping[tuple[str, str], Rate] = {
 """By role and method, for one name: the leader signs at each Renew, and each Trust may be a write. The shortest life
 that a credential may have makes a proxy renew every 4 s; one that starts over and over says each time whom it trusts.
 People renew seldom, but many machines may have the credential of one name."""
+REVOKED = "the revoked"
+"""To whom is counted what all of them ask: neither who was let in again must pay for it, nor everybody else."""
 MESH_MESSAGE = 4 * 1024 * 1024
 JOIN_MESSAGE = 64 * 1024
 MESH_CALLS, JOIN_CALLS = 256, 64
@@ -78,9 +80,8 @@ async def serving(
         leaf = peer_leaf(call.auth_context())
         caller = Caller(backends.trust_domain, path, f"{leaf.serial_number:x}", leaf.not_valid_after_utc.timestamp())
         mesh = backends.mesh()
-        # Who was let in again must not pay for what is asked with what was stolen.
         is_stolen = mesh is not None and mesh.refuses_credential(path, caller.serial)
-        return f"{path} (revoked)" if is_stolen else path, caller
+        return REVOKED if is_stolen else path, caller
 
     def of_address(call: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, str]:
         # ipv4:127.0.0.1:40000 without the port: whoever joins has no other name.

@@ -103,17 +103,21 @@ async def _waited(stub: MeshStub, request: pb.WaitRequest) -> None:
     await stub.Wait(request, timeout=20)
 
 
-async def test_who_was_let_in_again_does_not_pay_for_what_is_asked_with_what_was_stolen() -> None:
+async def test_all_the_revoked_together_are_one_who_asks_and_who_was_let_in_again_does_not_pay_for_them() -> None:
     few = Limits(peer=Rate(1, 3), overall=Rate(1000, 1000))
     asked = pb.ListRequest(group="smc.io", kind="Service")
     async with running(mesh_limits=few, clock=Clock()) as replica:
         stolen, anew = await replica.signed("operator/ann"), await replica.signed("operator/ann")
-        await call(replica, replica.operator, "Revoke", pb.RevokeRequest(credential="operator/ann"))
+        another = await replica.signed("viewer/vic")
+        for path in ("operator/ann", "viewer/vic"):
+            await call(replica, replica.operator, "Revoke", pb.RevokeRequest(credential=path))
         serial = f"{x509.load(anew.chain)[0].serial_number:x}"
-        replica.mesh = with_fields(mesh(MeshConfig(), {}), revoked_credentials={"operator/ann": (serial,)})
-        for allowed in (True, True, True, False, False):
+        replica.mesh = with_fields(
+            mesh(MeshConfig(), {}), revoked_credentials={"operator/ann": (serial,), "viewer/vic": ()}
+        )
+        for whose, allowed in ((stolen, True), (another, True), (stolen, True), (another, False), (stolen, False)):
             with pytest.raises(grpc.aio.AioRpcError) as e:
-                await call(replica, stolen, "List", asked)
+                await call(replica, whose, "List", asked)
             denied, exhausted = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED
             assert e.value.code() is (denied if allowed else exhausted)
         for _ in range(3):
