@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Sent(NamedTuple):
-    """The counters of what was sent of one type: looked up once, for they are counted with each push."""
+@dataclass(slots=True)
+class Sent:
+    """What was sent of one type. Plain numbers, for they are counted with each push."""
 
-    pushes: Counter
-    resources: Counter
-    bytes: Counter
+    pushes: int = 0
+    resources: int = 0
+    bytes: int = 0
+
+
+class _AllSent(Collector):
+    """Shows them as counters."""
+
+    def __init__(self) -> None:
+        self.types: defaultdict[str, Sent] = defaultdict(Sent)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        pushes = CounterMetricFamily("smc_xds_pushes", "Responses sent, by type", labels=["type"])
+        resources = CounterMetricFamily("smc_xds_resources_sent", "Resources sent, by type", labels=["type"])
+        sizes = CounterMetricFamily("smc_xds_bytes_sent", "Bytes of responses, by type", labels=["type"])
+        for type_, sent in self.types.items():
+            pushes.add_metric([type_], sent.pushes)
+            resources.add_metric([type_], sent.resources)
+            sizes.add_metric([type_], sent.bytes)
+        yield from (pushes, resources, sizes)
 
 
 class Metrics:
@@ -50,9 +72,10 @@ class Metrics:
         self.problems = Gauge("smc_problems", "Problems of all manifests", registry=r)
         self.streams = Gauge("smc_xds_streams", "Connected proxies", registry=r)
         self.refused = Counter("smc_xds_refused_total", "Streams refused, by reason", ["reason"], registry=r)
-        self.pushes = Counter("smc_xds_pushes_total", "Responses sent, by type", ["type"], registry=r)
-        self.resources_sent = Counter("smc_xds_resources_sent_total", "Resources sent, by type", ["type"], registry=r)
-        self.bytes_sent = Counter("smc_xds_bytes_sent_total", "Bytes of responses, by type", ["type"], registry=r)
+        all_sent = _AllSent()
+        r.register(all_sent)
+        self.sent: Mapping[str, Sent] = all_sent.types
+        """By the name that people have for a type; one that is not there yet is made."""
         self.nacks = Counter("smc_xds_nacks_total", "Responses that a proxy refused, by type", ["type"], registry=r)
         self.stalled = Counter("smc_xds_stalled_total", "Streams that did not ACK in time", registry=r)
         self.convergence_time = Histogram(
@@ -67,11 +90,3 @@ class Metrics:
         self.api_calls = Counter(
             "smc_api_calls_total", "API calls, by method and status", ["method", "code"], registry=r
         )
-        self._sent: dict[str, Sent] = {}
-
-    def sent(self, type_: str) -> Sent:
-        """What was sent of a type, by the name that people have for it."""
-        if type_ not in self._sent:
-            counters = self.pushes, self.resources_sent, self.bytes_sent
-            self._sent[type_] = Sent(*(counter.labels(type_) for counter in counters))
-        return self._sent[type_]

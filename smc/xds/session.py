@@ -353,11 +353,10 @@ class Session:
             size = self._peer.write(response)
         finally:
             _end(span)
-        sent = self._metrics.sent(short(response.type))
-        sent.pushes.inc()
-        sent.bytes.inc(size)
-        if response.resources:
-            sent.resources.inc(len(response.resources))
+        sent = self._metrics.sent[short(response.type)]
+        sent.pushes += 1
+        sent.bytes += size
+        sent.resources += len(response.resources)
 
     def _settle(self, now: float) -> None:
         """Tell what the last requests and the passing time have changed."""

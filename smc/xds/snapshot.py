@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,7 @@ class Type(Enum):
     __hash__ = object.__hash__
 
 
+@cache
 def short(type_: Type) -> str:
     """How people call a type: `Cluster`, `ClusterLoadAssignment`."""
     return type_.value.rpartition(".")[2]
