@@ -59,7 +59,10 @@ ANSWER = 3.0
 CALM = 10.0
 """Seconds of watching after which earlier failures are forgotten."""
 PAGE = 500
-"""Keys of one answer to a listing."""
+"""Keys of the first answer to a listing."""
+SMALL = 1024 * 1024
+"""Bytes of values below which the next answer has twice the keys: for each one etcd walks over all that is left, so a
+long listing in short answers takes it the square of the keys."""
 
 _METADATA = (("hasleader", "true"),)
 """A member that is cut off from the others says so after an election timeout; else it would serve stale for ever."""
@@ -177,6 +180,8 @@ class EtcdKV:
             elif page.header.cluster_id != cluster_id:
                 raise ClusterChanged(cluster_id, page.header.cluster_id)
             items.extend(_key_value(item) for item in page.kvs)
+            if sum(len(item.value) for item in page.kvs) < SMALL:
+                limit *= 2
             if not page.more:
                 return Listing(cluster_id, at, tuple(items))
             start = page.kvs[-1].key + b"\0"

@@ -371,6 +371,28 @@ async def test_a_big_catch_up_arrives_in_fragments_and_whole(
     ]
 
 
+async def test_a_long_listing_of_small_values_takes_few_answers(
+    shared: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    await shared.until_ready()
+    async with shared.client() as kv:
+        keys = [f"/many/{number:04}" for number in range(3_000)]
+        for first in range(0, len(keys), 100):
+            await kv.transact([Put(key, b"x") for key in keys[first : first + 100]])
+        ask = kv._ask
+
+        async def counted(*args: Any, **more: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return await ask(*args, **more)
+
+        monkeypatch.setattr(kv, "_ask", counted)
+        listing = await kv.list("/many/")
+    assert [item.key for item in listing.items] == keys
+    assert asked == 3, "500, 1,000 and 2,000 keys"
+
+
 async def test_a_listing_whose_page_is_too_large_for_one_message_takes_smaller_ones(
     shared: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
