@@ -38,6 +38,8 @@ class Scale:
     ready_seconds: float
     """From the start of a replica's process until it answers new streams. It finds its certificates made."""
     ready_cpu_seconds: float
+    build_seconds: float
+    """Of that, from what etcd holds to the Mesh."""
     resident_mb: float
     """Then; in 1,000,000 bytes."""
     opened: Opened
@@ -73,6 +75,7 @@ async def _measure(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> 
         await replica.start()
         await replica.until_ready(BUILT)
         ready, usage = time.monotonic() - started, Usage.of(replica.process.pid)
+        built = (await replica.metrics())["smc_build_seconds_sum"]
         # It serves alone, so that no stream is sent elsewhere, and leads: that is in what a change costs.
         await leader.kill()
         await _led(replica)
@@ -90,7 +93,9 @@ async def _measure(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> 
                 ]
                 changes[what.value] = summary(concerned, found[1:])
     resident = round(usage.resident / 1e6, 1)
-    return Scale(shape.services, shape.size, round(ready, 2), round(usage.cpu, 2), resident, cost, changes)
+    return Scale(
+        shape.services, shape.size, round(ready, 2), round(usage.cpu, 2), round(built, 2), resident, cost, changes
+    )
 
 
 async def _led(replica: programs.Replica) -> None:
@@ -104,7 +109,7 @@ async def _led(replica: programs.Replica) -> None:
 def table(report: Report) -> str:
     """The report for people: one line for each size."""
     machine = report.machine
-    heads = ("ready s", "CPU s", "RSS MB", "RSS kB/str.", "few last ms", "few CPU ms", "none CPU ms")
+    heads = ("ready s", "CPU s", "build s", "RSS MB", "RSS kB/str.", "few last ms", "few CPU ms", "none CPU ms")
     lines = [
         f"{machine.cpus} cores of {machine.model}, Python {machine.python}, load {machine.load:g}; "
         f"{report.scales[0].opened.streams} mTLS delta streams, each told of {REACH} services",
@@ -115,8 +120,8 @@ def table(report: Report) -> str:
         few, none = scale.changes["few"], scale.changes["none"]
         last = few.acked_ms.median if few.acked_ms else 0.0
         figures = (
-            scale.ready_seconds, scale.ready_cpu_seconds, scale.resident_mb, scale.opened.rss_kb_per_stream, last,
-            few.cpu_ms.median, none.cpu_ms.median,
+            scale.ready_seconds, scale.ready_cpu_seconds, scale.build_seconds, scale.resident_mb,
+            scale.opened.rss_kb_per_stream, last, few.cpu_ms.median, none.cpu_ms.median,
         )  # fmt: skip
         lines.append(f"{scale.services:>8}" + "".join(f"{figure:>13.1f}" for figure in figures))
     return "\n".join(lines)
