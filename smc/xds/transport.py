@@ -139,7 +139,7 @@ class Call:
         It must not raise. What comes that is no message ends the call, and cancels its task.
         """
         self._receiver = receiver
-        self._deliver()
+        self.resume_reading()
 
     def pause_reading(self) -> None:
         """Give the receiver nothing until `resume_reading`; the client can send one window more, and waits then."""
