@@ -374,16 +374,17 @@ def _or_dash(value: float | None) -> str:
 
 @click.command()
 @click.option("--streams", default=1000, show_default=True, help="Streams, each of another workload.")
-@click.option("--services", default=100, show_default=True, help="Services, two of which few and nobody are told of.")
+@click.option("--services", default=100, show_default=True, help="Services; one, few and nobody are told of three.")
+@click.option("--told", type=int, help="Of how many services everybody is told. [default: all but the three]")
 @click.option("--endpoints", default=10, show_default=True, help="Endpoints of each service.")
 @click.option("--changes", default=30, show_default=True, help="Rounds of each kind of change.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
-def main(streams: int, services: int, endpoints: int, changes: int, as_json: bool) -> None:
+def main(streams: int, services: int, told: int | None, endpoints: int, changes: int, as_json: bool) -> None:
     """Measure what a changed endpoint costs, and how long it takes to reach all whom it concerns."""
     try:
         if changes < 1:
             raise Invalid(f"{changes} changes are too few: at least 1")
-        shape = Shape(services, endpoints, streams)
+        shape = Shape(services, endpoints, streams, told=told)
         report = uvloop.run(run(shape, changes, say=lambda text: print(text, file=sys.stderr)))
     except SmcError as e:
         raise click.ClickException(str(e)) from None

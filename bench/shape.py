@@ -1,8 +1,8 @@
 """The mesh that is benchmarked, as records: how many of everything, and who is told of what.
 
-Every workload is an endpoint of one service and may have a stream. Two services are special: `few` is told to the
-workloads of the first service only, `nobody` to none. All others are told to everybody, and the traffic to the
-second of them is split between its neighbours.
+Every workload is an endpoint of one service and may have a stream. Three services are special: one is told to the first
+workload only, one to the workloads of the first service, one to nobody. All others are told to everybody, and the
+traffic to the second of them is split between its neighbours.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Change(Enum):
 
     ALL = "all"
     """One endpoint of a service that everybody is told of."""
+    ONE = "one"
+    """The same of one that one workload is told of."""
     FEW = "few"
-    """The same of one that the workloads of one service are told of."""
+    """Of one that the workloads of one service are told of."""
     NONE = "none"
     """And of one that nobody is."""
     MANY = "many"
@@ -59,13 +61,17 @@ class Shape:
     """Of each service."""
     streams: int
     reach: int | None = None
-    """Of how many services each workload with a stream is told; None: of all but two."""
+    """Of how many services each workload with a stream is told, of others than the next; None: all of the same."""
+    told: int | None = None
+    """Of how many these are; None: of all but the special ones."""
 
     def __post_init__(self) -> None:
-        if self.services < 5:
+        if self.services < 6:
             raise Invalid(
-                f"{self.services} services are too few: two are told to few and to nobody, three are in a split"
+                f"{self.services} services are too few: one, few and nobody are told of three, three are in a split"
             )
+        if self.told is not None and not 3 <= self.told <= self.services - 3:
+            raise Invalid(f"told of {self.told} services: from the 3 of the split to {self.services - 3}")
         if not 1 <= self.endpoints <= 250:
             raise Invalid(f"{self.endpoints} endpoints of a service: from 1 to 250")
         if not self.endpoints < self.streams <= self.services * self.endpoints:
@@ -81,7 +87,7 @@ class Shape:
 
     def concerned(self, what: Change) -> int:
         """How many of the streams a change is pushed to."""
-        return {Change.FEW: self.endpoints, Change.NONE: 0}.get(what, self.streams)
+        return {Change.ONE: 1, Change.FEW: self.endpoints, Change.NONE: 0}.get(what, self.streams)
 
     @cached_property
     def workloads(self) -> tuple[Workload, ...]:
@@ -94,22 +100,32 @@ class Shape:
                 ports=(WorkloadPort("", APP_PORT),),
                 services=(service.name,),
                 # Those without a stream are told of nothing: nobody asks.
-                reachable=self._told[n] if n * self.endpoints + m < self.streams else (),
+                reachable=self._reachable(n, m) if n * self.endpoints + m < self.streams else (),
             )
             for n, service in enumerate(self.names)
             for m in range(self.endpoints)
         )
 
     @cached_property
+    def _ordinary(self) -> tuple[Name, ...]:
+        """The services that everybody is told of, or some of them."""
+        return self.names[:-3][: self.told]
+
+    def _reachable(self, service: int, number: int) -> tuple[Name, ...]:
+        one, few, _ = self.names[-3:]
+        if service:
+            return self._told[service]
+        return tuple(sorted((*self._told[0], few, *((one,) if number == 0 else ()))))
+
+    @cached_property
     def _told(self) -> tuple[tuple[Name, ...], ...]:
-        """Which services the workloads of each one are told of."""
-        names = self.names[:-2]
+        """Which of these the workloads of each service are told of."""
+        names = self._ordinary
         everything = tuple(sorted(names))
-        told = [
+        return tuple(
             everything if self.reach is None else tuple(sorted((names * 2)[n % len(names) :][: self.reach]))
             for n in range(self.services)
-        ]
-        return tuple(sorted((*told[0], self.names[-2]))), *told[1:]
+        )
 
     def _identity(self, service: Name, number: int) -> Identity:
         """Two a service, each of half its workloads; one a namespace if the mesh is large."""
@@ -158,12 +174,14 @@ class Shape:
 
     def change(self, keys: Keys, what: Change, number: int) -> tuple[Put, ...]:
         """The writes, for one transaction; each number from 0 on makes another one of a kind."""
-        first, _root, *others = self.names[:-2]
+        first, _root, *others = self._ordinary
         match what:
             case Change.ALL:
                 return (self._reweighted(keys, first, number),)
             case Change.MANY:
                 return tuple(self._reweighted(keys, name, number) for name in (first, *others)[:MANY])
+            case Change.ONE:
+                return (self._reweighted(keys, self.names[-3], number),)
             case Change.FEW:
                 return (self._reweighted(keys, self.names[-2], number),)
             case Change.NONE:
