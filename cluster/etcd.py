@@ -60,6 +60,8 @@ CALM = 10.0
 """Seconds of watching after which earlier failures are forgotten."""
 PAGE = 500
 """Keys of the first answer to a listing."""
+MOST_KEYS = 10_000
+"""Keys of any answer: etcd reads them all before it finds that they are too large for a message."""
 SMALL = 1024 * 1024
 """Bytes of values below which the next answer has twice the keys: for each one etcd walks over all that is left, so a
 long listing in short answers takes it the square of the keys."""
@@ -181,7 +183,7 @@ class EtcdKV:
                 raise ClusterChanged(cluster_id, page.header.cluster_id)
             items.extend(_key_value(item) for item in page.kvs)
             if sum(len(item.value) for item in page.kvs) < SMALL:
-                limit *= 2
+                limit = min(2 * limit, MOST_KEYS)
             if not page.more:
                 return Listing(cluster_id, at, tuple(items))
             start = page.kvs[-1].key + b"\0"

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ngh2
 import pytest
 import uvloop
 
@@ -83,11 +82,7 @@ async def test_who_does_not_read_the_last_that_it_is_told_is_cut_off_however_muc
     async with world() as made:
         made.served = serve
         peer = await Peer.connect(made)
-        peer.http2.update_settings({ngh2.Setting.INITIAL_WINDOW_SIZE: 2**31 - 1})
-        peer.http2.set_local_window_size(2**31 - 1)
-        peer.request()
-        peer.flush()
-        peer.writer.transport.pause_reading()
+        peer.request_and_never_read()
         async with asyncio.timeout(20):
             while not gone.is_set():
                 peer.http2.ping()

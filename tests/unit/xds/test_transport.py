@@ -123,6 +123,14 @@ class Peer:
         }
         return self.http2.send_request([(name.encode(), value.encode()) for name, value in headers.items()])
 
+    def request_and_never_read(self) -> None:
+        """Ask, with windows that never end, and leave what comes in the socket."""
+        self.http2.update_settings({ngh2.Setting.INITIAL_WINDOW_SIZE: 2**31 - 1})
+        self.http2.set_local_window_size(2**31 - 1)
+        self.request()
+        self.flush()
+        self.writer.transport.pause_reading()
+
     def flush(self) -> None:
         self.writer.write(self.http2.data_to_send())
 
@@ -615,11 +623,7 @@ async def test_a_peer_that_does_not_read_costs_the_server_next_to_nothing() -> N
         made.served = serve
         before = resident()
         peer = await Peer.connect(made)
-        peer.http2.update_settings({ngh2.Setting.INITIAL_WINDOW_SIZE: 2**31 - 1})
-        peer.http2.set_local_window_size(2**31 - 1)
-        peer.request()
-        peer.flush()
-        peer.writer.transport.pause_reading()
+        peer.request_and_never_read()
         await until(lambda: len(made.calls) == 2)
         await asyncio.sleep(0.3)
         assert made.calls[1].drained() is not None
