@@ -26,7 +26,7 @@ from smc import errors, telemetry
 from smc.codec import UnreadableRecord, traceparent
 from smc.errors import NotFound
 from smc.manifests import PolicyApi
-from smc.mesh import Mesh, build
+from smc.mesh import Mesh, build, with_revocations
 from smc.metrics import Metrics
 from smc.model import Name, Sidecar
 from smc.xds.slot import NotAdmitted, Slot
@@ -123,6 +123,8 @@ class Pipeline:
                 log.exception("building the mesh failed; the last one stays", **{telemetry.REVISION: view.revision})
                 self._metrics.build_failures.inc()
                 self._generation = -1
+                # Before a new stream hears of it. Whoever cannot even do this must not go on serving.
+                await self._obey(view)
                 async with self._built:
                     self._failed = (view.generation, view.revision), str(e) or type(e).__name__
                     self._built.notify_all()
@@ -132,6 +134,16 @@ class Pipeline:
             span.set_attribute(telemetry.REVISION, mesh.revision)
             span.set_attribute(telemetry.AFFECTED, len(mesh.affected))
             await self._publish(mesh, view, everyone=previous is None, context=span.get_span_context())
+
+    async def _obey(self, view: View) -> None:
+        """Refuse whom the View revokes, although there is no Mesh of it."""
+        async with self._publishing:
+            if self.mesh is not None:
+                self.mesh = await asyncio.to_thread(with_revocations, self.mesh, view)
+                for name, slots in self._slots.items():
+                    for slot in slots:
+                        if why := self.mesh.refuses(name, slot.serial):
+                            slot.end(why)
 
     async def _publish(self, mesh: Mesh, view: View, *, everyone: bool, context: SpanContext) -> None:
         loop = asyncio.get_running_loop()

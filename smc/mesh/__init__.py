@@ -15,7 +15,7 @@ the change, and a Mesh built step by step equals one that is built from nothing.
 
 from __future__ import annotations
 
-from smc.mesh.building import build
+from smc.mesh.building import build, with_revocations
 from smc.mesh.nouns import Mesh, Proxy
 
-__all__ = ["Mesh", "Proxy", "build"]
+__all__ = ["Mesh", "Proxy", "build", "with_revocations"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from cluster.kv import View
 from smc.manifests import PolicyApi
@@ -127,6 +127,25 @@ def build(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) -> M
             View(view.cluster_id, view.generation, view.revision, view.items, frozenset(view.items)), policies
         )
     return _mesh(previous, before is not None, stages, view, policies)
+
+
+def with_revocations(mesh: Mesh, view: View) -> Mesh:
+    """The same Mesh, which also refuses whom `view` revokes: for a View that no Mesh can be made of.
+
+    What it refuses already it goes on to refuse, unless the View lets a newer credential in: nothing is opened by what
+    cannot be built. Itself, if the View revokes nobody else.
+    """
+    records, revocations, problems = Records(), Revocations(), Problems()
+    records.read_revocations(view, problems)
+    revocations.update(records, Sources(), problems)
+    found: dict[str, Any] = {
+        "revoked_proxies": {**mesh.revoked_proxies, **records.revoked_proxies.rows},
+        "revoked_identities": {**mesh.revoked_identities, **records.revoked_identities.rows},
+        "admitted": {**mesh.admitted, **revocations.admitted.rows},
+        "revoked_credentials": {**mesh.revoked_credentials, **revocations.credentials.rows},
+    }
+    differs = {field: now for field, now in found.items() if now != getattr(mesh, field)}
+    return replace(mesh, **differs) if differs else mesh
 
 
 def _stages(previous: Mesh | None, view: View, policies: Sequence[PolicyApi]) -> _Stages | None:

@@ -123,9 +123,15 @@ class Records(Tables):
                 read: without them nothing can be said to anybody, and to say less than before would be wrong.
         """
         for key in sorted(view.changed):
-            self._read(key.split("/")[3:], view.items.get(key), problems)  # "", "smc", the mesh's name, …
+            self._read(_path(key), view.items.get(key), problems)
         if _ONE not in self.mesh:
             raise NotFound("the store has no record of a mesh", hint="make one: smc init")
+
+    def read_revocations(self, view: View, problems: Problems) -> None:
+        """Read all of them, and nothing else."""
+        for key, item in view.items.items():
+            if (path := _path(key))[0] == "revocations":
+                self._read(path, item, problems)
 
     @property
     def the_mesh(self) -> MeshRecord:
@@ -244,6 +250,11 @@ class Records(Tables):
             case "endpoints":
                 found = _record(Endpoints, item, at, problems, service=name)
                 self.endpoints.put((source, name), found.endpoints or None if found is not None else None)
+
+
+def _path(key: str) -> list[str]:
+    """Below the mesh's root."""
+    return key.split("/")[3:]  # "", "smc", the mesh's name, …
 
 
 def _said(id_: str, manifest: Manifest | None, problems: Problems) -> Any:

@@ -245,6 +245,42 @@ async def test_a_build_that_fails_keeps_the_last_mesh_and_the_next_is_from_nothi
         assert any("buyer-to-store" in s for s in sources), "what the failed build was for is not lost"
 
 
+async def test_whoever_is_revoked_while_no_mesh_can_be_built_is_refused_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_previous: Mesh | None, _view: View) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async with running() as (shop, replica):
+        stolen, other = [await replica.pipeline.subscribe(name, serial="a1") for name in (BUYER, STORE)]
+        for slot in (stolen, other):
+            taken(slot)
+        builds(monkeypatch, fails)
+        before = replica.pipeline.mesh
+        await shop.routes()
+        await asyncio.sleep(1)
+        assert replica.pipeline.mesh is before, "it revokes nobody"
+        revision = await shop.put(KEYS.revoked_proxy(BUYER), RevocationRecord(BUYER, None, "", "", 1.0))
+        path = "operator/ann"
+        await shop.put(KEYS.revoked_credential(path), RevocationRecord(None, None, "", "", 1.0, path))
+        await asyncio.sleep(1)
+        mesh = replica.pipeline.mesh
+        assert before is not None
+        assert mesh is not None
+        assert mesh.revision == before.revision < revision, "the last Mesh stays, but for who is revoked"
+        assert mesh.refuses_credential(path, "b1")
+        assert stolen.ended == "the credential of shop/buyer is revoked: ask for a new token"
+        assert not other.ended
+        assert [slot.take() for slot in (stolen, other)] == [None, None]
+        with pytest.raises(Denied):
+            await replica.pipeline.subscribe(BUYER, serial="a1")
+        monkeypatch.undo()
+        await replica.reaches(await shop.put(KEYS.admission(BUYER), AdmissionRecord(BUYER, revision, (("a3", 9.0),))))
+        assert taken(await replica.pipeline.subscribe(BUYER, serial="a3"))
+        with pytest.raises(Denied):
+            await replica.pipeline.subscribe(BUYER, serial="a1")
+
+
 async def test_a_stream_is_refused_at_once_rather_than_answered_with_what_was_before_a_build_that_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

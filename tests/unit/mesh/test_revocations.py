@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smc.codec import UnreadableRecord
-from smc.mesh import Mesh
+from smc.mesh import Mesh, with_revocations
 from smc.model import Mode
 from smc.records import AdmissionRecord
 from tests.unit.mesh import store
@@ -170,3 +170,22 @@ def test_lists_that_cannot_be_read_leave_the_mesh_as_it_was() -> None:
     written.put(KEYS.crl, b"{}")
     with pytest.raises(UnreadableRecord):
         written.build(mesh)
+
+
+def test_of_a_view_that_no_mesh_can_be_made_of_the_revocations_hold_and_nobody_is_let_in_by_what_is_missing() -> None:
+    written = shop()
+    written.revoke("shop/web-1", "shop/web")
+    written.revoke_credential("operator/ann")
+    before = written.build()
+    written.put(KEYS.crl, b"{}")
+    assert with_revocations(before, written.view()) is before
+    written.revoke_identity("shop/buyer")
+    written.put(KEYS.revoked_proxy(name("shop/web-2")), b"?")
+    written.delete(KEYS.revoked_proxy(name("shop/web-1")))
+    written.admit_credential("operator/ann", "a2")
+    mesh = with_revocations(before, written.view())
+    assert mesh.refuses(name("shop/buyer"), "a1") == "the identity shop/buyer of shop/buyer is revoked"
+    assert mesh.refuses(name("shop/web-2"), "a1"), "what cannot be read revokes"
+    assert mesh.refuses(name("shop/web-1"), "a1"), "that it was taken back counts once a Mesh says so"
+    assert [bool(mesh.refuses_credential("operator/ann", serial)) for serial in ("a1", "a2")] == [True, False]
+    assert (mesh.revision, mesh.proxies) == (before.revision, before.proxies)
