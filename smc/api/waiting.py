@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from smc.api import peers
 from smc.api.backends import Backends, ProxyStatus
 from smc.certificates.rotating import Acks
 from smc.errors import Invalid
+from smc.mesh import Mesh
+from smc.model import Name
 from smc.records import QuarantineRecord
 from smc.v1 import smc_pb2 as pb
 
@@ -105,7 +108,12 @@ async def survey(b: Backends, revision: int) -> Acks:
     out: frozenset[str] = frozenset()
     if mesh is not None and (mesh.admitted or mesh.revoked_identities):
         out = frozenset(str(name) for name in mesh.proxies if mesh.is_out(name))
-    return Acks(frozenset(connected), lagging, behind, out)
+    return Acks(frozenset(connected), lagging, behind, out, partial(_is_gone, mesh))
+
+
+def _is_gone(mesh: Mesh | None, proxy: str, revision: int) -> bool:
+    """As `Acks.gone`: a Mesh from after that revision does not have it."""
+    return mesh is not None and mesh.revision > revision and Name.parse(proxy) not in mesh.proxies
 
 
 @dataclass(slots=True)

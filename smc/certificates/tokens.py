@@ -1,8 +1,9 @@
 """Join tokens: one secret of 256 bits that turns one key into one credential, once.
 
-The store keeps its hash only, under a lease. The printed token carries a pin of each root that the mesh trusts, so that
-who holds it knows whom to trust before anything else is known. While one root takes the place of another these are two:
-the token is good whichever of them a replica shows.
+The store keeps its hash only, under a lease; of one that is used for MAX_TTL from then, and so a rotation knows who
+has just joined. The printed token carries a pin of each root that the mesh trusts, so that who holds it knows whom to
+trust before anything else is known. While one root takes the place of another these are two: the token is good whichever of
+them a replica shows.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ async def _use(
     """Mark the token and write the request; returns the request's id and the credential's path."""
     user = x509.fingerprint(public_key)
     id_ = hashlib.sha256(f"{token.sha256} {user}".encode()).hexdigest()[:32]
-    lease = 0
+    lease = used_lease = 0
     while True:
         item, record = _check(await kv.get(keys.token(token.sha256)), keyring, token, user, now)
         not_revoked = await admissions.check_token(kv, keys, item, record)
@@ -156,8 +157,8 @@ async def _use(
         )
         operations: list[Operation] = [Put(keys.request(id_), encode(request), lease)]
         if not record.used_by:
-            used = replace(record, used_by=user)
-            operations.append(Put(item.key, encode(used), item.lease))
+            used_lease = used_lease or await kv.grant(MAX_TTL)
+            operations.append(Put(item.key, encode(replace(record, used_by=user)), used_lease))
         guards = [
             Guard(item.key, mod_revision=item.mod_revision),
             Guard(keys.request(id_), create_revision=0),
@@ -168,7 +169,7 @@ async def _use(
         except store.Ambiguous:
             continue
         except store.LeaseLost:
-            lease = 0
+            lease = used_lease = 0
             continue
         if not isinstance(outcome, Rejected):
             return id_, record.credential

@@ -90,6 +90,8 @@ class Mesh:
     lagging: dict[str, str] = field(default_factory=dict)
     out: set[str] = field(default_factory=set)
     """Who is revoked."""
+    gone: set[str] = field(default_factory=set)
+    """Whose workload is deleted."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -110,7 +112,8 @@ class Mesh:
             await self.changed.wait()
 
     async def survey(self, _revision: int) -> Acks:
-        return Acks(frozenset(self.connected), dict(self.lagging), out=frozenset(self.out))
+        out, gone = frozenset(self.out), frozenset(self.gone)
+        return Acks(frozenset(self.connected), dict(self.lagging), out=out, gone=lambda proxy, _: proxy in gone)
 
     async def elect(self) -> Fenced:
         """Take the leadership from whoever has it."""

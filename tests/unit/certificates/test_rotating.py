@@ -16,7 +16,7 @@ import structlog
 from cluster import kv as store
 from cluster.kv import Delete, Guard, Operation, Outcome, Put, Status
 from cluster.memory import MemoryKV
-from smc.certificates import making, rotating, tokens, x509
+from smc.certificates import authority, making, rotating, tokens, x509
 from smc.certificates.authority import Trust, follow_trust, load_roots, load_stored, pins
 from smc.certificates.issuing import RETIRE_AFTER
 from smc.certificates.requests import request_credential
@@ -463,6 +463,90 @@ async def test_a_token_that_pins_the_old_root_alone_holds_the_new_one_up_until_i
         assert tokens.Token.parse(later).pins == pins(await load_roots(r.mesh.kv, r.mesh.keys)), "either root will do"
         await r.until(Phase.DONE, within=400)
         assert now() > expires
+
+
+# ------------------------------------------------------------------------------------------------- who has just joined
+
+
+async def joins(r: Rotating, proxy: Name, *, ttl: float = tokens.MAX_TTL) -> Trust:
+    """A proxy gets its credential for a token and says so, and its Envoy is yet to begin. Returns what it holds."""
+    kv, keys = r.mesh.kv, r.mesh.keys
+    text, _ = await tokens.create_token(kv, keys, r.mesh.keyring, f"proxy/{proxy}", ttl=ttl, now=now())
+    _, chain = await tokens.redeem(
+        kv, keys, r.mesh.keyring, tokens.Token.parse(text), x509.new_key().public_key(), now=now()
+    )
+    held = Trust(await load_roots(kv, keys), x509.key_id(x509.load(chain)[1]), frozenset())
+    await r.holders.say(proxy, held)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("of", "phase"),
+    [
+        (Rotates.ROOT, None),
+        (Rotates.ROOT, Phase.PUBLISHING),
+        (Rotates.ROOT, Phase.SIGNING),
+        (Rotates.INTERMEDIATE, None),
+        (Rotates.INTERMEDIATE, Phase.SIGNING),
+    ],
+)
+async def test_who_joins_before_the_end_of_a_phase_is_named_and_waited_for_until_its_envoy_has_begun(
+    of: Rotates, phase: Phase | None
+) -> None:
+    late = Name("shop", "late")
+    async with rotatable() as r, r.mesh.leading():
+        await r.mesh.certified(STORE)
+        await asyncio.sleep(10)
+        if phase is None:
+            await joins(r, late)
+            asked = await r.ask(of)
+        else:
+            asked = await r.ask(of)
+            await r.until(phase, asked.id)
+            await joins(r, late)
+        await asyncio.sleep(120)
+        assert (await r.stored()).phase in (Phase.PUBLISHING, Phase.SIGNING)
+        assert await r.missing() == {str(late): "connected to no replica"}
+        r.mesh.connected.add(str(late))
+        r.holders.proxies.append(late)
+        newest = authority.trust(await load_stored(r.mesh.kv, r.mesh.keys))
+        await r.holders.say(late, newest)
+        assert (await r.until(Phase.DONE, asked.id)).left_behind == ()
+
+
+async def test_who_joins_while_what_is_old_retires_has_what_is_new_and_holds_nothing_up() -> None:
+    late = Name("shop", "late")
+    async with rotatable() as r, r.mesh.leading():
+        await r.mesh.certified(STORE)
+        asked = await r.ask(Rotates.ROOT)
+        await r.until(Phase.RETIRING, asked.id)
+        held = await joins(r, late)
+        await r.until(Phase.DONE, asked.id)
+        newest = authority.trust(await load_stored(r.mesh.kv, r.mesh.keys))
+        assert (held.roots, held.signer) == (newest.roots, newest.signer)
+
+
+async def test_who_has_joined_and_never_begins_is_waited_for_as_long_as_a_token_may_live_from_then() -> None:
+    late = Name("shop", "late")
+    async with rotatable() as r, r.mesh.leading():
+        await r.mesh.certified(STORE)
+        await joins(r, late, ttl=20)
+        joined = now()
+        asked = await r.ask(Rotates.ROOT)
+        await asyncio.sleep(tokens.MAX_TTL - 30)
+        assert list(await r.missing()) == [str(late)]
+        await r.until(Phase.DONE, asked.id)
+        assert now() > joined + tokens.MAX_TTL - 5
+
+
+async def test_who_has_joined_and_whose_workload_is_deleted_is_not_waited_for() -> None:
+    late = Name("shop", "late")
+    async with rotatable() as r, r.mesh.leading():
+        await r.mesh.certified(STORE)
+        await joins(r, late)
+        r.mesh.gone.add(str(late))
+        asked = await r.ask(Rotates.ROOT)
+        assert (await r.until(Phase.DONE, asked.id, within=60)).left_behind == ()
 
 
 # --------------------------------------------------------------------------------------------------- who asks, and when
