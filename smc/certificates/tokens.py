@@ -2,8 +2,8 @@
 
 The store keeps its hash only, under a lease; of one that is used for MAX_TTL from then, and so a rotation knows who
 has just joined. The printed token carries a pin of each root that the mesh trusts, so that who holds it knows whom to
-trust before anything else is known. While one root takes the place of another these are two: the token is good whichever of
-them a replica shows.
+trust before anything else is known. While one root takes the place of another these are two: the token is good,
+whichever of them a replica shows.
 """
 
 from __future__ import annotations
