@@ -28,14 +28,14 @@ from envoy import _envoy
 from e2e.kit import invariants, namespaces
 from e2e.kit.chaos import Chaos
 from e2e.kit.mesh import eventually
-from e2e.kit.prober import Connections, Probe, Prober, send, statuses, z_score
+from e2e.kit.prober import Connections, Probe, Prober, send, statuses
 from e2e.kit.story import FIRST_WRONG, Done, Pulse, Run, story
 from e2e.kit.verdicts import DENIED, OUT, History, Lane, Question, Rules, Wrong, fits, outcomes
 from smc import manifests
 from smc.demo import bookstore, programs
 from smc.demo.addresses import Addresses
 from smc.demo.envoy_admin import EnvoyAdmin
-from smc.demo.figures import Figures
+from smc.demo.figures import Figures, is_fair
 from smc.demo.processes import Children, Process, ProcessFailed
 from smc.demo.programs import App, Etcd, find_etcd
 from smc.demo.traffic import Caller
@@ -171,7 +171,7 @@ async def test_a_prober_sees_an_envoy_die_and_sends_nothing_twice(shop: Shop) ->
         before = sum([(await app.counters())["total"] for app in (shop.v1, shop.v2)])
         assert before <= prober.sent
         await shop.envoy.kill()
-        await prober.more(50)
+        await prober.fresh(50)
 
     assert prober.sent == len(prober.probes)
     assert {failure.status for failure in prober.failures} == {0}
@@ -189,16 +189,17 @@ async def test_a_prober_sees_an_application_die(shop: Shop) -> None:
         await prober.more(100)
 
     assert {failure.status for failure in prober.failures} == {503}
-    assert prober.probes[-1].sent - prober.probes[0].sent == pytest.approx(2.0, abs=1.0)
+    sent = [probe.sent for probe in prober.probes]
+    assert prober.sent == pytest.approx(100 * (max(sent) - min(sent)), rel=0.3), "the rate is kept, or made up for"
 
 
 async def test_a_prober_keeps_its_rate_while_answers_hang(shop: Shop) -> None:
-    async with Prober(shop.outbound, BOOKS, rate=100, timeout=5) as prober:
+    async with Prober(shop.outbound, BOOKS, rate=100, timeout=30) as prober:
         await prober.until(20)
         shop.v1.process.pause()
         shop.v2.process.pause()
         sent = prober.sent
-        await eventually(lambda: prober.sent >= sent + 100, timeout=3, what="100 more were sent, and none answered")
+        await eventually(lambda: prober.sent >= sent + 100, timeout=20, what="100 more were sent, and none answered")
         answered = len(prober.probes)
         shop.v1.process.resume()
         shop.v2.process.resume()
@@ -272,7 +273,7 @@ async def test_an_answer_is_read_whole_or_counts_as_none(
     addresses: Addresses, answer: bytes, status: int, body: bytes
 ) -> None:
     address = addresses.take()
-    caller = Caller(None, timeout=0.5)
+    caller = Caller(None, timeout=10 if status else 0.5)  # the rest of what is no answer never comes
     async with _canned(address, [answer]):
         found = await caller.request(f"http://{address}:8080/")
         await caller.close()
@@ -287,7 +288,7 @@ async def test_a_batch_is_counted_alike_by_prober_and_applications(shop: Shop) -
     assert (statuses(probes), statuses(denied)) == ({200: 1000}, {403: 10})
     assert v1 + v2 == 1000
     assert sum(p.version == "v1" for p in probes) == v1
-    assert abs(z_score(v1, 1000, 0.75)) < 5
+    assert is_fair(v1, 1000, 0.75)
 
 
 # ------------------------------------------------------------------------------------------------------------- the apps
@@ -353,11 +354,13 @@ async def test_figures_say_what_happened_between_two_moments(
         return (await since()).statuses("buyer")[200] >= 50
 
     await eventually(enough, timeout=10, what="50 visits")
-    happened = await since()
+    now = await Figures.take(visitors, stores, sidecars)
+    happened = now - before
     assert happened.failed.total() == 0
     assert happened.versions("buyer").total() == happened.statuses("buyer")[200]
-    assert happened.sent["buyer"] < 150, "what was sent before is not counted"
-    assert 50 <= happened.reached_by("/ns/bookbuyer/") < 150
+    buyers = "/ns/bookbuyer/"
+    assert before.reached_by(buyers) >= 100
+    assert happened.reached_by(buyers) == now.reached_by(buyers) - before.reached_by(buyers) >= 50
     assert happened.reached_by("/ns/bookthief/") == 0
     await shop.envoy.kill()
     after = await Figures.take(visitors, stores, sidecars)
@@ -415,7 +418,7 @@ async def test_a_process_can_be_paused_resumed_killed_and_started_again(children
 
 async def test_children_are_gone_when_their_owner_leaves_even_paused_or_deaf_ones(tmp_path: Path) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-    async with Children(tmp_path, patience=0.2) as children:
+    async with Children(tmp_path, patience=2) as children:
         processes = [_sleeper(children), _sleeper(children, deaf)]
         for process in processes:
             await process.start()
@@ -554,9 +557,9 @@ async def _said(
 async def test_a_bad_network_delays_swallows_cuts_and_heals(echo: Chaos) -> None:
     host, _, port = echo.listen.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    assert await _said(reader, writer, b"hello", 2) is not None
+    assert await _said(reader, writer, b"hello", 20) is not None
     echo.delay = 0.2
-    took = await _said(reader, writer, b"slow", 5)
+    took = await _said(reader, writer, b"slow", 20)
     assert took is not None
     assert took >= 0.4
     echo.delay = 0.0
@@ -570,7 +573,7 @@ async def test_a_bad_network_delays_swallows_cuts_and_heals(echo: Chaos) -> None
     writer.close()
     await echo.restore()
     reader, writer = await asyncio.open_connection(host, int(port))
-    assert await _said(reader, writer, b"again", 2) is not None
+    assert await _said(reader, writer, b"again", 20) is not None
     writer.write_eof()
     assert await reader.read() == b"", "the end is passed on"
     writer.close()

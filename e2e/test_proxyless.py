@@ -21,6 +21,7 @@ from smc.cli.session import Session
 from smc.demo import programs
 from smc.demo.apps import APP_PORT, CONTROL_PORT
 from smc.demo.bookstore import Placement
+from smc.demo.figures import is_fair
 from smc.demo.local import Plan
 from smc.demo.processes import Process, ProcessFailed
 from smc.proxy.program import WORKLOAD
@@ -291,7 +292,7 @@ async def test_a_split_moves_calls_that_go_on_without_a_failure(mesh: Programs, 
     await mesh.write_all(_split(90, 10), wait=True)
     await caller.next(50)
     counted = Counter(answer["version"] for answer in await caller.next(500))
-    assert 15 <= counted["v2"] <= 95, f"a tenth of 500 is 50, give or take 5 deviations: {counted}"
+    assert is_fair(counted["v2"], 500, 0.1), counted
     for v1, v2, left in ((0, 100, {"v2"}), (100, 0, {"v1"})):
         await mesh.write_all(_split(v1, v2), wait=True)
         await caller.until(left)

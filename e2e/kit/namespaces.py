@@ -30,6 +30,10 @@ import pytest
 
 TIMEOUT = 60.0
 """Seconds that one command in a host may take, on a machine that is busy."""
+UNANSWERED = 6
+"""Seconds that a host's resolver waits for an answer. Nothing else here waits less for what never comes."""
+AT_ONCE = 4.0
+"""Seconds, fewer than UNANSWERED: nothing was waited for, even if the machine had other things to do for a while."""
 _NAME = re.compile(r"smc-(\d+)-\d+-\w+")
 _BRIDGE = re.compile(r"smcb(\d+)x\d+")
 _NETNS = Path("/etc/netns")
@@ -147,7 +151,9 @@ class Namespaces:
         link = f"{self._links}{len(self.hosts)}"
         resolver = _NETNS / host.name
         resolver.mkdir(parents=True)
-        (resolver / "resolv.conf").write_text(f"nameserver {name_server or address}\noptions timeout:2 attempts:1\n")
+        (resolver / "resolv.conf").write_text(
+            f"nameserver {name_server or address}\noptions timeout:{UNANSWERED} attempts:1\n"
+        )
         _ip("netns", "add", host.name)
         self.hosts.append(host)
         inside = ("-n", host.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -124,6 +123,23 @@ class Prober(Steady):
         """As `until`, counted from now."""
         await self.until(len(self.probes) + answers, timeout)
 
+    async def fresh(self, answers: int, timeout: float = 120.0) -> list[Probe]:
+        """Go on until so many of the requests that are sent from now on have an answer, and return these.
+
+        `more` also counts answers to what is under way now.
+
+        Raises:
+            TimeoutError: not within `timeout` seconds.
+        """
+        moment, first = asyncio.get_running_loop().time(), len(self.probes)
+
+        def found() -> list[Probe]:
+            return [one for one in self.probes[first:] if one.sent >= moment]
+
+        async with asyncio.timeout(timeout), self._news:
+            await self._news.wait_for(lambda: len(found()) >= answers)
+        return found()
+
     def wrong(self, found: Probe) -> bool:
         if found.status != self._expect:
             return True
@@ -185,11 +201,6 @@ async def send(
     finally:
         await caller.close()
     return probes
-
-
-def z_score(hits: int, total: int, share: float) -> float:
-    """How many standard deviations `hits` of `total` are from what a fair draw with `share` gives."""
-    return (hits - total * share) / math.sqrt(total * share * (1 - share))
 
 
 def statuses(probes: Sequence[Probe]) -> Counter[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from smc.demo.programs import App
 K = TypeVar("K")
 PATIENCE = 2.0
 """Seconds that an Envoy has to answer. One that was stopped never does."""
+FAR = 5.0
+"""Standard deviations. A fair draw is farther off once in 1.7 million times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,11 @@ class Figures:
             serials={name: serials for name, (_, _, serials, _) in spoken.items()},
             pending={name: pending for name, (_, _, _, pending) in spoken.items()},
         )
+
+
+def is_fair(hits: int, total: int, share: float) -> bool:
+    """Whether so many hits of all may be drawn by chance with this share of them; of nothing at all nothing is."""
+    return total > 0 and abs(hits - total * share) <= FAR * math.sqrt(total * share * (1 - share))
 
 
 def _between(now: Counter[K], then: Counter[K]) -> Counter[K]:

@@ -6,13 +6,12 @@ Figures come from the applications and the Envoys; of SMC only its processes and
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from smc.demo import bookstore
-from smc.demo.figures import Figures
+from smc.demo.figures import Figures, is_fair
 from smc.demo.local import LocalMesh
 
 BUYER, THIEF = "bookbuyer/bookbuyer", "bookthief/bookthief"
@@ -112,7 +111,7 @@ class Story:
             found = (await self._watch(self._look)).versions(BUYER)
             yield Claim(
                 f"traffic follows the split {v1}/{v2} within {SETTLE:g} s",
-                _as_split(found["v1"], found["v2"], v1 / (v1 + v2)),
+                is_fair(found["v1"], found.total(), v1 / (v1 + v2)),
                 f"{found['v1']} to v1, {found['v2']} to v2",
             )
             yield _unhurt(await self._mesh.figures() - before)
@@ -270,7 +269,7 @@ class Story:
             found = (await self._watch(self._look / 2)).versions(reader)
             yield Claim(
                 f"its calls follow the split {v1}/{v2} within {SETTLE:g} s",
-                _as_split(found["v1"], found["v2"], v1 / (v1 + v2)),
+                is_fair(found["v1"], found.total(), v1 / (v1 + v2)),
                 f"{found['v1']} to v1, {found['v2']} to v2",
             )
         happened = await mesh.figures() - before
@@ -344,12 +343,6 @@ def _unhurt(happened: Figures) -> Claim:
         set(answers) == {200} and failed == 0,
         f"{failed} of {happened.sent[BUYER]} failed, answers by status: {_listed(answers)}",
     )
-
-
-def _as_split(v1: int, v2: int, share: float) -> bool:
-    """Whether the counts are within four standard deviations of a fair draw; nothing at all is not."""
-    total = v1 + v2
-    return total > 0 and abs(v1 - total * share) <= 4 * math.sqrt(total * share * (1 - share))
 
 
 def _served(happened: Figures, workload: str) -> int:
