@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from aiohttp import web
 
 from e2e.kit.mesh import BOOKS, Mesh, eventually, module_mesh
 from smc.demo.bookstore import BOOKBUYER, Placement
+from smc.demo.figures import is_fair
 from smc.demo.local import Plan
 from smc.demo.traffic import Answer, Caller
 
@@ -22,6 +22,13 @@ SECOND = Placement("bookstore", "shop-2", "bookstore-v1", ("bookstore",))
 
 mesh = module_mesh(Plan(replicas=1, workloads=(BOOKBUYER, SHOP, SECOND)))
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+EARLY = 0.02
+"""Seconds that a timer of Envoy's may fire too early for whoever waits: it is set in whole milliseconds from what its
+event loop read off the clock when it woke up, and by then the loop may have been busy for some of them."""
+PASSED = "cluster.bookstore/bookstore|80.health_check.success"
+SLOW, TIMEOUT, DELAY = 4, 1, 1
+"""Seconds: what the application needs, and what a TrafficPolicy gives it or adds."""
 
 
 @dataclass
@@ -90,7 +97,7 @@ async def shop(mesh: Mesh) -> AsyncIterator[Shop]:
         await mesh.smc("delete", "trafficpolicy", "shop", "-n", "bookstore", "--wait")
         found.answer = _well
         # An endpoint that was put out for its answers comes back when its time is over.
-        await eventually(both_well, timeout=20, what="both endpoints are healthy again")
+        await eventually(both_well, timeout=40, what="both endpoints are healthy again")
         assert await found.statuses(50) == {200: 50}, "nothing is left of it"
     finally:
         await caller.close()
@@ -100,16 +107,16 @@ async def shop(mesh: Mesh) -> AsyncIterator[Shop]:
 
 async def test_a_timeout_ends_what_takes_longer_and_nothing_else(shop: Shop) -> None:
     async def slowly(_workload: str, _nth: int) -> int:
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(SLOW)
         return 200
 
     shop.answer = slowly
     assert (await shop.get()).status == 200
-    await shop.ask_for("timeout: 200ms")
+    await shop.ask_for(f"timeout: {TIMEOUT}s")
     answer = await shop.get()
     assert (answer.status, b"timeout" in answer.body) == (504, True)
-    assert 0.2 <= answer.latency < 0.6
-    await shop.ask_for("timeout: 5s")
+    assert TIMEOUT - EARLY <= answer.latency < SLOW
+    await shop.ask_for("timeout: 9s")
     assert (await shop.get()).status == 200
 
 
@@ -119,12 +126,14 @@ async def test_a_retry_hides_an_endpoint_that_fails_and_goes_to_another(shop: Sh
 
     shop.answer = first_is_ill
     assert set(await shop.statuses(40)) == {200, 503}
-    await shop.ask_for("retries: {attempts: 2, on: [5xx]}")
+    # Envoy draws another endpoint up to six times for a retry: one of 64 goes to the same again.
+    await shop.ask_for("retries: {attempts: 5, on: [5xx]}")
     shop.seen.clear()
-    statuses = Counter([(await shop.get()).status for _ in range(60)])
-    assert statuses == {200: 60}
-    assert shop.seen[SHOP.name] > 5, "it was asked, and failed"
-    assert shop.seen[SECOND.name] == 60, "no retry went to the one that had failed"
+    number = 400
+    statuses = Counter([(await shop.get()).status for _ in range(number)])
+    assert statuses == {200: number}
+    assert shop.seen[SECOND.name] == number, "each was answered there, once"
+    assert is_fair(shop.seen[SHOP.name], number, 65 / 128), "it was asked first, by half of them, and hardly ever again"
 
 
 async def test_a_fault_delays_or_aborts_its_share_of_the_requests(shop: Shop) -> None:
@@ -132,12 +141,12 @@ async def test_a_fault_delays_or_aborts_its_share_of_the_requests(shop: Shop) ->
     shop.seen.clear()
     statuses = Counter([(await shop.get()).status for _ in range(400)])
     assert set(statuses) == {200, 418}
-    assert 70 <= statuses[418] <= 170, "30 % of 400 are 120, and 5 standard deviations 46"
+    assert is_fair(statuses[418], 400, 0.3), statuses
     assert shop.seen.total() == statuses[200], "no server has seen what was aborted"
-    await shop.ask_for("fault: {delay: {duration: 300ms}}")
+    await shop.ask_for(f"fault: {{delay: {{duration: {DELAY}s}}}}")
     answer = await shop.get()
     assert answer.status == 200
-    assert 0.3 <= answer.latency < 2
+    assert answer.latency >= DELAY - EARLY
 
 
 async def test_a_rate_limit_holds_for_each_proxy_of_the_service(shop: Shop) -> None:
@@ -162,7 +171,7 @@ async def test_limits_refuse_at_once_what_is_too_much_at_a_time(shop: Shop) -> N
     async def refused() -> bool:
         return sum(request.done() for request in requests) >= 15
 
-    await eventually(refused, timeout=10, what="all but five are refused while those are under way")
+    await eventually(refused, timeout=20, what="all but five are refused while those are under way")
     release.set()
     statuses = Counter(answer.status for answer in await asyncio.gather(*requests))
     assert statuses == {200: 5, 503: 15}
@@ -173,19 +182,22 @@ async def test_an_endpoint_that_answers_with_errors_is_put_out_for_a_while(shop:
         return 500 if workload == SHOP.name else 200
 
     shop.answer = first_is_ill
-    await shop.ask_for("outlierDetection: {consecutive5xx: 3, baseEjectionTime: 3s}")
+    await shop.ask_for("outlierDetection: {consecutive5xx: 3, baseEjectionTime: 10s}")
     admin = shop.mesh.sidecar("bookbuyer").admin
 
     async def ejected() -> bool:
         await shop.statuses(10)
         return await admin.stat("cluster.bookstore/bookstore|80.outlier_detection.ejections_active") == 1
 
-    await eventually(ejected, timeout=10, what="the one that answers with errors is put out")
-    began = time.monotonic()
+    await eventually(ejected, timeout=20, what="the one that answers with errors is put out")
+    passed = await admin.stat(PASSED)
     statuses: Counter[int] = Counter()
-    while time.monotonic() < began + 1.5:  # at least two health checks pass meanwhile
-        statuses += await shop.statuses(5)
-        await asyncio.sleep(0.05)
+
+    async def checked() -> bool:
+        statuses.update(await shop.statuses(5))
+        return await admin.stat(PASSED) >= passed + 6
+
+    await eventually(checked, timeout=8, every=0.05, what="three health checks of each have passed")
     assert set(statuses) == {200}, "a passed health check of its proxy does not bring it back"
 
 
@@ -197,5 +209,9 @@ async def test_the_parameters_of_health_checks_are_those_that_were_asked_for(sho
         return await admin.stat("cluster.bookstore/bookstore|80.health_check.attempt")
 
     before = await attempts()
-    await asyncio.sleep(2)
-    assert await attempts() - before >= 20, "two endpoints, ten times a second"
+
+    async def often() -> bool:
+        return await attempts() >= before + 100
+
+    # Unasked they are checked once in 0.75 seconds each: forty times in these.
+    await eventually(often, timeout=15, what="both were checked a hundred times, at ten times a second each")
