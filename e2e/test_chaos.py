@@ -50,7 +50,7 @@ from smc.demo.processes import ProcessFailed
 from smc.demo.programs import Replica, Sidecar
 
 SECONDS = float(os.environ.get("E2E_CHAOS_SECONDS", "60"))
-"""A minute among the other tests; `EVERYTHING` to find what no other test does."""
+"""A minute for who waits for it; `EVERYTHING` in `.ci/run`, to find what no other test does."""
 ROUND = 60.0
 """Seconds between two times that the mesh has to come to rest."""
 EVERYTHING = 600.0
