@@ -62,6 +62,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd, "ANSWER", 0.5)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes no endpoint for dead that is late because this machine has other things to do."""
+    monkeypatch.setattr(etcd, "PATIENCE", 30.0)
+
+
+@pytest.fixture
+def unaided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not told by gRPC that a peer is dead, which notices after 3 s, or after 13."""
+    late = {"grpc.keepalive_time_ms": 600_000, "grpc.http2.ping_timeout_ms": 600_000}
+    monkeypatch.setattr(etcd, "_OPTIONS", tuple((dict(etcd._OPTIONS) | late).items()))
+
+
 class Ledger:
     """Someone writes numbered keys, someone watches: nothing may be missing, and nothing come twice."""
 
@@ -147,18 +160,17 @@ async def test_a_watch_survives_a_frozen_etcd(factory: EtcdFactory, impatient: N
             await ledger.until_seen(10)
 
 
-async def test_a_member_that_dies_or_freezes_is_left_for_another(factory: EtcdFactory, impatient: None) -> None:
+async def test_a_member_that_dies_or_freezes_is_left_for_another(
+    factory: EtcdFactory, impatient: None, unaided: None
+) -> None:
     members = factory.three()
     endpoints = [member.endpoint for member in members]
     for member in members:
         await member.until_ready()
-    async with client(*endpoints, timeout=2) as kv, Ledger(kv, kv, "/n/").kept() as ledger:
-        loop = asyncio.get_running_loop()
-        # That of the first endpoint, to which everything is connected.
+    async with client(*endpoints, timeout=6) as kv, Ledger(kv, kv, "/n/").kept() as ledger:
+        # That of the first endpoint, to which everything is connected. Another answers before the call's time is up.
         members[0].pause()
-        frozen = loop.time()
         assert (await kv.status()).revision >= ledger.seen[-1].revision
-        assert loop.time() - frozen < etcd.PATIENCE + 1
         await ledger.until_seen(10)
         members[0].resume()
         await members[0].until_ready()
@@ -167,7 +179,7 @@ async def test_a_member_that_dies_or_freezes_is_left_for_another(factory: EtcdFa
         await ledger.until_seen(10)
 
 
-async def test_a_half_open_connection_of_a_watch_is_noticed(shared: EtcdServer, impatient: None) -> None:
+async def test_a_half_open_connection_of_a_watch_is_noticed(shared: EtcdServer, impatient: None, unaided: None) -> None:
     await shared.until_ready()
     async with (
         Wire(shared.endpoint) as wire,
@@ -176,10 +188,7 @@ async def test_a_half_open_connection_of_a_watch_is_noticed(shared: EtcdServer, 
         Ledger(writer, kv, "/half-open/").kept() as ledger,
     ):
         wire.swallow_requests = wire.swallow_answers = True
-        began = asyncio.get_running_loop().time()
         await ledger.until_seen(10)
-        # gRPC itself may notice after 3 s, or after 13.
-        assert asyncio.get_running_loop().time() - began < 2.5
 
 
 async def test_a_quiet_watch_is_not_taken_for_a_dead_one(shared: EtcdServer, impatient: None) -> None:
@@ -196,32 +205,32 @@ async def test_a_quiet_watch_is_not_taken_for_a_dead_one(shared: EtcdServer, imp
 # --------------------------------------------------------------------------------------------------- choosing endpoints
 
 
-async def test_an_endpoint_that_refuses_costs_nothing(shared: EtcdServer) -> None:
+async def test_an_endpoint_that_refuses_costs_nothing(shared: EtcdServer, patient: None) -> None:
     await shared.until_ready()
-    loop = asyncio.get_running_loop()
-    async with client(f"{ADDRESS}:{free_ports(1)[0]}", shared.endpoint) as kv:
-        began = loop.time()
+    async with client(f"{ADDRESS}:{free_ports(1)[0]}", shared.endpoint, timeout=60) as kv, asyncio.timeout(15):
         # Never Ambiguous: it is known not to have been sent.
         assert isinstance(await kv.transact([Put("/refuses", b"")]), Committed)
-        assert loop.time() - began < etcd.PATIENCE
 
 
-async def test_an_endpoint_that_says_nothing_is_left_and_not_asked_again_at_once(shared: EtcdServer) -> None:
+async def test_an_endpoint_that_says_nothing_is_left_and_not_asked_again_at_once(
+    shared: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "COOL_DOWN", 60.0)
     await shared.until_ready()
     loop = asyncio.get_running_loop()
-    async with Wire(shared.endpoint) as hole, client(hole.endpoint, shared.endpoint) as kv:
+    async with Wire(shared.endpoint) as hole, client(hole.endpoint, shared.endpoint, timeout=60) as kv:
         hole.swallow_requests = hole.swallow_answers = True
         began = loop.time()
         assert isinstance(await kv.transact([Put("/hole", b"")]), Committed)
-        assert 0.9 * etcd.PATIENCE <= loop.time() - began < 2 * etcd.PATIENCE
-        began = loop.time()
+        assert 0.9 * etcd.PATIENCE <= loop.time() - began < 20 * etcd.PATIENCE, "long before its time is up"
+        connections = hole.connections
         for _ in range(10):
             await kv.get("/hole")
-        assert loop.time() - began < etcd.PATIENCE
+        assert (hole.connections, kv._order()[0].address) == (connections, shared.endpoint)
 
 
 async def test_an_endpoint_that_came_back_is_not_gone_back_to(
-    shared: EtcdServer, monkeypatch: pytest.MonkeyPatch
+    shared: EtcdServer, patient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(etcd, "COOL_DOWN", 0.1)
     await shared.until_ready()
@@ -238,16 +247,15 @@ async def test_an_endpoint_that_came_back_is_not_gone_back_to(
 
 async def test_while_one_call_waits_for_an_endpoint_later_ones_are_sent_elsewhere(shared: EtcdServer) -> None:
     await shared.until_ready()
-    loop = asyncio.get_running_loop()
-    async with Wire(shared.endpoint) as wire, client(wire.endpoint, shared.endpoint, timeout=1.8) as kv:
+    async with Wire(shared.endpoint) as wire, client(wire.endpoint, shared.endpoint, timeout=60) as kv:
         await kv.status()
         wire.swallow_answers = True
         waiting = asyncio.create_task(kv.transact([Put("/waits", b"")]))
         await asyncio.sleep(etcd.PATIENCE + 0.1)
-        began = loop.time()
-        assert isinstance(await kv.transact([Put("/waits", b"")]), Committed)
-        assert loop.time() - began < 0.5
+        async with asyncio.timeout(20):
+            assert isinstance(await kv.transact([Put("/waits", b"")]), Committed)
         assert not waiting.done()
+        await wire.cut()
         with pytest.raises(Ambiguous):
             await waiting
 
@@ -261,7 +269,7 @@ async def test_where_nothing_answers_the_error_names_every_endpoint_and_why(shar
         began = loop.time()
         with pytest.raises(Unavailable) as unavailable:
             await kv.transact([Put("/nowhere", b"")])
-        assert 1.4 < loop.time() - began < 2
+        assert 1.4 < loop.time() - began < 15
     text = str(unavailable.value)
     assert "within 1.5 s" in text
     assert re.search(f"{closed}: .*Connection refused; {hole.endpoint}: .*(no connection|timed out)", text)
@@ -285,15 +293,20 @@ async def test_reads_wait_for_an_etcd_that_is_restarting(factory: EtcdFactory) -
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["silent", "cut"])
-async def test_a_transaction_whose_answer_was_lost_is_ambiguous(shared: EtcdServer, cut: bool) -> None:
+async def test_a_transaction_whose_answer_was_lost_is_ambiguous(shared: EtcdServer, patient: None, cut: bool) -> None:
     await shared.until_ready()
     key = f"/lost/{cut}"
-    async with Wire(shared.endpoint) as wire, client(wire.endpoint, shared.endpoint, timeout=1) as kv:
+    async with (
+        Wire(shared.endpoint) as wire,
+        client(wire.endpoint, shared.endpoint, timeout=60 if cut else 4) as kv,
+        shared.client() as other,
+    ):
         await kv.status()
         wire.swallow_answers = True
         writing = asyncio.create_task(kv.transact([Put(key, b"once")], [Guard(key, create_revision=0)]))
         if cut:
-            await asyncio.sleep(0.3)
+            while await other.get(key) is None:  # noqa: ASYNC110 - it is at the other end
+                await asyncio.sleep(0.02)
             await wire.cut()
         with pytest.raises(Ambiguous, match=f"sent to etcd at {wire.endpoint}"):
             await writing
@@ -331,7 +344,7 @@ async def test_a_transaction_that_writes_nothing_is_asked_again(shared: EtcdServ
         await kv.status()
         wire.swallow_answers = True
         assert isinstance(await kv.transact([], [Guard("/absent", create_revision=0)]), Committed)
-    async with Wire(shared.endpoint) as wire, client(wire.endpoint, timeout=0.5) as kv:
+    async with Wire(shared.endpoint) as wire, client(wire.endpoint, timeout=4) as kv:
         await kv.status()
         wire.swallow_answers = True
         with pytest.raises(Unavailable):
@@ -529,10 +542,10 @@ async def test_a_client_or_server_that_is_not_trusted_is_told_why(factory: EtcdF
     await server.until_ready()
     strangers = certificates(tmp_path / "other").client
     for tls in (EtcdTLS(pki.client.ca), EtcdTLS(pki.client.ca, strangers.certificate, strangers.key)):
-        async with client(server.endpoint, tls=tls, timeout=0.5) as kv:
+        async with client(server.endpoint, tls=tls, timeout=3) as kv:
             with pytest.raises(Unavailable, match=server.endpoint):
                 await kv.status()
-    async with client(server.endpoint, tls=strangers, timeout=0.5) as kv:
+    async with client(server.endpoint, tls=strangers, timeout=3) as kv:
         with pytest.raises(Unavailable, match=r"(?i)certificate"):
             await kv.status()
 
@@ -626,6 +639,10 @@ class Script:
         yield await self.answer("KeepAlive", context, answer)
 
 
+SCRIPTED = 10.0
+"""Seconds that each call to a scripted etcd has."""
+
+
 @asynccontextmanager
 async def scripted(script: Script) -> AsyncIterator[EtcdKV]:
     def unary(name: str, request: Any, response: Callable[[Any], Any]) -> Any:
@@ -670,7 +687,7 @@ async def scripted(script: Script) -> AsyncIterator[EtcdKV]:
     port = server.add_insecure_port(f"{ADDRESS}:0")
     await server.start()
     try:
-        async with client(f"{ADDRESS}:{port}", timeout=2) as kv:
+        async with client(f"{ADDRESS}:{port}", timeout=SCRIPTED) as kv:
             yield kv
     finally:
         await server.stop(None)
@@ -711,14 +728,15 @@ async def test_a_member_that_lags_behind_is_not_taken_for_a_restored_one() -> No
         assert (await anext(batches)).revision == 101
 
 
-async def test_a_watch_that_etcd_cancels_for_another_reason_is_resumed() -> None:
+async def test_a_watch_that_etcd_cancels_for_another_reason_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd, "QUIET", 60.0)  # for as long as it would be waited, were it not heard
     script = Script()
     created = rpc.WatchResponse(header=script.header, created=True)
     script.watches = [
         [created, rpc.WatchResponse(header=script.header, canceled=True, cancel_reason="it is overloaded"), None],
         [created, response(script, event(51, "/a"))],
     ]
-    async with scripted(script) as kv, asyncio.timeout(etcd.QUIET), aclosing(kv.watch("/", Status(7, 50))) as batches:
+    async with scripted(script) as kv, asyncio.timeout(20), aclosing(kv.watch("/", Status(7, 50))) as batches:
         assert (await anext(batches)).revision == 51
 
 
@@ -735,7 +753,9 @@ async def test_every_call_has_a_deadline_and_asks_for_a_member_with_a_leader() -
         await kv.renew(await kv.grant(9))
         await kv.revoke(1)
         watching = asyncio.create_task(first(kv, "/", Status(7, 100)))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(30):
+            while "Watch" not in {name for name, _, _ in script.calls}:  # noqa: ASYNC110 - it is at the other end
+                await asyncio.sleep(0.02)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     assert {name for name, _, _ in script.calls} == {
@@ -746,7 +766,7 @@ async def test_every_call_has_a_deadline_and_asks_for_a_member_with_a_leader() -
         assert metadata["hasleader"] == "true"
         if name != "Watch":
             assert remaining is not None
-            assert 0 < remaining < 2.5
+            assert 0 < remaining < 2 * SCRIPTED, "gRPC rounds it up"
 
 
 async def test_a_transaction_of_nothing_is_not_answered_from_what_one_member_knows() -> None:
@@ -784,12 +804,13 @@ async def test_an_error_of_etcd_tells_whether_a_transaction_may_have_happened(
 ) -> None:
     script = Script(failure=(code, details))
     async with scripted(script) as kv:
-        kv._timeout = 0.3
+        kv._timeout = 2.0 if error is Unavailable else SCRIPTED  # for so long it is tried again
         with pytest.raises(error, match=re.escape(details)):
             await kv.transact([Put("/a", b"")])
         sent = len(script.calls)
         assert (sent == 1) == (error is not Unavailable)
         # A read may be asked again, whatever became of it.
+        kv._timeout = SCRIPTED if error is Refused else 0.3
         with pytest.raises(Refused if error is Refused else Unavailable):
             await kv.get("/a")
 
