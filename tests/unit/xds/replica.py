@@ -195,18 +195,19 @@ async def answer_to(
 ) -> tuple[grpc.StatusCode, str]:
     """Say these things on a new stream; returns how it ended."""
     async with channel(replica, credential) as opened:
-        return await said_on(open_stream(opened, method), *messages)
+        return await said_on(replica, open_stream(opened, method), *messages)
 
 
-async def said_on(call: Any, *messages: bytes) -> tuple[grpc.StatusCode, str]:
+async def said_on(replica: Replica, call: Any, *messages: bytes) -> tuple[grpc.StatusCode, str]:
     # A write that meets the end of the call makes gRPC's client forget the status and say INTERNAL: who is refused
-    # without having said anything says nothing.
-    refused = asyncio.ensure_future(call.code())
-    await asyncio.wait((refused,), timeout=0.3)
-    if refused.done():
-        return refused.result(), await call.details()
+    # without having said anything says nothing. Whoever is not, is waited for to say something.
+    if messages:
+        refused, opening = asyncio.ensure_future(call.code()), replica.streams._opening
+        await until(lambda: refused.done() or replica.streams._opening > opening)
+        if refused.done():
+            return refused.result(), await call.details()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for message in messages:
                 await call.write(message)
             while (await call.read()) is not grpc.aio.EOF:

@@ -254,7 +254,7 @@ async def test_a_message_that_is_too_long_is_refused_before_it_is_there() -> Non
 
 async def test_the_clients_deadline_ends_the_call_and_what_serves_it() -> None:
     async with world() as made, made.channel() as opened:
-        call: Any = opened.stream_stream(ECHO)(timeout=0.3)
+        call: Any = opened.stream_stream(ECHO)(timeout=3)
         await call.write(b"hello")
         assert await call.read() == b"hello"
         assert await call.code() is Code.DEADLINE_EXCEEDED
@@ -501,8 +501,8 @@ async def test_who_takes_too_long_for_the_handshake_is_cut_off_too(monkeypatch: 
     monkeypatch.setattr(transport, "SWEEP", 0.1)
     monkeypatch.setattr(transport, "HANDSHAKE", 1.0)
     async with world() as made:
-        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         began = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         ended = asyncio.ensure_future(reader.read())
         for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
             writer.write(bytes((byte,)))
@@ -510,7 +510,7 @@ async def test_who_takes_too_long_for_the_handshake_is_cut_off_too(monkeypatch: 
             if ended.done():
                 break
         assert ended.done()
-        assert 0.8 < time.monotonic() - began < 10
+        assert 0.9 < time.monotonic() - began < 20, "before it has sent all"
         writer.close()
 
 
@@ -776,10 +776,9 @@ async def test_ten_thousand_frames_of_nonsense_break_nothing() -> None:
                 await peer.close()
                 if before == 0 and said > FUZZED / 10:
                     before = resident()
-                started_at = time.monotonic()
-                await call.write(b"ping")
-                assert await call.read() == b"ping"
-                assert time.monotonic() - started_at < 1
+                async with asyncio.timeout(10):
+                    await call.write(b"ping")
+                    assert await call.read() == b"ping"
             assert resident() - before < 32_000_000
             call.cancel()
             await until(lambda: all(c._closed for c in made.calls), 20)
