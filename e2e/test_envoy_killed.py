@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import signal
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from e2e.kit.mesh import Mesh, eventually, module_mesh
 from e2e.kit.prober import Prober
 from smc.demo import bookstore
 from smc.demo.envoy_admin import Host
+from smc.demo.figures import is_fair
 from smc.demo.local import Plan
 from smc.demo.programs import Sidecar
 
@@ -24,11 +24,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CLUSTER = "bookstore/bookstore|80"
 CALLERS = ("bookbuyer", "bookthief", "bookstore-v1")
 """The bookbuyer is served all the time, the bookthief is denied all the time, the last one has asked only once."""
-OUT = 2.0
-"""Seconds after which no caller may send it anything any more."""
-BUYER_RATE, THIEF_RATE = 100.0, 60.0
-HELD = 1.0
-"""Seconds for which its application does not answer, so that the victim dies with requests in its hands."""
+OUT = 5.0
+"""Seconds after which no caller may send it anything any more: two health checks, on a machine that is busy."""
+HELD = 10
+"""Requests that its application has not answered: the victim dies with them in its hands."""
 
 
 async def test_a_killed_envoy_takes_only_what_it_holds_with_it_and_is_left_out_until_it_is_back(mesh: Mesh) -> None:
@@ -39,19 +38,25 @@ async def test_a_killed_envoy_takes_only_what_it_holds_with_it_and_is_left_out_u
     async with _prober(mesh, "bookbuyer") as buyer, _prober(mesh, "bookthief") as thief:
         await buyer.until(500)
         app.process.pause()
-        await asyncio.sleep(HELD)
-        held = await _held(victim)
-        assert held > 0
+        held = 0
+
+        async def enough() -> bool:
+            nonlocal held
+            held = await _held(victim)
+            return held >= HELD
+
+        await eventually(enough, timeout=10, what="requests are in its hands")
         # Its supervisor hangs, so that it stays dead for as long as the test looks.
         victim.process.pause()
         try:
             killed = loop.time()
             pid = _kill(victim)
             app.process.resume()
-            out = await eventually(
+            await eventually(
                 lambda: _all_see(mesh, victim, False), timeout=OUT, every=0.01, what="the victim is out of every set"
             )
-            await eventually(lambda: not _runs(pid), timeout=1, what="the victim is gone")
+            out = loop.time()
+            await eventually(lambda: not _runs(pid), timeout=10, what="the victim is gone")
             await buyer.more(1000)
             assert await _all_see(mesh, victim, False), "it was let in again while it was dead"
             assert victim.envoy_pid in (0, pid)
@@ -64,8 +69,8 @@ async def test_a_killed_envoy_takes_only_what_it_holds_with_it_and_is_left_out_u
         await eventually(lambda: _serves_again(mesh, served), timeout=10, what="it gets requests again")
         await buyer.more(500)
         await buyer.until(3000)
-    for prober, rate in ((buyer, BUYER_RATE), (thief, THIEF_RATE)):
-        _assert_only_its_own(prober, rate, killed, out)
+    for prober in (buyer, thief):
+        _assert_only_its_own(prober, killed, out)
         assert prober.sent == len(prober.probes)
     assert len(buyer.failures) + len(thief.failures) >= held, "what it held cannot have been answered"
     assert not [probe for probe in (*buyer.failures, *thief.failures) if probe.sent > back]
@@ -84,31 +89,32 @@ async def test_an_envoy_that_is_started_again_at_once_costs_no_more_either(mesh:
         await eventually(lambda: _serves_again(mesh, served), timeout=10, what="it gets requests again")
         await buyer.until(3000)
     assert buyer.sent == len(buyer.probes) >= 3000
-    _assert_only_its_own(buyer, BUYER_RATE, killed, OUT)
+    _assert_only_its_own(buyer, killed, killed + OUT)
 
 
 # ------------------------------------------------------------------------------------------------------ what is read
 
 
-def _assert_only_its_own(prober: Prober, rate: float, killed: float, out: float) -> None:
+def _assert_only_its_own(prober: Prober, killed: float, out: float) -> None:
     """No failure but of requests that were under way when the Envoy died, or sent before it was out of the set.
 
-    Of three endpoints it was one: it cannot have been given more than was sent in that time. `killed` is on the loop's
-    clock, `out` the seconds from then until the caller's own set was seen without it.
+    Both moments are on the loop's clock; `out` is when the caller's own set was seen without it. What is sent in
+    between goes to the less busy of two that are drawn of three, and who refuses at once is never busy: to the victim
+    five of nine times at most.
     """
-    failures = prober.failures
-    under_way = [probe for probe in prober.probes if probe.sent <= killed < probe.sent + probe.latency]
-    assert not [probe for probe in failures if not killed <= probe.sent + probe.latency], prober.summary()
-    late = [probe for probe in failures if probe.sent > killed + out]
+    early = [probe for probe in prober.failures if probe.sent + probe.latency < killed]
+    late = [probe for probe in prober.failures if probe.sent > out]
+    assert not early, f"{len(early)} failed before it was killed:\n{prober.summary()}"
     assert not late, f"{len(late)} failed of what was sent after it was out:\n{prober.summary()}"
-    most = len(under_way) + math.ceil(rate * out)
-    assert len(failures) <= most, f"{len(failures)} failed, at most {most} were in its hands:\n{prober.summary()}"
+    between = [probe for probe in prober.probes if killed < probe.sent <= out]
+    lost, share = sum(prober.wrong(probe) for probe in between), 5 / 9
+    assert lost <= len(between) * share or is_fair(lost, len(between), share), prober.summary()
 
 
 def _prober(mesh: Mesh, source: str) -> Prober:
     if source == "bookbuyer":
-        return mesh.prober(source, rate=BUYER_RATE)
-    return mesh.prober(source, rate=THIEF_RATE, expect=403)
+        return mesh.prober(source, rate=100)
+    return mesh.prober(source, rate=60, expect=403)
 
 
 def _kill(sidecar: Sidecar) -> int:

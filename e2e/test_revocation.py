@@ -212,7 +212,8 @@ async def test_a_revoked_identity_is_denied_at_once_until_that_is_taken_back(mes
         assert not buyer.failures
         await mesh.smc("cert", "revoke", "--identity", "bookbuyer/bookbuyer")
         moment = loop.time()
-        await buyer.more(200)
+        await asyncio.sleep(1.0)
+        await buyer.fresh(100)
         _tell(f"after the revocation of an identity: no request {_out_after(buyer, moment):.2f} s")
         assert set(_after(buyer, moment + 1.0)) <= {403, 503}
 
@@ -230,26 +231,26 @@ async def test_a_revoked_identity_is_denied_at_once_until_that_is_taken_back(mes
         await mesh.wait_synced()
 
         async def back() -> bool:
-            return {p.status for p in await mesh.send(5, source=GOOD.name)} == {200}
+            return {p.status for p in await mesh.send(40, source=GOOD.name)} == {200}
 
-        await eventually(back, timeout=10, what="it may call again", every=0.1)
+        await eventually(back, timeout=20, what="it may call again", every=0.1)
         assert not await _is_taken(server, "bookstore-v2", had)
-        moment = loop.time()
-        await buyer.more(200)
-        assert set(_after(buyer, moment + 0.1)) == {200}
+        assert {found.status for found in await buyer.fresh(100)} == {200}
 
 
 async def test_the_next_leader_carries_out_what_the_dead_one_could_not(mesh: Mesh) -> None:
     await mesh.wait_synced()
     bad, server = mesh.sidecar(BAD.name), mesh.sidecar("bookstore-v1")
     had = await _stolen(mesh, bad)
+    admin = Holder(mesh, await asyncio.to_thread(credentials.read, mesh.credential))
     leader, key = await mesh.leader(), await mesh.leader_key()
     others = [replica for replica in mesh.replicas if replica is not leader]
     async with mesh.prober("bookbuyer/bookbuyer", rate=100) as good:
         await good.until(200)
         leader.process.pause()
-        servers = [part for replica in others for part in ("--server", replica.api)]
-        await mesh.smc("cert", "revoke", "--proxy", BAD.workload, *servers)
+        # Its lease does not live for long: a program that has to start first might come too late.
+        revoked = await admin.ask(others[0], "Revoke", pb.RevokeRequest(proxy=BAD.workload))
+        assert revoked is grpc.StatusCode.OK
         await leader.kill()
         began = time.monotonic()
         assert await mesh.leader_key() == key, "nobody has done anything about it yet"
@@ -439,7 +440,8 @@ async def test_a_stolen_operators_credential_is_refused_by_every_replica_and_sta
         await leader.until_ready()
         for thief in (early, renewed):
             await _everywhere(mesh, thief, within=20)
-            assert max(thief.last.values()) < moment + DEADLINE < died, "nobody lets it in again, also when it starts"
+            last = max(thief.last.values())
+            assert last < min(moment + DEADLINE, died), "nobody lets it in again, also when it starts"
 
         one = (await _revocations(mesh))["operator/ann"]
         assert (one["state"], one["reason"], one["author"]) == (

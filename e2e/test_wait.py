@@ -44,7 +44,7 @@ async def test_an_envoy_that_does_not_answer_is_named_and_has_it_once_it_does(me
     await _apply(mesh, 0, 100, "30s")
     with mesh.sidecar(BUYER).stopped():
         with pytest.raises(ProcessFailed) as e:
-            await _apply(mesh, 100, 0, "2s")
+            await _apply(mesh, 100, 0, "5s")
         assert "ended with 6:" in str(e.value)
         (laggard,) = [line for line in str(e.value).splitlines() if line.startswith("warning: ")]
         assert laggard.startswith(f"warning: {BUYER} at replica-")
