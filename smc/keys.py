@@ -59,11 +59,21 @@ class Keys:
     def endpoints(self, source: str, name: Name) -> str:
         return f"{self.source(source)}endpoints/{name}"
 
+    def workloads(self, source: str) -> str:
+        return f"{self.source(source)}workloads/"
+
     def workload(self, source: str, name: Name) -> str:
-        return f"{self.source(source)}workloads/{name}"
+        return f"{self.workloads(source)}{name}"
 
     def synced(self, source: str) -> str:
         return f"{self.source(source)}synced"
+
+    @property
+    def leavings(self) -> str:
+        return self.root + "leaving/"
+
+    def leaving(self, workload: Name, revision: int) -> str:
+        return f"{self.leavings}{workload}/{revision}"
 
     @property
     def readiness(self) -> str:
@@ -181,6 +191,7 @@ class Keys:
             self.mesh,
             self.manifests,
             self.registry,
+            self.leavings,
             self.readiness,
             self.certificates,
             self.bundle,

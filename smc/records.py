@@ -398,4 +398,7 @@ REGISTERED: Mapping[str, type[Service | Endpoints | Workload]] = {
     "endpoints": Endpoints,
     "workloads": Workload,
 }
-"""What `registry/<source>/<table>/<namespace>/<name>` holds."""
+"""What `registry/<source>/<table>/<namespace>/<name>` holds.
+
+`leaving/<namespace>/<workload>/<revision>`, leased, holds the Workload of that revision, which serves less since.
+"""

@@ -22,6 +22,8 @@ from smc import telemetry
 from smc.codec import UnreadableRecord, decode, encode, equal
 from smc.errors import Conflict, Invalid, NotFound
 from smc.keys import Keys
+from smc.manifests import OWN_KINDS, InvalidManifest, noun
+from smc.manifests.own import GROUP
 from smc.model import Endpoints, Name, Observation, Problem, Service, Workload
 from smc.records import ManifestRecord, SyncedRecord
 
@@ -33,6 +35,8 @@ MOST_PROBLEMS = 100
 """In one `synced` record."""
 LIST_AGAIN = 300.0
 """Seconds after which what the leader remembers of a source is read again: an operator's own hand may have written."""
+LEAVING = 20.0
+"""Seconds for which a workload still serves what it has left: by then its callers have heard of it, or are stalled."""
 ATTEMPTS = 5
 """At one write, when others write the same or the store's answer is lost."""
 
@@ -68,7 +72,7 @@ class Replaced:
 
 
 class Registry:
-    """Writes below `manifests/` and `registry/`. Belongs to one event loop.
+    """Writes below `manifests/`, `registry/` and `leaving/`. Belongs to one event loop.
 
     Any number may write to one store: what one remembers guards what it writes, so a wrong memory is rejected, and read
     again.
@@ -106,7 +110,8 @@ class Registry:
             if dry_run:
                 return Written(outcome, found.mod_revision if found else 0)
             new = replace(record, created=stored.created) if stored else record
-            revision = await self._write(Put(key, encode(new, traceparent=traceparent)), found)
+            left = await self._left(record, stored, found, traceparent) if stored and found else []
+            revision = await self._write(Put(key, encode(new, traceparent=traceparent)), found, left)
             if revision is not None:
                 return Written(outcome, revision)
         raise _contended(record.id)
@@ -133,16 +138,28 @@ class Registry:
         _check(manifest, found, expected)
         return found
 
-    async def _write(self, operation: Operation, found: KeyValue | None) -> int | None:
+    async def _left(
+        self, record: ManifestRecord, stored: ManifestRecord, found: KeyValue, traceparent: str
+    ) -> Sequence[Operation]:
+        """What is written beside a manifest that is a Workload, and leaves what it has served."""
+        was, now = _workload(stored), _workload(record)
+        if was is None or now is None or not _leaves(was, now):
+            return []
+        key, value = self._keys.leaving(was.name, found.mod_revision), encode(was, traceparent=traceparent)
+        return [Put(key, value, await self._kv.grant(LEAVING))]
+
+    async def _write(
+        self, operation: Operation, found: KeyValue | None, beside: Sequence[Operation] = ()
+    ) -> int | None:
         """Write over what was found and over nothing else; None: it was changed, and nothing was written."""
         guard = Guard(operation.key, mod_revision=_version(found))
         try:
-            outcome = await self._kv.transact([operation], [guard])
+            outcome = await self._kv.transact([operation, *beside], [guard])
         except Ambiguous as e:
-            return await self._settle(operation, guard, e)
+            return await self._settle(operation, guard, beside, e)
         return outcome.revision if isinstance(outcome, Committed) else None
 
-    async def _settle(self, operation: Operation, guard: Guard, lost: Ambiguous) -> int:
+    async def _settle(self, operation: Operation, guard: Guard, beside: Sequence[Operation], lost: Ambiguous) -> int:
         """Find out what became of a transaction whose answer was lost, by sending it again.
 
         If the first one was applied, the guard of the second does not hold and shows what is there; if the second one
@@ -153,7 +170,7 @@ class Registry:
         """
         for _ in range(ATTEMPTS):
             try:
-                outcome = await self._kv.transact([operation], [guard])
+                outcome = await self._kv.transact([operation, *beside], [guard])
             except Ambiguous:
                 continue
             except store.StoreError as e:
@@ -179,11 +196,14 @@ class Registry:
         While the observation has something `unknown`, nothing is taken away: no record is deleted, and a service keeps
         the endpoints of workloads that were not observed.
 
-        Only what differs is written, in transactions of CHUNK_OPERATIONS at most: what is new or changed first, then
-        what is gone, `synced` last. What fits into one changes at one revision: so a proxy whose workload goes is not
-        told first that it serves nobody, while its callers have not heard yet that it is gone. A service and its
-        endpoints always do. A record above CHUNK_BYTES is left as it is, and becomes a Problem. Cancelled or failed
-        half-way it can be repeated; a source that was not whole before is not `synced` until it is.
+        Only what differs is written, in transactions of CHUNK_OPERATIONS at most: the workloads that are gone first,
+        then what is new or changed, then what is gone, `synced` last. A service and its endpoints change at one
+        revision. A record above CHUNK_BYTES is left as it is, and becomes a Problem. Cancelled or failed half-way it
+        can be repeated; a source that was not whole before is not `synced` until it is.
+
+        No proxy is told that it serves less before its callers can have heard of that. One whose workload goes keeps
+        what it has from the moment at which the workload is gone, and so that comes first. For one that leaves services
+        and stays, what it was is kept beside what it is for LEAVING seconds, `leaving/…`.
 
         What is there is listed once in a term, after whatever failed, and when the last listing is older than
         LIST_AGAIN. Otherwise it is what was written last: the leader alone writes here.
@@ -205,7 +225,7 @@ class Registry:
                     _difference, self._keys, source, stored, wanted, observation, traceparent
                 )
                 try:
-                    written = await _write_all(leadership, difference, stored)
+                    written = await _write_all(leadership, await self._with_left(difference), stored)
                 except Ambiguous as e:
                     log.warning(
                         "what was written is unknown and is read again", **{telemetry.SOURCE: source, "error": str(e)}
@@ -223,6 +243,15 @@ class Registry:
                 f"what {source} observed was changed by somebody else {ATTEMPTS} times while it was written",
                 hint=f"only the leader writes below {self._keys.source(source)}",
             )
+
+    async def _with_left(self, difference: _Difference) -> _Difference:
+        """With what is written beside the workloads that leave what they have served."""
+        if not difference.left:
+            return difference
+        lease = await self._kv.grant(LEAVING)
+        left = {key: replace(put, lease=lease) for key, put in difference.left.items()}
+        changes = [(*unit, *(left[o.key] for o in unit if o.key in left)) for unit in difference.changes]
+        return replace(difference, changes=tuple(changes))
 
     async def _stored(self, leadership: Leadership, source: str, memory: _Memory) -> Mapping[str, _Stored]:
         """What a source has in the store, from memory if that can be trusted. Nobody trusts it while it is written."""
@@ -268,6 +297,21 @@ def _readable(item: KeyValue | None) -> ManifestRecord | None:
         return None
 
 
+def _workload(record: ManifestRecord) -> Workload | None:
+    if (record.group, record.kind) != (GROUP, "Workload"):
+        return None
+    try:
+        said = noun(record, OWN_KINDS)
+    except InvalidManifest:
+        return None
+    return said if isinstance(said, Workload) else None
+
+
+def _leaves(was: Workload, now: Workload) -> bool:
+    """Whether a workload may not serve any more what it did."""
+    return was.ports != now.ports or not set(was.services) <= set(now.services)
+
+
 def says_the_same(stored: ManifestRecord, record: ManifestRecord) -> bool:
     """Whether the manifest itself is equal, however and wherever it was written down."""
     return (stored.version, stored.object) == (record.version, record.object)
@@ -303,8 +347,9 @@ class _Memory:
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    changes: tuple[_Unit, ...]
+    departures: tuple[_Unit, ...]
     """Each list in the order in which it is written."""
+    changes: tuple[_Unit, ...]
     deletions: tuple[_Unit, ...]
     synced: tuple[_Unit, ...]
     counts: Replaced
@@ -312,6 +357,8 @@ class _Difference:
     """By key, what is there and is not deleted."""
     records: Mapping[str, _Record]
     """By key, what the changes say."""
+    left: Mapping[str, Put]
+    """By key of a workload that leaves what it has served: what it was, to be written with a lease."""
 
 
 def _recognised(items: Iterable[KeyValue], before: Mapping[str, _Stored]) -> Mapping[str, _Stored]:
@@ -359,6 +406,7 @@ def _difference(
     unchanged = 0
     stays = dict(stored)
     records: dict[str, _Record] = {}
+    left: dict[str, Put] = {}
     for unit in wanted:
         puts: list[Operation] = []
         for key, record in unit.items():
@@ -374,22 +422,30 @@ def _difference(
             else:
                 puts.append(put)
                 records[key] = record
+                if there is not None and isinstance(record, Workload):
+                    was = _was(there)
+                    if was is not None and _leaves(was, record):
+                        left[key] = Put(
+                            keys.leaving(was.name, there.mod_revision), encode(was, traceparent=traceparent)
+                        )
         if puts:
             changes.append(tuple(puts))
     known = {synced}.union(*wanted)
     gone = [] if observation.unknown else [key for key in stored if key not in known]
     for key in gone:
         del stays[key]
-    deletions = _by_name(gone)
+    departures, deletions = _deletions(keys, source, gone)
     record_ = SyncedRecord(source, tuple(sorted([*observation.problems, *too_large]))[:MOST_PROBLEMS])
     is_new = synced not in stored or not equal(stored[synced].value, record_)
     return _Difference(
+        departures=departures,
         changes=tuple(changes),
-        deletions=tuple(deletions),
+        deletions=deletions,
         synced=((Put(synced, encode(record_, traceparent=traceparent)),),) if is_new else (),
-        counts=Replaced(sum(map(len, changes)), sum(map(len, deletions)), unchanged),
+        counts=Replaced(sum(map(len, changes)), len(gone), unchanged),
         stays=stays,
         records=records,
+        left=left,
     )
 
 
@@ -417,12 +473,23 @@ def _joined(endpoints: Endpoints, stored: bytes, observed: Collection[Name]) -> 
     return replace(endpoints, endpoints=tuple(sorted([*endpoints.endpoints, *kept])))
 
 
-def _by_name(keys: Iterable[str]) -> list[_Unit]:
-    """The deletions, in units of what has one namespace and name."""
+def _was(stored: _Stored) -> Workload | None:
+    try:
+        return decode(Workload, stored.value)
+    except UnreadableRecord:
+        return None
+
+
+def _deletions(keys: Keys, source: str, gone: Iterable[str]) -> tuple[tuple[_Unit, ...], tuple[_Unit, ...]]:
+    """Of workloads, and of all else, in units of what has one namespace and name."""
+    workloads: list[_Unit] = []
     units: dict[tuple[str, ...], list[Operation]] = {}
-    for key in sorted(keys):
-        units.setdefault(tuple(key.rsplit("/", 2)[1:]), []).append(Delete(key))
-    return [tuple(unit) for unit in units.values()]
+    for key in sorted(gone):
+        if key.startswith(keys.workloads(source)):
+            workloads.append((Delete(key),))
+        else:
+            units.setdefault(tuple(key.rsplit("/", 2)[1:]), []).append(Delete(key))
+    return tuple(workloads), tuple(tuple(unit) for unit in units.values())
 
 
 def _too_large(source: str, what: str, size: int) -> Problem:
@@ -441,13 +508,13 @@ async def _write_all(
     None: something is not what it was when it was listed or written last.
     """
     written: dict[str, _Stored] = {}
-    for chunk in _chunks((*difference.changes, *difference.deletions, *difference.synced)):
+    for chunk in _chunks((*difference.departures, *difference.changes, *difference.deletions, *difference.synced)):
         guards = [Guard(o.key, mod_revision=stored[o.key].mod_revision if o.key in stored else 0) for o in chunk]
         outcome = await leadership.transact(chunk, guards)
         if not isinstance(outcome, Committed):
             return None
         for o in chunk:
-            if isinstance(o, Put):
+            if isinstance(o, Put) and not o.lease:  # what has one goes by itself
                 written[o.key] = _Stored(outcome.revision, o.value, difference.records.get(o.key))
     return written
 

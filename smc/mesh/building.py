@@ -80,7 +80,7 @@ class _Stages(Tables):
             self.addresses,
             self.quarantines,
         )
-        self.listening.update(self.sources, self.served, self.traffic, self.problems)
+        self.listening.update(self.records, self.sources, self.served, self.traffic, self.problems)
         self.proxies.update(
             self.records,
             self.sources,

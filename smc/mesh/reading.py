@@ -98,6 +98,8 @@ class Records(Tables):
     services: Table[Offered, Service] = field(default_factory=Table)
     workloads: Table[Offered, Workload] = field(default_factory=Table)
     endpoints: Table[Offered, tuple[Endpoint, ...]] = field(default_factory=Table)
+    leaving: Table[tuple[Name, str], Workload] = field(default_factory=Table)
+    """(workload, revision) -> as it was then: what it has left of that, its callers may not know yet."""
     synced: Table[str, SyncedRecord] = field(default_factory=Table)
     ready: Table[Name, bool] = field(default_factory=Table)
     """That the key exists is all that it says."""
@@ -196,6 +198,9 @@ class Records(Tables):
                 problems.report("synced", source, synced.problems if synced is not None else ())
             case ["registry", source, table, namespace, name] if source and table in REGISTERED:
                 self._registered(source, table, Name(namespace, name), item, problems)
+            case ["leaving", namespace, workload, revision] if revision.isdecimal():
+                left = Name(namespace, workload)
+                self.leaving.put((left, revision), _record(Workload, item, "/".join(path), problems, name=left))
             case ["ready", namespace, workload]:
                 self.ready.put(Name(namespace, workload), None if item is None else True)
             case ["certificates", namespace, account]:

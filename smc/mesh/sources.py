@@ -74,9 +74,7 @@ class Sources(Tables):
             found: tuple[Problem, ...] = ()
             placed: Placed = {}
             if workload is not None:
-                known = [s for n in _named(workload) if (s := self.services.get(n)) is not None]
-                joined, found = join(known, [workload], manifest_of_workload={name: self.origins[name]})
-                placed = {one.service: endpoint for one in joined for endpoint in one.endpoints}
+                placed, found = self.place(workload, self.origins[name])
             problems.report("join", name, found)
             self.placed.put(name, placed or None)
         touched: dict[Name, None] = {}
@@ -84,6 +82,12 @@ class Sources(Tables):
             for row in (self.placed.was(name), self.placed.get(name)):
                 touched.update(dict.fromkeys(row or ()))
         return touched
+
+    def place(self, workload: Workload, origin: str = "") -> tuple[Placed, tuple[Problem, ...]]:
+        """Its endpoints by what it says itself, and at `origin` why it has no more."""
+        known = [s for n in _named(workload) if (s := self.services.get(n)) is not None]
+        joined, found = join(known, [workload], manifest_of_workload={workload.name: origin})
+        return {one.service: endpoint for one in joined for endpoint in one.endpoints}, found
 
     def _endpoints(self, records: Records, name: Name) -> tuple[Endpoint, ...] | None:
         found: dict[Name, Endpoint] = {}

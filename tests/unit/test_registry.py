@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from textwrap import dedent
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ from smc import registry as module
 from smc.codec import decode, encode, traceparent
 from smc.errors import Conflict, Invalid, NotFound
 from smc.keys import Keys
+from smc.manifests import OWN_KINDS, read_all
 from smc.model import (
     Endpoint,
     Endpoints,
@@ -49,7 +51,7 @@ from smc.model import (
     Workload,
 )
 from smc.records import ManifestRecord, SyncedRecord
-from smc.registry import CHUNK_OPERATIONS, LIST_AGAIN, Outcome, Registry, Replaced, Written
+from smc.registry import CHUNK_OPERATIONS, LEAVING, LIST_AGAIN, Outcome, Registry, Replaced, Written
 from tests.unit.leadership import elect
 
 KEYS = Keys("default")
@@ -515,7 +517,7 @@ async def test_one_source_leaves_the_others_alone(registry: Registry, kv: Lossy,
     assert await below(kv, "files2") == said(observation("b"), "files2")
 
 
-async def test_what_is_new_comes_first_then_what_is_gone_and_synced_last(
+async def test_workloads_that_are_gone_come_first_then_what_is_new_then_what_is_gone_and_synced_last(
     registry: Registry, kv: Lossy, leading: Leadership
 ) -> None:
     many = [f"w{n}" for n in range(70)]
@@ -527,7 +529,88 @@ async def test_what_is_new_comes_first_then_what_is_gone_and_synced_last(
         for transaction in kv.transactions
         for operation in transaction
     ]
-    assert phases == ["Put"] * 210 + ["Delete"] * 3 + ["synced"]
+    assert phases == ["Delete"] + ["Put"] * 210 + ["Delete"] * 2 + ["synced"]
+    assert kv.transactions[0][0].key == KEYS.workload("files", Name("shop", "old"))
+
+
+async def test_of_many_that_go_no_workload_is_there_without_its_endpoints(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    names = [f"w{n:03d}" for n in range(150)]
+    workloads = tuple(workload(name) for name in names)
+    services = tuple(service(f"s{n}") for n in range(3))
+    await registry.replace(
+        leading, "files", Observation(services, tuple(endpoints(s.name.name, *names) for s in services), workloads)
+    )
+    before = await kv.status()
+    stays = names[:10]
+    await registry.replace(
+        leading,
+        "files",
+        Observation(services, tuple(endpoints(s.name.name, *stays) for s in services), workloads[:10]),
+    )
+    gone: set[str] = set()
+    many = await batches(kv, before)
+    assert len(many) > 1
+    for batch in many:
+        gone.update(key.rpartition("/")[2] for key in batch.deletes)
+        for item in batch.puts:
+            left = {e.workload.name for e in decode(Endpoints, item.value).endpoints}
+            assert gone >= set(names) - left
+
+
+async def left(kv: MemoryKV) -> list[Workload]:
+    return [decode(Workload, item.value) for item in (await kv.list(KEYS.leavings)).items]
+
+
+@pytest.mark.looptime
+async def test_what_a_workload_leaves_is_kept_beside_what_it_is_for_a_while(
+    registry: Registry, kv: Lossy, leading: Leadership
+) -> None:
+    both, other = (replace(workload("a"), services=services) for services in (("s", "t"), ("t",)))
+    services, backed = (service("s"), service("t")), (endpoints("s", "a"), endpoints("t", "a"))
+    await registry.replace(leading, "files", Observation(services, backed, (both,)))
+    kv.transactions.clear()
+    leaves = Observation(services, (endpoints("s"), endpoints("t", "a")), (other,))
+    await registry.replace(leading, "files", leaves)
+    assert await left(kv) == [both]
+    keys = [operation.key for operation in kv.transactions[0]]
+    assert KEYS.workload("files", both.name) in keys, "it was left in the transaction that says so, or in one before"
+    assert KEYS.leavings in keys[1]
+    await registry.replace(leading, "files", leaves)
+    assert await left(kv) == [both], "it is nothing of the source's"
+    await registry.replace(leading, "files", Observation(services, backed, (both,)))
+    assert await left(kv) == [both], "what comes back leaves nothing"
+    await asyncio.sleep(LEAVING + 1)
+    assert await left(kv) == []
+    await registry.replace(leading, "files", Observation(services, (endpoints("s"), endpoints("t"))))
+    assert await left(kv) == [], "what is gone as a whole has nobody who is told that it serves less"
+
+
+@pytest.mark.looptime
+async def test_what_an_applied_workload_leaves_is_kept_as_well(registry: Registry, kv: Lossy) -> None:
+    def applied(*services: str, ports: str = "[]") -> ManifestRecord:
+        text = f"""
+            apiVersion: smc.io/v1alpha1
+            kind: Workload
+            metadata: {{name: a, namespace: shop}}
+            spec: {{address: 127.0.0.9, serviceAccount: a, services: [{", ".join(services)}], ports: {ports}}}
+        """
+        (found,) = read_all(dedent(text), OWN_KINDS, file="shop.yaml")
+        return found
+
+    await put(registry, applied("s"))
+    await put(registry, applied("s", "t"))
+    assert await left(kv) == []
+    kv.fates.append("lost")
+    await put(registry, applied("t"))
+    assert [one.services for one in await left(kv)] == [("s", "t")]
+    await put(registry, applied("t", ports="[{name: web, port: 8080}]"))
+    assert [one.services for one in await left(kv)] == [("s", "t"), ("t",)], "what has other ports may have lost one"
+    await put(registry, applied(), dry_run=True)
+    assert len(await left(kv)) == 2
+    await asyncio.sleep(LEAVING + 1)
+    assert await left(kv) == []
 
 
 async def test_no_transaction_is_larger_than_a_store_takes(registry: Registry, kv: Lossy, leading: Leadership) -> None:

@@ -111,6 +111,11 @@ class Store:
         )
         self.put(KEYS.workload(source, found.name), found)
 
+    def leaves(self, workload: str, account: str, *services: str, revision: int = 1) -> None:
+        """It had these services, at that revision, and its callers may not have heard that it has others now."""
+        found = Workload(name(workload), "10.0.0.1", Identity(name(workload).namespace, account), services=services)
+        self.put(KEYS.leaving(found.name, revision), found)
+
     def ready(self, *workloads: str) -> None:
         for workload in workloads:
             self.put(KEYS.ready(name(workload)), ReadyRecord(name(workload)))

@@ -253,6 +253,62 @@ def test_what_speaks_tcp_by_one_service_and_http_by_another_is_reached_by_the_fi
     assert problem.message.endswith("the first counts, and nothing gets there by the other; make them equal")
 
 
+def test_a_workload_serves_what_it_has_left_for_as_long_as_that_is_said_and_nobody_is_sent_there() -> None:
+    store = Store()
+    caller(store)
+    for service in ("shop/a", "shop/b"):
+        served_by(store, "shop/store-1", service=service)
+    before = store.build()
+    store.leaves("shop/store-1", "store", "a", "b", "gone", revision=7)
+    store.offer_endpoints("shop/a")
+    mesh = store.build(before)
+    assert mesh.proxies[name("shop/store-1")].inbound is before.proxies[name("shop/store-1")].inbound
+    assert (behind(mesh, "shop/a|80"), behind(mesh, "shop/b|80")) == ([], ["shop/store-1"])
+    store.offer_endpoints("shop/b")
+    mesh = store.build(mesh)
+    assert inbound(mesh, "shop/store-1") == [(8080, Protocol.HTTP, ["shop/a|80", "shop/b|80"])]
+    store.leaves("shop/store-1", "store", "b", revision=12)
+    store.delete(KEYS.leaving(name("shop/store-1"), 7))
+    mesh = store.build(mesh)
+    assert inbound(mesh, "shop/store-1") == [(8080, Protocol.HTTP, ["shop/b|80"])]
+    store.delete(KEYS.leaving(name("shop/store-1"), 12))
+    assert inbound(store.build(mesh), "shop/store-1") == []
+
+
+@pytest.mark.parametrize(("left", "serves"), [("a", ["shop/c|80"]), ("b", ["shop/b|80", "shop/c|80"])])
+def test_what_a_workload_serves_now_counts_before_what_it_has_left(left: str, serves: list[str]) -> None:
+    store = Store()
+    for service, protocol in (("shop/a", Protocol.TCP), ("shop/b", Protocol.HTTP), ("shop/c", Protocol.HTTP)):
+        store.offer_service(service, (80, "8080"), protocol=protocol)
+    store.offer_workload("shop/store-1", "store")
+    store.offer_endpoints("shop/c", endpoint("shop/store-1", "store", (80, 8080)))
+    store.leaves("shop/store-1", "store", left, "c")
+    mesh = store.build()
+    assert inbound(mesh, "shop/store-1") == [(8080, Protocol.HTTP, serves)]
+    assert "ProtocolConflict" not in str(reasons(mesh))
+
+
+def test_a_port_that_was_left_is_called_as_it_was_and_by_no_other_number() -> None:
+    store = Store()
+    store.offer_service("shop/a", (80, "8080"), (8080, "9090"))
+    store.offer_workload("shop/store-1", "store")
+    store.offer_endpoints("shop/a", endpoint("shop/store-1", "store", (80, 8080), (8080, 9090)))
+    before = store.build().proxies[name("shop/store-1")].inbound
+    assert [(i.port, i.numbers) for i in before] == [(8080, (80,)), (9090, (8080, 9090))]
+    store.leaves("shop/store-1", "store", "a")
+    store.offer_endpoints("shop/a")
+    now = store.build().proxies[name("shop/store-1")].inbound
+    assert [(i.port, i.numbers) for i in now] == [(i.port, i.numbers) for i in before]
+
+
+def test_a_workload_of_another_identity_serves_nothing_of_what_it_was() -> None:
+    store = Store()
+    store.offer_service("shop/a", (80, "8080"))
+    store.offer_workload("shop/store-1", "store")
+    store.leaves("shop/store-1", "till", "a")
+    assert inbound(store.build(), "shop/store-1") == []
+
+
 def test_a_proxy_is_told_of_its_reachable_services_only_if_its_workload_bounds_them() -> None:
     store = Store()
     for service in ("shop/a", "shop/b"):

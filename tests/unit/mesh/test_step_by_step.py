@@ -77,7 +77,7 @@ KINDS = (
     "ports", "group", "quarantine", "quarantine", "traffic", "address", "address",
     "config", "namespace config", "bundle", "synced", "broken",
     "revoked", "revoked", "revoked identity", "admitted", "listed", "listed",
-    "revoked operator", "admitted operator",
+    "revoked operator", "admitted operator", "leaving", "leaving",
 )  # fmt: skip
 
 
@@ -141,6 +141,10 @@ def changes(draw: st.DrawFn) -> Change:
                 sidecar=sidecar,
             )
             put = methodcaller("apply", text)
+        case "leaving":
+            revision = 1 + number(11)
+            key = KEYS.leaving(name(workload), revision)
+            put = methodcaller("leaves", workload, account, *some(SERVICES), revision=revision)
         case "ready":
             key = KEYS.ready(name(workload))
             put = methodcaller("ready", workload)
