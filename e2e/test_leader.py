@@ -53,7 +53,7 @@ async def test_a_leader_that_was_frozen_in_the_middle_of_its_writes_writes_nothi
         await asyncio.sleep(max(0.0, frozen + 3 * TTL - asyncio.get_running_loop().time()))
         assert leader.process.alive
         leader.process.resume()
-        await eventually(lambda: _follows(leader), timeout=5, what="the deposed leader knows that it follows")
+        await eventually(lambda: _follows(leader), timeout=20, what="the deposed leader knows that it follows")
         await prober.until(3000)
         assert await crowd.read() == written, "the deposed leader changed nothing"
     prober.assert_clean()
@@ -70,7 +70,7 @@ async def test_the_next_write_of_a_leader_that_was_deposed_without_its_knowledge
     async with mesh.prober(rate=150.0) as prober, _crowd_in_the_making(mesh, "fenced") as crowd:
         # It renews its lease and looks at its key once a second, and writes every few milliseconds.
         await _delete(mesh, "/smc/demo/leader")
-        await eventually(lambda: _fenced(leader, fenced), timeout=5, what="its write was refused")
+        await eventually(lambda: _fenced(leader, fenced), timeout=20, what="its write was refused")
         await eventually(crowd.complete, timeout=20, what="whoever leads then wrote the rest")
         await prober.until(3000)
     prober.assert_clean()

@@ -8,8 +8,9 @@ import grpc
 import grpc.aio
 import pytest
 
+from smc.api import server
 from smc.api.access import PROXY
-from smc.api.limits import MOST_PEERS, Limiter, Limits, Rate
+from smc.api.limits import MOST_PEERS, Limiter, Limits, Places, Rate
 from smc.api.server import CALLS_OF_ONE, MESH_LIMITS, RARE
 from smc.certificates import x509
 from smc.model import MeshConfig, Name
@@ -73,7 +74,19 @@ def test_the_peers_that_are_remembered_are_bounded() -> None:
 # ---------------------------------------------------------------------------------------------- how many calls are open
 
 
-async def test_who_waits_in_as_many_calls_as_it_may_keeps_nobody_else_out() -> None:
+async def test_who_waits_in_as_many_calls_as_it_may_keeps_nobody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Places] = []
+
+    def places(most: int) -> Places:
+        made.append(Places(most))
+        return made[-1]
+
+    async def until_open(calls: int) -> None:
+        async with asyncio.timeout(20):
+            while made[0]._open["viewer/vic"] != calls:  # noqa: ASYNC110 - calls come and go on the wire
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(server, "Places", places)
     never = pb.WaitRequest(resource_versions=[2**40], seconds=8)
     asked = pb.ListRequest(group="smc.io", kind="Service")
     async with running() as replica:
@@ -83,7 +96,7 @@ async def test_who_waits_in_as_many_calls_as_it_may_keeps_nobody_else_out() -> N
             stub = MeshStub(channel)  # type: ignore[no-untyped-call]
             await stub.List(asked, timeout=20)
             waits = [asyncio.ensure_future(_waited(stub, never)) for _ in range(CALLS_OF_ONE)]
-            await asyncio.sleep(1)
+            await until_open(CALLS_OF_ONE)
             with pytest.raises(grpc.aio.AioRpcError) as e:
                 await stub.List(asked, timeout=20)
             assert e.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -92,7 +105,7 @@ async def test_who_waits_in_as_many_calls_as_it_may_keeps_nobody_else_out() -> N
             await call(replica, replica.operator, "Revoke", pb.RevokeRequest(credential="viewer/vic"))
             assert not any(wait.done() for wait in waits)
             waits.pop().cancel()
-            await asyncio.sleep(0.5)
+            await until_open(CALLS_OF_ONE - 1)
             await stub.List(asked, timeout=20)
             for wait in waits:
                 wait.cancel()

@@ -190,10 +190,11 @@ async def test_a_proxy_that_is_connected_nowhere_is_told_and_not_waited_for(repl
     assert (list(response.disconnected), response.absent) == (["shop/store-1"], 1)
 
 
-async def test_it_may_be_on_its_way_to_another_replica(replica: Replica) -> None:
+async def test_it_may_be_on_its_way_to_another_replica(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "ABSENCE", 30.0)
     replica.streams = [has(BUYER)]
     async with two(replica) as other:
-        waiting_for = asyncio.create_task(wait(replica, seconds=1.5))
+        waiting_for = asyncio.create_task(wait(replica, seconds=4))
         await asyncio.sleep(0.15)
         assert not waiting_for.done(), "between two replicas is not done"
         other.streams = [has(STORE, acked=0)]
@@ -203,7 +204,7 @@ async def test_it_may_be_on_its_way_to_another_replica(replica: Replica) -> None
 
 async def test_a_laggard_that_loses_its_stream_is_waited_for_until_it_is_back(replica: Replica) -> None:
     replica.streams = [has(BUYER), has(STORE, acked=6)]
-    waiting_for = asyncio.create_task(wait(replica, seconds=1.5))
+    waiting_for = asyncio.create_task(wait(replica, seconds=4))
     await asyncio.sleep(0.15)
     replica.streams = [has(BUYER)]
     response = await waiting_for

@@ -45,6 +45,13 @@ class Desk:
 
         return await asyncio.to_thread(run)
 
+    async def written(self) -> None:
+        """Until the Service is stored."""
+        async with asyncio.timeout(60):
+            key = self.replica.keys.manifest("smc.io/Service/shop/bookstore")
+            while not await self.replica.kv.get(key):  # noqa: ASYNC110 - it is in another thread
+                await asyncio.sleep(0.01)
+
 
 @pytest.fixture
 async def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
@@ -65,8 +72,8 @@ async def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 async def test_apply_returns_once_every_proxy_has_it(desk: Desk) -> None:
     desk.replica.streams = [HAS[0], STALLED]
     applying = asyncio.create_task(desk.smc("apply", "-f", desk.shop, "--wait"))
+    await desk.written()
     await asyncio.sleep(1)
-    assert await desk.replica.kv.get(desk.replica.keys.manifest("smc.io/Service/shop/bookstore"))
     assert not applying.done()
     desk.replica.streams = list(HAS)
     result = await applying
@@ -154,6 +161,7 @@ async def test_a_replica_that_dies_meanwhile_is_replaced_by_another(desk: Desk) 
 async def test_when_no_replica_can_say_at_the_end_it_is_exit_code_5_and_told_that_it_is_written(desk: Desk) -> None:
     desk.replica.streams = [HAS[0], STALLED]
     applying = asyncio.create_task(desk.smc("apply", "-f", desk.shop, "--wait=3s"))
+    await desk.written()
     await asyncio.sleep(1)
     desk.replica.kv.error = UNREACHABLE  # type: ignore[attr-defined]
     result = await applying

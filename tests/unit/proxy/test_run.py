@@ -186,7 +186,7 @@ async def test_beside_a_program_it_is_ready_until_it_is_told_to_stop(
 async def test_a_deaf_envoy_is_killed_in_the_end(machine: Machine) -> None:
     machine.enrol()
     machine.mark("deaf")
-    task = asyncio.create_task(run_proxy(machine.settings(stop_timeout=0.2)))
+    task = asyncio.create_task(run_proxy(machine.settings(stop_timeout=3)))
     await until(lambda: "start" in machine.events())
     assert await stopped(task) == Exit.STOPPED
     assert "SIGTERM" in machine.events()
