@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-MAX_IDLE = 64
+MAX_IDLE = 512
+"""Connections that are kept for the next requests: of more than a machine that stood still has to catch up with."""
 MAX_BODY = 1024 * 1024
 
 
