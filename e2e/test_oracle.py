@@ -28,6 +28,8 @@ from tests.oracle import Oracle, Outcome, Request
 MESHES = 52
 REQUESTS = 40
 """For each mesh."""
+FEWEST = 20
+"""Of each outcome. The rarest, a service that nobody backs, comes 166 times, give or take 40."""
 
 NOTHING_LEAVES = {
     "apiVersion": "smc.io/v1alpha1",
@@ -153,4 +155,4 @@ async def test_envoys_do_what_the_manifests_say() -> None:
                     f"the manifests are {json.dumps(drawn.documents, indent=1)}"
                 )
     assert seen.total() >= 2000
-    assert min(seen[status] for status in (200, 403, 502, 503)) >= 50, f"too few of a kind to say anything: {seen}"
+    assert min(seen[status] for status in (200, 403, 502, 503)) >= FEWEST, f"too few of a kind to say anything: {seen}"

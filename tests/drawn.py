@@ -64,7 +64,7 @@ class Drawn:
         choose = self._choice.choice
         source = choose(self._places)
         known = [d for d in self.documents if d["kind"] == "Service"]
-        if self._chance(0.95):
+        if self._chance(0.95) and known:
             service = choose(known)
             namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
             port = choose(service["spec"]["ports"])["port"]

@@ -276,6 +276,8 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         await self.cut()
+        for _turn in range(5):  # somebody may just have been accepted, and is served in a moment
+            await asyncio.sleep(0)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def open(self) -> None:
@@ -291,6 +293,9 @@ class Wire:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -299,6 +304,10 @@ class Wire:
             up_reader, up_writer = await asyncio.open_connection(*self._upstream)
         except OSError:
             writer.transport.abort()
+            return
+        if self._server is None:
+            writer.transport.abort()
+            up_writer.transport.abort()
             return
         self.connections += 1
         self._writers |= {writer, up_writer}
