@@ -82,6 +82,7 @@ class Pipeline:
         self._only: dict[tuple[Name, str], Slot] = {}
         """Of each proxy that has one stream for a service."""
         self._build_context: SpanContext | None = None
+        """Of `mesh`; None: nobody records it."""
         self._publishing = asyncio.Lock()
         self._generating = threading.Lock()
         """A thread goes on when who waits for it is cancelled, and a generator serves one thread at a time."""
@@ -150,25 +151,28 @@ class Pipeline:
         async with self._publishing:
             started = loop.time()
             there = self._slots.keys()
-            names = set(there) if everyone else (there & mesh.affected) | (there & self._stale)
+            names = set(there) if everyone else there & mesh.affected
+            if self._stale:
+                names |= there & self._stale
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
-            looked_at = there if self.mesh is None or _revokes_others(self.mesh, mesh) else names
+            self._metrics.snapshot_time.observe(loop.time() - started)
+            looked_at = tuple(there) if self.mesh is None or _revokes_others(self.mesh, mesh) else names
             self.mesh, self._view = mesh, view
-            self._build_context = context
+            self._build_context = context if context.trace_flags.sampled else None
             self._generation = view.generation
             self._stale = set()
-            for name in names | looked_at:
+            for name in looked_at:
+                snapshot = snapshots.get(name)
                 for slot in self._slots.get(name, ()):
                     if why := mesh.refuses(name, slot.serial):
                         # Before it is given anything of this Mesh: a key that took the place of its own, for one.
                         slot.end(why)
-                    elif name not in names:
+                    elif snapshot is None and name not in names:
                         continue
-                    elif name not in mesh.proxies:
+                    elif snapshot is None and name not in mesh.proxies:
                         slot.end(f"workload {name} was removed from the mesh")
                     else:
-                        self._fill(slot, name, snapshots, mesh.revision)
-            self._metrics.snapshot_time.observe(loop.time() - started)
+                        self._fill(slot, name, snapshot, mesh.revision)
         self._metrics.revision.set(mesh.revision)
         async with self._built:
             self._reached = (view.generation, view.revision)
@@ -299,7 +303,7 @@ class Pipeline:
                 raise errors.Denied(why)
             snapshots = await asyncio.to_thread(self._snapshots, mesh, [proxy])
             slot = Slot(serial)
-            self._fill(slot, proxy, snapshots, mesh.revision)
+            self._fill(slot, proxy, snapshots.get(proxy), mesh.revision)
             if not self.is_program(proxy):
                 if older := self._only.get((proxy, service)):
                     older.end(f"a newer stream of {proxy} took its place")
@@ -308,9 +312,10 @@ class Pipeline:
             self._slots.setdefault(proxy, {})[slot] = None
             return slot
 
-    def _fill(self, slot: Slot, proxy: Name, snapshots: Mapping[Name, Snapshot], revision: int) -> None:
-        if proxy in snapshots:
-            slot.put(snapshots[proxy], revision, self._build_context)
+    def _fill(self, slot: Slot, proxy: Name, snapshot: Snapshot | None, revision: int) -> None:
+        """`snapshot` is None where it could not be made."""
+        if snapshot is not None:
+            slot.put(snapshot, revision, self._build_context)
         else:
             slot.stale = True
             self._stale.add(proxy)

@@ -83,7 +83,7 @@ class Mesh:
         if proxy in self.admitted and serial not in self.admitted[proxy]:
             return f"the credential of {proxy} is revoked: ask for a new token"
         found = self.proxies.get(proxy)
-        if found is not None and found.workload.identity in self.revoked_identities:
+        if self.revoked_identities and found is not None and found.workload.identity in self.revoked_identities:
             return f"the identity {found.workload.identity} of {proxy} is revoked"
         return ""
 

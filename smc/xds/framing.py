@@ -7,6 +7,7 @@ https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from enum import IntEnum
 
@@ -15,6 +16,7 @@ PREFIX = 5
 
 Header = tuple[bytes, bytes]
 
+_PREFIX = struct.Struct(">BI").pack
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
@@ -47,7 +49,7 @@ class Malformed(Exception):
 
 def prefix(length: int) -> bytes:
     """What goes in front of a message of so many bytes."""
-    return b"\0" + length.to_bytes(4, "big")
+    return _PREFIX(0, length)
 
 
 class Messages:

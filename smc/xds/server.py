@@ -93,8 +93,8 @@ class _Variant:
     """Reads a request that is nothing but an ACK; what it does not know is read by what `decoder` makes."""
     decoder: Callable[[], Callable[[Any], Request]]
     """Makes what reads the requests of one stream."""
-    encode: Callable[[Response, Stream], Sequence[bytes]]
-    """The message in parts, of which some are shared between streams."""
+    encoder: Callable[[Stream], Callable[[Response], Sequence[bytes]]]
+    """Makes what writes the responses of one stream: messages in parts, some of which are shared between streams."""
 
 
 class Refused(Exception):
@@ -141,13 +141,13 @@ class Streams:
             discovery_pb2.DeltaDiscoveryRequest,
             delta.acknowledgement,
             lambda: delta.request,
-            lambda response, _: changes.encode(response),
+            lambda _: changes.encode,
         )
         self._sotw = _Variant(
             discovery_pb2.DiscoveryRequest,
             lambda _: None,
             lambda: sotw.Decoder().request,
-            lambda response, stream: (states.encode(response, stream.whole),),
+            lambda stream: lambda response: (states.encode(response, stream.whole),),
         )
 
     @property
@@ -214,7 +214,7 @@ class Streams:
             self._opening -= 1
 
         stream = Stream(service.types)
-        peer = _Peer(call, read, lambda response: variant.encode(response, stream))
+        peer = _Peer(call, read, variant.encoder(stream))
         session = Session(proxy, stream, slot, self._metrics, peer, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"

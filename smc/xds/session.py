@@ -334,7 +334,7 @@ class Session:
             _end(replaced.span)
         # The span ends with the ACK. What nobody records costs nothing.
         span = None
-        if offer.build is not None and offer.build.trace_flags.sampled:
+        if offer.build is not None:
             span = tracer.start_span("smc.ack", context=_child_of(offer.build), attributes=self._attributes(offer))
         self._awaited.append(_Awaited(since, offer.revision, at, offer.build, span))
 
@@ -344,7 +344,7 @@ class Session:
     def _push(self, response: Response) -> None:
         build = self._awaited[0].build if self._awaited else None
         span = None
-        if build is not None and build.trace_flags.sampled:
+        if build is not None:
             span = tracer.start_span("smc.push", context=_child_of(build))
             span.set_attribute(telemetry.PROXY, str(self.proxy))
             span.set_attribute(telemetry.TYPE, short(response.type))
@@ -361,11 +361,12 @@ class Session:
     def _settle(self, now: float) -> None:
         """Tell what the last requests and the passing time have changed."""
         self._confirm(now)
-        stalled = self.stream.stalled
-        if stalled and not self._stalled:
-            self._metrics.stalled.inc()
-            log.warning("a proxy does not acknowledge what it was sent", **{telemetry.PROXY: str(self.proxy)})
-        self._stalled = stalled
+        if self._stalled or self._alarm is None:  # it begins to be when the alarm goes off, and not before
+            stalled = self.stream.stalled
+            if stalled and not self._stalled:
+                self._metrics.stalled.inc()
+                log.warning("a proxy does not acknowledge what it was sent", **{telemetry.PROXY: str(self.proxy)})
+            self._stalled = stalled
         if self._listening is not None and self.stream.listening:
             self._listening(self.proxy)
             self._listening = None
@@ -373,7 +374,7 @@ class Session:
     def _confirm(self, now: float) -> None:
         """Forget what has been ACKed. A store that was restored counts again from a lower revision."""
         acked = self.stream.acked
-        while self._awaited and acked in [awaited.revision for awaited in self._awaited]:
+        while self._awaited and acked in (self._awaited[0].revision, self._awaited[-1].revision):
             awaited = self._awaited.pop(0)
             self._metrics.convergence_time.observe(now - awaited.at)
             _end(awaited.span)

@@ -27,7 +27,7 @@ class Offer(NamedTuple):
     at: float
     """When it was offered, on the loop's clock."""
     build: SpanContext | None = None
-    """The span of the build that made it."""
+    """The span of the build that made it; None: nobody records it."""
 
 
 class Slot:
@@ -51,9 +51,14 @@ class Slot:
         return self._newest is not None
 
     def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
+        """Offer it, and call the listener.
+
+        At once: so the first of many streams is written to before the last is offered anything.
+        """
         self._newest = Offer(snapshot, revision, asyncio.get_running_loop().time(), build)
         self.stale = False
-        self.wake()
+        if self._listener is not None:
+            self._listener()
 
     def take(self) -> Offer | None:
         """The newest offer, once; None when it was taken already."""
@@ -72,7 +77,7 @@ class Slot:
             asyncio.get_running_loop().call_soon(self._tell)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, which must not raise, soon, and after each `put`, `end` and `wake` from now on."""
+        """Call `listener`, which must not raise, soon; and then in each `put`, and soon after `end` and `wake`."""
         self._listener = listener
         self.wake()
 

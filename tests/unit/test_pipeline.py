@@ -173,7 +173,12 @@ async def test_whoever_is_revoked_is_ended_at_once_and_gets_nothing_of_the_mesh_
             await replica.pipeline.subscribe(BUYER, serial="a1")
 
 
-async def test_an_offer_says_of_which_mesh_it_is_and_who_built_it() -> None:
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_an_offer_says_of_which_mesh_it_is_and_who_built_it_if_that_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    if recorded:
+        monkeypatch.setattr(module, "tracer", TracerProvider().get_tracer("test"))
     async with running() as (shop, replica):
         slot = await replica.pipeline.subscribe(STORE)
         slot.take()
@@ -183,7 +188,7 @@ async def test_an_offer_says_of_which_mesh_it_is_and_who_built_it() -> None:
         offer = slot.take()
         assert offer is not None
         assert offer.revision == revision == replica.metric("smc_mesh_revision")
-        assert offer.build is not None
+        assert (offer.build is not None) == recorded
 
 
 async def test_builds_coalesce_one_in_flight_and_the_newest_wins(monkeypatch: pytest.MonkeyPatch) -> None:

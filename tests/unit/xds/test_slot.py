@@ -70,14 +70,22 @@ async def test_what_happened_before_anybody_listened_is_not_missed() -> None:
     assert told == [1]
 
 
-async def test_what_happens_at_once_is_told_once_and_not_in_the_middle_of_it() -> None:
+async def test_what_is_put_is_told_before_anything_else_happens() -> None:
     slot, told = Slot(), list[bool]()
     slot.listen(lambda: told.append(slot.waiting))
+    await asyncio.sleep(1)
     slot.put(Snapshot(), 1)
-    slot.put(Snapshot(), 2)
+    assert told == [False, True]
+
+
+async def test_what_else_happens_at_once_is_told_once_and_not_in_the_middle_of_it() -> None:
+    slot, told = Slot(), list[str]()
+    slot.listen(lambda: told.append(slot.ended))
+    slot.wake()
+    slot.end("moved")
     assert told == []
     await asyncio.sleep(1)
-    assert told == [True]
+    assert told == ["moved"]
 
 
 async def test_what_happens_while_it_is_told_is_told_again() -> None:
