@@ -34,6 +34,11 @@ MOST_TOLD, LONGEST_TOLD = 5, 1_024
 A report of many proxies has to fit into one transaction, or nothing would be known of any.
 """
 
+SOON = 2.0
+"""Seconds after which a stream that was written to is asked for its deadline, which is never nearer than that. Most of
+them have been ACKed by then, and have none.
+"""
+
 RATE, BURST = 200.0, 2_000
 """Requests a second that are read of one stream, and how many at once before that counts.
 
@@ -293,11 +298,8 @@ class Session:
         if not self._flush():
             return
         self._settle(now)
-        deadline = self.stream.deadline
-        if deadline is not None and (self._alarm is None or self._alarm.when() > deadline):
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._loop.call_at(deadline, self._passed)
+        if self._alarm is None or self._alarm.when() > now + SOON:
+            self._set_alarm(now + SOON, self._look)
 
     def _flush(self) -> bool:
         """False: the proxy must make room before there is more to do."""
@@ -308,9 +310,19 @@ class Session:
                 return False
         return True
 
+    def _look(self) -> None:
+        self._alarm = None
+        if (deadline := self.stream.deadline) is not None:
+            self._set_alarm(deadline, self._passed)
+
     def _passed(self) -> None:
         self._alarm = None
         self._go_on()
+
+    def _set_alarm(self, when: float, then: Callable[[], None]) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when, then)
 
     def _wait_for(self, room: asyncio.Future[None]) -> None:
         self._room = room

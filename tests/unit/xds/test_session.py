@@ -26,7 +26,7 @@ from smc.xds.server import MOST_REPORTED
 from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
-from smc.xds.stream import STALLED_AFTER, ProtocolError, Request, Response, Stream
+from smc.xds.stream import PATIENCE, STALLED_AFTER, ProtocolError, Request, Response, Stream
 from tests.unit.xds.resources import assignment, cluster, listener, route, secret, source, static
 
 pytestmark = pytest.mark.looptime
@@ -428,6 +428,21 @@ async def test_after_a_restore_a_lower_revision_is_awaited_like_any_other() -> N
         client.say(Request(Type.CLUSTER, nonce=client.received[-1].nonce))
         await settle()
         assert (client.session.state, client.session.revision(50)) == ("synced", 50)
+
+
+async def test_a_deadline_that_comes_before_the_one_that_was_waited_for_is_kept_to_the_moment() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(1, cluster("store"), listener("out", routes=()))
+    async with client.connected():
+        client.say(Request(Type.LISTENER))
+        await asyncio.sleep(5)
+        assert client.got == ["store=1"], "unanswered, and stalled in a while"
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await asyncio.sleep(PATIENCE - 0.001)
+        assert client.got == ["store=1"], "it should ask for the load assignment"
+        await asyncio.sleep(0.002)
+        assert client.got == ["store=1", "out=1"]
 
 
 async def test_a_proxy_that_does_not_answer_is_stalled_and_counted_once() -> None:
