@@ -144,6 +144,13 @@ class Keys:
         return self.root + "ca/rotation"
 
     @property
+    def joins(self) -> str:
+        return self.root + "joined/"
+
+    def joined(self, proxy: Name) -> str:
+        return f"{self.joins}{proxy}"
+
+    @property
     def trusts(self) -> str:
         return self.root + "trust/"
 

@@ -331,6 +331,13 @@ class TokenRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinedRecord:
+    """`joined/<namespace>/<workload>`, leased: its proxy has used a token lately, and may not have been seen yet."""
+
+    proxy: Name
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecord:
     """`requests/<id>`, leased: a replica asks the leader for a credential."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -116,14 +115,13 @@ async def look(kv: KV, keys: Keys, survey: Survey, stored: Stored, *, ttl: timed
         revision = max((item.mod_revision for item in certificates), default=revision)
         outdated = sum(not _is_signed_by(item, rotation.intermediate) for item in certificates)
     acks = await survey(revision)
-    tokens = await _tokens(kv, keys)
     (signer,) = x509.load(stored.intermediates[rotation.intermediate].certificate)
     found = Found(
         frozenset(pins(stored.bundle.roots)),
         x509.key_id(signer),
         await _replicas(kv, keys, acks),
-        await _proxies(kv, keys, acks, _joined(tokens, acks), ttl, now),
-        _unused(tokens, rotation.began) if rotation.of is Rotates.ROOT else 0,
+        await _proxies(kv, keys, acks, ttl, now),
+        await _tokens(kv, keys, rotation.began) if rotation.of is Rotates.ROOT else 0,
         outdated,
         rotation.intermediate in stored.crl.issuers if stored.crl is not None else None,
     )
@@ -151,9 +149,7 @@ async def _replicas(kv: KV, keys: Keys, acks: Acks) -> list[Holder]:
     return found
 
 
-async def _proxies(
-    kv: KV, keys: Keys, acks: Acks, joined: AbstractSet[str], ttl: timedelta, now: float
-) -> list[Holder]:
+async def _proxies(kv: KV, keys: Keys, acks: Acks, ttl: timedelta, now: float) -> list[Holder]:
     """Those that are connected, those that have joined lately, and those that were ready once and may still hold a
     certificate that is valid. Without the revoked: what a thief has must not hold up the next root.
     """
@@ -164,6 +160,7 @@ async def _proxies(
         except UnreadableRecord as e:
             _log.warning("what a proxy trusts cannot be read", key=item.key, reason=str(e))
     ready = {item.key.removeprefix(keys.readiness) for item in (await kv.list(keys.readiness)).items}
+    joined = await _joined(kv, keys, acks)
     found: list[Holder] = []
     for name in sorted((ready | joined | acks.connected) - acks.out):
         record, connected = told.get(name), name in acks.connected
@@ -175,21 +172,16 @@ async def _proxies(
     return found
 
 
-async def _tokens(kv: KV, keys: Keys) -> list[tuple[KeyValue, TokenRecord]]:
-    """The join tokens, with where they are in the store."""
-    return [(item, decode(TokenRecord, item.value, key="a token")) for item in (await kv.list(keys.tokens)).items]
+async def _joined(kv: KV, keys: Keys, acks: Acks) -> frozenset[str]:
+    """The proxies that have used a token lately: they have a credential, and their Envoys may be starting."""
+    found = {item.key.removeprefix(keys.joins): item.mod_revision for item in (await kv.list(keys.joins)).items}
+    return frozenset(name for name, revision in found.items() if not acks.gone(name, revision))
 
 
-def _unused(tokens: Sequence[tuple[KeyValue, TokenRecord]], began: int) -> int:
-    """Of how many tokens nobody has made use, though they were made before there was anything new."""
-    return sum(item.create_revision <= began and not record.used_by for item, record in tokens)
-
-
-def _joined(tokens: Sequence[tuple[KeyValue, TokenRecord]], acks: Acks) -> frozenset[str]:
-    """The proxies that have used a token which is still kept: their Envoys may be starting."""
-    used = {record.credential: item.mod_revision for item, record in tokens if record.used_by}
-    names = {path.removeprefix("proxy/"): at for path, at in used.items() if path.startswith("proxy/")}
-    return frozenset(name for name, at in names.items() if not acks.gone(name, at))
+async def _tokens(kv: KV, keys: Keys, began: int) -> int:
+    """Join tokens that nobody has used, and that were made before there was anything new."""
+    old = [item for item in (await kv.list(keys.tokens)).items if item.create_revision <= began]
+    return sum(not decode(TokenRecord, item.value, key="a token").used_by for item in old)
 
 
 async def request(kv: KV, keys: Keys, of: Rotates, requester: str, *, force: bool, now: float) -> RotationRecord:

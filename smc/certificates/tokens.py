@@ -1,9 +1,8 @@
 """Join tokens: one secret of 256 bits that turns one key into one credential, once.
 
-The store keeps its hash only, under a lease; of one that is used for MAX_TTL from then, and so a rotation knows who
-has just joined. The printed token carries a pin of each root that the mesh trusts, so that who holds it knows whom to
-trust before anything else is known. While one root takes the place of another these are two: the token is good,
-whichever of them a replica shows.
+The store keeps its hash only, under a lease. The printed token carries a pin of each root that the mesh trusts, so that
+who holds it knows whom to trust before anything else is known. While one root takes the place of another these are two:
+the token is good whichever of them a replica shows.
 """
 
 from __future__ import annotations
@@ -25,9 +24,12 @@ from smc.certificates.sealing import Keyring
 from smc.codec import decode, encode
 from smc.errors import Conflict, Denied, Expired, Invalid, Unauthenticated
 from smc.keys import Keys
-from smc.records import TokenRecord
+from smc.model import Name
+from smc.records import JoinedRecord, TokenRecord
 
 MAX_TTL = 600.0
+JOINED = 600.0
+"""Seconds for which a proxy that has joined is waited for although nobody has seen it: its Envoy may be starting."""
 _SECRET_BYTES = 32
 _PAUSE = 0.02
 """Seconds before what lost a race looks who has won."""
@@ -120,8 +122,9 @@ async def redeem(
 ) -> tuple[str, str]:
     """Turn a token into a credential for `public_key`; returns the credential's path and the chain in PEM.
 
-    One transaction marks the token as used by this key and writes the request. The same key may ask again until the
-    token expires and gets the same answer, or another one once that is gone; no other key ever gets one.
+    One transaction marks the token as used by this key and writes the request, and that a proxy joins. The same key may
+    ask again until the token expires and gets the same answer, or another one once that is gone; no other key ever gets
+    one.
 
     Raises:
         Unauthenticated: no such token, or expired and gone, or made by nobody who has the data-encryption key.
@@ -145,7 +148,7 @@ async def _use(
     """Mark the token and write the request; returns the request's id and the credential's path."""
     user = x509.fingerprint(public_key)
     id_ = hashlib.sha256(f"{token.sha256} {user}".encode()).hexdigest()[:32]
-    lease = used_lease = 0
+    lease = joined = 0
     while True:
         item, record = _check(await kv.get(keys.token(token.sha256)), keyring, token, user, now)
         not_revoked = await admissions.check_token(kv, keys, item, record)
@@ -157,8 +160,12 @@ async def _use(
         )
         operations: list[Operation] = [Put(keys.request(id_), encode(request), lease)]
         if not record.used_by:
-            used_lease = used_lease or await kv.grant(MAX_TTL)
-            operations.append(Put(item.key, encode(replace(record, used_by=user)), used_lease))
+            operations.append(Put(item.key, encode(replace(record, used_by=user)), item.lease))
+            kind, _, name = record.credential.partition("/")
+            if kind == "proxy":
+                joined = joined or await kv.grant(JOINED)
+                proxy = Name.parse(name)
+                operations.append(Put(keys.joined(proxy), encode(JoinedRecord(proxy)), joined))
         guards = [
             Guard(item.key, mod_revision=item.mod_revision),
             Guard(keys.request(id_), create_revision=0),
@@ -169,7 +176,7 @@ async def _use(
         except store.Ambiguous:
             continue
         except store.LeaseLost:
-            lease = used_lease = 0
+            lease = joined = 0
             continue
         if not isinstance(outcome, Rejected):
             return id_, record.credential

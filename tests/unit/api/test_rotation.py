@@ -19,12 +19,12 @@ from smc.codec import decode, encode
 from smc.model import Identity, MeshConfig, Name
 from smc.records import (
     IntermediateRecord,
+    JoinedRecord,
     Phase,
     ReadyRecord,
     Rotates,
     RotationRecord,
     SigningRecord,
-    TokenRecord,
     TrustRecord,
 )
 from smc.v1 import smc_pb2 as pb
@@ -142,14 +142,12 @@ async def test_every_replica_can_say_who_is_missing(replica: Replica) -> None:
     assert (found.proxies, found.lacking, found.done) == (1, 1, False)
 
 
-async def test_who_has_used_a_token_is_missing_unless_a_later_mesh_has_no_such_workload(replica: Replica) -> None:
+async def test_who_has_just_joined_is_missing_unless_a_later_mesh_has_no_such_workload(replica: Replica) -> None:
     record = RotationRecord("1", Rotates.ROOT, "", Phase.PUBLISHING, time.time(), intermediate=1)
     new = Name("shop", "new")
-    token = TokenRecord(f"proxy/{new}", time.time() + 60, used_by="ab")
-    viewer = TokenRecord("viewer/ann", time.time() + 60, used_by="cd")
-    await replica.kv.transact([Put(replica.keys.rotation, encode(record)), Put(replica.keys.token("1"), encode(token))])
-    at = (await replica.kv.transact([Put(replica.keys.token("2"), encode(viewer))])).revision
-    for revision, missing in ((at - 2, [str(new)]), (at + 1, [])):
+    await replica.kv.transact([Put(replica.keys.rotation, encode(record))])
+    at = (await replica.kv.transact([Put(replica.keys.joined(new), encode(JoinedRecord(new)))])).revision
+    for revision, missing in ((at - 1, [str(new)]), (at + 1, [])):
         replica.mesh = with_fields(replica.mesh, revision=revision)
         assert [one.who for one in (await rotation(replica)).missing] == missing
     replica.mesh = with_fields(replica.mesh, proxies={BUYER: proxy(BUYER), new: proxy(new)})
