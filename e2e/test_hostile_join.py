@@ -165,7 +165,7 @@ async def test_who_joins_while_the_leader_is_dead_gets_its_credential_from_the_n
 
 
 async def test_an_expired_token_is_worth_nothing_also_to_the_key_that_used_it(mesh: Mesh, tmp_path: Path) -> None:
-    used, unused = await asyncio.gather(_token(mesh, "5s"), _token(mesh, "5s"))
+    used, unused = await asyncio.gather(_token(mesh, "10s"), _token(mesh, "10s"))
     key = x509.new_key()
     _leaf(mesh, await _said(mesh, mesh.replicas[0].join, used, x509.request(key)), key)
     records = [await _record(mesh, token) for token in (used, unused)]

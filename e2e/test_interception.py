@@ -271,7 +271,7 @@ async def test_what_is_outside_the_mesh_is_reached_through_envoy(world: World) -
         assert answer.status == 200
         assert answer.document["peer"] == world.a.address
     log = (world.mesh.logs / "envoy-bookbuyer.log").read_text
-    await eventually(lambda: log().count(f"{world.c.address}:8080") >= 2, timeout=5, what="Envoy logs both")
+    await eventually(lambda: log().count(f"{world.c.address}:8080") >= 2, timeout=20, what="Envoy logs both")
 
 
 DENY = "apiVersion: smc.io/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {egress: EGRESS}\n"
