@@ -54,7 +54,7 @@ SECONDS = float(os.environ.get("E2E_CHAOS_SECONDS", "60"))
 ROUND = 60.0
 """Seconds between two times that the mesh has to come to rest."""
 EVERYTHING = 600.0
-"""Seconds in which every action has its turn."""
+"""Seconds in which every action has its turn; on a machine that needs longer for it, this goes on until it had."""
 PATIENCE = 120.0
 """Seconds that anything may take here before it counts as never: how fast things are is for other tests to say."""
 MARGIN = 1.0
@@ -790,10 +790,6 @@ async def test_no_request_is_judged_wrongly_whatever_happens(capsys: pytest.Capt
             world.start = world.now
             await _hurt(world, tracks)
             world.assert_right()
-        missing = {action.__name__ for track in tracks for action in track.actions()} - {
-            one.name for one in world.actions
-        }
-        assert not missing or SECONDS < EVERYTHING, f"these were never done: {', '.join(sorted(missing))}"
         assert sum(lane.certain for lane in world.lanes) > 0.5 * sum(lane.answered for lane in world.lanes)
     except BaseException:
         sys.stdout.write(f"{story(run, world.actions, world.wrong, start=world.start, now=world.now)}\n")
@@ -810,8 +806,15 @@ async def _hurt(world: World, tracks: Sequence[Track]) -> None:
             proxy = world.mesh.sidecar(question.caller).outbound
             lane = Lane(question, proxy, world.history, timeout=ANSWER)
             world.lanes.append(await lanes.enter_async_context(lane))
-        while (left := world.start + SECONDS - world.now) > 0:
+        while (left := world.start + SECONDS - world.now) > 0 or (SECONDS >= EVERYTHING and _missing(world, tracks)):
+            until = world.now + (min(ROUND, left) if left > 0 else ROUND)
             async with asyncio.TaskGroup() as tasks:
                 for track in tracks:
-                    tasks.create_task(track.run(world.now + min(ROUND, left)), name=type(track).__name__)
+                    tasks.create_task(track.run(until), name=type(track).__name__)
             await world.at_rest()
+
+
+def _missing(world: World, tracks: Sequence[Track]) -> set[str]:
+    """Actions that were never taken."""
+    actions = {action.__name__ for track in tracks for action in track.actions()}
+    return actions - {one.name for one in world.actions}
