@@ -37,8 +37,11 @@ TTL = 30
 """Seconds that an answer is good for; far below how long a service's address outlives the service."""
 AT_ONCE = 512
 """Questions on their way; what comes beyond is dropped, and asked again by whoever needs it."""
-TABLE_TIMEOUT, HOST_TIMEOUT = 1.0, 4.0
-"""Seconds for an answer of Envoy, which is on this machine, and of one of the host's resolvers."""
+TABLE_TIMEOUT, HOST_TIMEOUT = 2.5, 4.0
+"""Seconds for an answer of Envoy, which is on this machine, and of one of the host's resolvers.
+
+Envoy answers in less than a millisecond, but a machine that stands still for a second or two does so for both: without
+the answer a name of the mesh cannot be told. Whoever asks waits for five seconds as a rule, and asks again."""
 
 _GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FEW_PORTS, _PORTS_TRIED = 4096, 16

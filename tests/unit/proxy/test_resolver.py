@@ -111,6 +111,8 @@ class Server(asyncio.DatagramProtocol):
 
     says: Callable[[bytes], bytes]
     seen: list[bytes] = field(default_factory=list)
+    late: float = 0.0
+    """Seconds until it says so."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.DatagramTransport, transport)
@@ -118,7 +120,7 @@ class Server(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self.seen.append(data)
         if said := self.says(data):
-            self.transport.sendto(said, addr)
+            asyncio.get_running_loop().call_later(self.late, self.transport.sendto, said, addr)
 
     @property
     def port(self) -> int:
@@ -228,6 +230,12 @@ async def test_while_envoy_cannot_be_asked_the_host_knows_what_it_knows_and_no_n
         assert code(await run.ask(asked("bookstore"))) == FAILED
 
 
+async def test_an_envoy_that_is_late_because_the_machine_stood_still_is_waited_for(tmp_path: Path) -> None:
+    async with running(tmp_path, table=says(MESH), host=says(OUTSIDE)) as run:
+        run.table.late = 1.8
+        assert addresses(await run.ask(asked("bookstore"))) == (VIRTUAL,)
+
+
 async def test_an_answer_to_another_question_is_not_taken(tmp_path: Path) -> None:
     def forged(message: bytes) -> bytes:
         return bytes([message[0] ^ 1]) + says(OUTSIDE)(message)[1:]
@@ -238,7 +246,7 @@ async def test_an_answer_to_another_question_is_not_taken(tmp_path: Path) -> Non
 
 
 async def test_the_next_resolver_is_asked_when_one_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolver, "HOST_TIMEOUT", 0.1)
+    monkeypatch.setattr(resolver, "HOST_TIMEOUT", 2.0)
     async with running(tmp_path, table=says(MESH), host=says(OUTSIDE)) as run:
         run.resolv_conf.write_text(f"nameserver {HERE[:-1]}8\nnameserver {HERE}\n")
         assert addresses(await run.ask(asked("example.com"))) == (OUTSIDE[b"\x07example\x03com\x00"],)
@@ -254,7 +262,7 @@ async def test_more_questions_than_can_be_kept_are_dropped_and_the_others_answer
     monkeypatch.setattr(resolver, "HOST_TIMEOUT", 0.5)
     async with running(tmp_path, table=says(MESH), host=lambda _: b"") as run:
         codes = await asyncio.gather(
-            *(run.ask(asked("example.com", id_=id_), 2.0) for id_ in range(20)), return_exceptions=True
+            *(run.ask(asked("example.com", id_=id_), 5.0) for id_ in range(20)), return_exceptions=True
         )
         assert [code(said) for said in codes if isinstance(said, bytes)] == [FAILED] * 4
         assert addresses(await run.ask(asked("bookstore"))) == (VIRTUAL,)
