@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smc.hosts import hosts as hosts
 from smc.model import Name
+from smc.xds import virtual_hosts
 
 OUTBOUND = "outbound"
 """The listener that the application's own requests enter by, and the one RouteConfiguration behind it."""
@@ -48,8 +49,13 @@ HEALTH_PATH = "/.smc/health"
 
 
 def cluster(service: Name, port: int) -> str:
-    """Also the name of its ClusterLoadAssignment, of its virtual host and of its inbound filter chain."""
+    """Also the name of its ClusterLoadAssignment and of its inbound filter chain."""
     return f"{service}|{port}"
+
+
+def virtual_host(route: str, service: Name, port: int) -> str:
+    """Of a service's port, in that RouteConfiguration; without a slash but the one after the route's name."""
+    return virtual_hosts.name(route, f"{service.name}.{service.namespace}|{port}")
 
 
 def local(app_port: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.json_format import MessageToDict
 
@@ -21,6 +21,7 @@ _MESSAGES: Mapping[Type, Any] = {
     Type.SECRET: secret_pb2.Secret,
     Type.LISTENER: listener_pb2.Listener,
     Type.ROUTE: route_pb2.RouteConfiguration,
+    Type.VIRTUAL_HOST: route_components_pb2.VirtualHost,
 }
 
 

@@ -36,6 +36,7 @@ from smc.model import (
     RateLimit,
     Target,
 )
+from smc.xds import virtual_hosts
 from smc.xds.snapshot import Resource, Type
 
 RBAC = "envoy.filters.http.rbac"
@@ -45,27 +46,24 @@ CONNECT = "CONNECT"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VirtualHost:
-    """A Destination as callers of one namespace see it, ready to be joined with others.
+    """A Destination as callers of one namespace see it.
 
     It does not hold the Destination: it is remembered for as long as that lives.
     """
 
-    name: str
     port: int
     hosts: tuple[str, ...]
     """The most specific first."""
-    domains: tuple[str, ...]
-    sources: tuple[tuple[str, int], ...]
     routes: tuple[Any, ...]
     """A request takes the first that matches."""
     dialled: bool
     """Whether the connection says which port is meant, and not the request."""
-    body: bytes
-    """A serialised RouteConfiguration with this one virtual host and nothing else."""
+    resource: Resource
 
     @classmethod
     def of(cls, destination: Destination, mesh_domain: str, *, same_namespace: bool) -> VirtualHost:
-        name = names.cluster(destination.service, destination.port)
+        """As applications that name each service in their requests see it."""
+        name = names.virtual_host(names.OUTBOUND, destination.service, destination.port)
         hosts = names.hosts(destination.service, mesh_domain, same_namespace=same_namespace)
         return cls._of(name, destination.port, hosts, destination.versions, tuple(_to(destination)))
 
@@ -74,7 +72,7 @@ class VirtualHost:
         cls, destination: Destination, address: str, mesh_domain: str, *, same_namespace: bool
     ) -> VirtualHost:
         """As intercepted callers see it, who dial `address`."""
-        name = names.cluster(destination.service, destination.port)
+        name = names.virtual_host(names.outbound_route(destination.port), destination.service, destination.port)
         hosts = (address, *names.hosts(destination.service, mesh_domain, same_namespace=same_namespace))
         return cls._of(name, destination.port, hosts, destination.versions, tuple(_to(destination)), dialled=True)
 
@@ -93,14 +91,18 @@ class VirtualHost:
     ) -> VirtualHost:
         """The port of the proxy's own application that a service port leads to, under `rules` as `inbound` has them."""
         hosts = names.hosts(service, mesh_domain, same_namespace=same_namespace)
-        return cls._of(names.cluster(service, port), port, hosts, tuple(sources), (_judged(app_port, rules, limit),))
+        name = names.virtual_host(names.PLAINTEXT_ROUTE, service, port)
+        return cls._of(name, port, hosts, sources, (_judged(app_port, rules, limit),))
 
     def owning(self, owners: Mapping[tuple[str, int], VirtualHost]) -> VirtualHost | None:
         """The same with only the hosts that are its own in `owners` (by host and port); None when none is."""
         left = tuple(host for host in self.hosts if owners[host, self.port] is self)
         if left == self.hosts:
             return self
-        return self._of(self.name, self.port, left, self.sources, self.routes, dialled=self.dialled) if left else None
+        sources = [(source.manifest, source.mod_revision) for source in self.resource.sources]
+        return (
+            self._of(self.resource.name, self.port, left, sources, self.routes, dialled=self.dialled) if left else None
+        )
 
     @classmethod
     def _of(
@@ -108,58 +110,37 @@ class VirtualHost:
         name: str,
         port: int,
         hosts: tuple[str, ...],
-        sources: tuple[tuple[str, int], ...],
+        sources: Iterable[tuple[str, int]],
         routes: tuple[Any, ...],
         *,
         dialled: bool = False,
     ) -> VirtualHost:
         domains = tuple(domain for host in hosts for domain in names.domains(host, None if dialled else port))
-        message = route_components_pb2.VirtualHost(name=name, domains=domains, routes=routes)
-        body = messages.serialised(route_pb2.RouteConfiguration(virtual_hosts=[message]))
-        return cls(name, port, hosts, domains, sources, routes, dialled, body)
+        return cls(port, hosts, routes, dialled, _host(name, domains, routes, sources))
 
 
-def outbound(virtual_hosts: Sequence[VirtualHost], config: MeshConfig) -> Resource:
-    """The one RouteConfiguration of an explicit proxy: every service by every name, then the world outside."""
-    joined = b"".join(host.body for host in _disjoint(virtual_hosts))
-    message = route_pb2.RouteConfiguration(
-        name=names.OUTBOUND,
-        virtual_hosts=[
-            route_components_pb2.VirtualHost(name=names.PASSTHROUGH, domains=["*"], routes=_elsewhere(config))
-        ],
-        validate_clusters=messages.FALSE,
-    )
-    return messages.resource(
-        Type.ROUTE,
-        names.OUTBOUND,
-        messages.serialised(message) + joined,
-        sources=(source for host in virtual_hosts for source in host.sources),
-    )
+def elsewhere(config: MeshConfig) -> Resource:
+    """The virtual host of an explicit proxy for all that is no service: the world outside."""
+    return _host(virtual_hosts.name(names.OUTBOUND, virtual_hosts.OTHERS), ["*"], _elsewhere(config))
 
 
-def dialled(port: int, virtual_hosts: Sequence[VirtualHost]) -> Resource:
-    """What an intercepted application asks of services at this port of theirs, which it has dialled.
+def nowhere(port: int) -> Resource:
+    """The virtual host of an intercepted proxy for what was sent to a service's address, and names none.
 
-    A host that is no service's goes nowhere: it was sent to a service, and whoever else may be meant lives elsewhere.
+    Whoever else may be meant lives elsewhere.
     """
-    name = names.outbound_route(port)
-    joined = b"".join(host.body for host in _disjoint(virtual_hosts))
     text = f"no service of the mesh answers to this host at port {port}, and this is where a service was dialled"
     refused = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"), direct_response=_response(502, text)
     )
-    message = route_pb2.RouteConfiguration(
-        name=name,
-        virtual_hosts=[route_components_pb2.VirtualHost(name=names.NOWHERE, domains=["*"], routes=[refused])],
-        validate_clusters=messages.FALSE,
-        ignore_port_in_host_matching=True,
-    )
-    return messages.resource(
-        Type.ROUTE,
-        name,
-        messages.serialised(message) + joined,
-        sources=(source for host in virtual_hosts for source in host.sources),
-    )
+    return _host(virtual_hosts.name(names.outbound_route(port), virtual_hosts.OTHERS), ["*"], [refused])
+
+
+def _host(
+    name: str, domains: Iterable[str], routes: Iterable[Any], sources: Iterable[tuple[str, int]] = ()
+) -> Resource:
+    message = route_components_pb2.VirtualHost(name=name, domains=domains, routes=routes)
+    return messages.resource(Type.VIRTUAL_HOST, name, message, sources=sources)
 
 
 def inbound(
@@ -175,9 +156,8 @@ def inbound(
     return messages.resource(Type.ROUTE, name, message, sources=sources)
 
 
-def plaintext(virtual_hosts: Sequence[VirtualHost]) -> Resource:
+def plaintext(hosts: Sequence[VirtualHost]) -> Resource:
     """What reaches an explicit proxy without TLS, where that is let in: the host says for which port it is."""
-    joined = b"".join(host.body for host in _disjoint(virtual_hosts))
     text = "no service of this workload answers to this host and port"
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"), direct_response=_response(404, text)
@@ -189,12 +169,10 @@ def plaintext(virtual_hosts: Sequence[VirtualHost]) -> Resource:
         virtual_hosts=[route_components_pb2.VirtualHost(name=names.PLAINTEXT, domains=["*"], routes=[route])],
         validate_clusters=messages.FALSE,
     )
-    return messages.resource(
-        Type.ROUTE,
-        names.PLAINTEXT_ROUTE,
-        messages.serialised(message) + joined,
-        sources=(source for host in virtual_hosts for source in host.sources),
-    )
+    for host in disjoint(hosts):
+        message.virtual_hosts.add().MergeFromString(host.resource.body)
+    sources = {(source.manifest, source.mod_revision) for host in hosts for source in host.resource.sources}
+    return messages.resource(Type.ROUTE, names.PLAINTEXT_ROUTE, message, sources=sources)
 
 
 def answered(app_port: int, rules: bytes, sources: Iterable[tuple[str, int]]) -> Resource:
@@ -341,19 +319,19 @@ def _whole(expression: str) -> Any:
     return string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=expression))
 
 
-def _disjoint(virtual_hosts: Sequence[VirtualHost]) -> Sequence[VirtualHost]:
-    """Envoy refuses a whole RouteConfiguration in which a domain occurs twice, so none does.
+def disjoint(hosts: Sequence[VirtualHost]) -> Sequence[VirtualHost]:
+    """Envoy refuses a whole RouteConfiguration in which a domain occurs twice, so none does; most often as they are.
 
     Where two services spell a host alike, the longer way of naming a service wins, then the order of the services.
     """
-    if len(set().union(*(host.domains for host in virtual_hosts))) == sum(len(h.domains) for h in virtual_hosts):
-        return virtual_hosts
+    if len({(name, host.port) for host in hosts for name in host.hosts}) == sum(len(host.hosts) for host in hosts):
+        return hosts
     owners: dict[tuple[str, int], VirtualHost] = {}
-    for rank in range(max(len(host.hosts) for host in virtual_hosts)):
-        for host in virtual_hosts:
+    for rank in range(max(len(host.hosts) for host in hosts)):
+        for host in hosts:
             if rank < len(host.hosts):
                 owners.setdefault((host.hosts[rank], host.port), host)
-    kept = (host.owning(owners) for host in virtual_hosts)
+    kept = (host.owning(owners) for host in hosts)
     return [host for host in kept if host is not None]
 
 

@@ -8,8 +8,8 @@ What comes out equal is made the same object again, resource, set and Snapshot a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -33,6 +33,7 @@ from smc.model import (
     Upstream,
 )
 from smc.records import BundleRecord, CertificateRecord, CrlRecord
+from smc.xds import virtual_hosts
 from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
 
 _TYPES = tuple(Type)
@@ -144,6 +145,7 @@ class _Callees:
     assignments: ResourceSet
     listeners: ResourceSet
     routes: ResourceSet
+    virtual_hosts: ResourceSet = EMPTY
     shares: tuple[_Shared, ...] = ()
     """Those of these sets that others have as well."""
 
@@ -234,6 +236,7 @@ class _Interned:
             own.secrets,
             joined_listeners or self._join(callees.listeners, own.listeners),
             joined_routes or self._join(callees.routes, own.routes),
+            callees.virtual_hosts,
         )
         known = self._snapshots.get(key)
         if known is None:
@@ -283,6 +286,7 @@ class _Settings:
         by_name = named if config.egress is Egress.DENY else ()
         self._dialled_elsewhere = tuple(interned.resource(cluster) for cluster in (*by_name, *dialled))
         """Those of what intercepted ones dial there."""
+        self._elsewhere_host = interned.resource(routes.elsewhere(config))
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
         self._alike: WeakValueDictionary[Hashable, _Callees] = WeakValueDictionary()
         """By what decides where requests go."""
@@ -382,18 +386,18 @@ class _Settings:
         key = (outbound.namespace, outbound.destinations, outbound.frontends)
         alike = self._alike.get(key)
         if alike is not None:
-            listening, routed = alike.listeners, alike.routes
+            listening, routed, hosts = alike.listeners, alike.routes, alike.virtual_hosts
         elif outbound.frontends is None:
-            listening, routed = EMPTY, self._asked(outbound)
+            listening, (routed, hosts) = EMPTY, self._asked(outbound)
         else:
-            listening, routed = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
+            listening, routed, hosts = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
         clusters = self._share(
             (reconnect, elsewhere, outbound.upstreams),
             lambda: (*elsewhere, *(self._upstreams(u, reconnect) for u in outbound.upstreams)),
         )
         assigned = self._share(outbound.assignments, lambda: map(self._assignments, outbound.assignments))
         made = self._alike[key] = _Callees(
-            clusters.resources, assigned.resources, listening, routed, (clusters, assigned)
+            clusters.resources, assigned.resources, listening, routed, hosts, (clusters, assigned)
         )
         return made
 
@@ -421,13 +425,25 @@ class _Settings:
         found = proxyless.listeners(destination, self.config.mesh_domain, same_namespace=same_namespace)
         return tuple(self._interned.resource(listener) for listener in found)
 
-    def _asked(self, outbound: Outbound) -> ResourceSet:
-        """The routes of applications that name each service in their requests."""
+    def _asked(self, outbound: Outbound) -> tuple[ResourceSet, ResourceSet]:
+        """The routes and virtual hosts of applications that name each service in their requests."""
         hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
-        return self._interned.set([self._interned.resource(routes.outbound(hosts, self.config))])
+        found = [*self._disjoint(hosts), self._elsewhere_host]
+        route = self._interned.resource(virtual_hosts.route(names.OUTBOUND))
+        return self._interned.set([route]), self._interned.set(found)
 
-    def _dialled(self, outbound: Outbound, addresses: Mapping[Name, str]) -> tuple[ResourceSet, ResourceSet]:
-        """The listeners and routes of applications that dial each service; one without an address waits for it."""
+    def _disjoint(self, hosts: Sequence[routes.VirtualHost]) -> list[Resource]:
+        kept = routes.disjoint(hosts)
+        found = [host.resource for host in kept]
+        return found if kept is hosts else [self._interned.resource(resource) for resource in found]
+
+    def _dialled(
+        self, outbound: Outbound, addresses: Mapping[Name, str]
+    ) -> tuple[ResourceSet, ResourceSet, ResourceSet]:
+        """The listeners, routes and virtual hosts of applications that dial each service.
+
+        One without an address waits for it.
+        """
         hosts: defaultdict[int, list[routes.VirtualHost]] = defaultdict(list)
         chains: dict[tuple[str, int], bytes] = {}
         tcp_ports: set[int] = set()
@@ -449,12 +465,16 @@ class _Settings:
             interception.outbound(chains, hosts.keys(), tcp_ports, self.config, sources),
             interception.dns(b"".join(table)),
         ]
-        routed = [routes.dialled(port, found) for port, found in sorted(hosts.items())]
+        routed = [virtual_hosts.route(names.outbound_route(port)) for port in sorted(hosts)]
+        found = [resource for at_port in hosts.values() for resource in self._disjoint(at_port)]
+        found.extend(self._interned.resource(routes.nowhere(port)) for port in hosts)
         if self.config.egress is Egress.DENY:
-            routed.append(routes.outbound((), self.config))
+            routed.append(virtual_hosts.route(names.OUTBOUND))
+            found.append(self._elsewhere_host)
         return (
             self._interned.set(self._interned.resource(listener) for listener in listening),
             self._interned.set(self._interned.resource(route) for route in routed),
+            self._interned.set(found),
         )
 
     def _upstream(self, upstream: Upstream, reconnect: str) -> Resource:
@@ -484,11 +504,15 @@ class _Settings:
         return self._interned.resource(routes.answered(app_port, rules, routes.policy_sources(held)))
 
     def _virtual_host(self, destination: Destination, same_namespace: bool) -> routes.VirtualHost:
-        return routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace)
+        return self._known(routes.VirtualHost.of(destination, self.config.mesh_domain, same_namespace=same_namespace))
+
+    def _known(self, host: routes.VirtualHost) -> routes.VirtualHost:
+        return replace(host, resource=self._interned.resource(host.resource))
 
     def _dialled_host(self, destination: Destination, address: str, same_namespace: bool) -> routes.VirtualHost:
         domain = self.config.mesh_domain
-        return routes.VirtualHost.of_dialled(destination, address, domain, same_namespace=same_namespace)
+        host = routes.VirtualHost.of_dialled(destination, address, domain, same_namespace=same_namespace)
+        return self._known(host)
 
     def _http_chain(self, inbound: Inbound) -> bytes:
         return b"".join(

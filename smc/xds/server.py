@@ -95,6 +95,8 @@ class _Variant:
     """Makes what reads the requests of one stream."""
     encoder: Callable[[Stream], Callable[[Response], Sequence[bytes]]]
     """Makes what writes the responses of one stream: messages in parts, some of which are shared between streams."""
+    types: frozenset[Type] = frozenset(Type)
+    """Those that it has a way to speak of."""
 
 
 class Refused(Exception):
@@ -148,6 +150,7 @@ class Streams:
             lambda _: None,
             lambda: sotw.Decoder().request,
             lambda stream: lambda response: (states.encode(response, stream.whole),),
+            sotw.TYPES,
         )
 
     @property
@@ -213,7 +216,7 @@ class Streams:
         finally:
             self._opening -= 1
 
-        stream = Stream(service.types)
+        stream = Stream(type_ for type_ in service.types if type_ in variant.types)
         peer = _Peer(call, read, variant.encoder(stream))
         session = Session(proxy, stream, slot, self._metrics, peer, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(

@@ -25,6 +25,7 @@ class Type(Enum):
     SECRET = _PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
     LISTENER = _PREFIX + "envoy.config.listener.v3.Listener"
     ROUTE = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
+    VIRTUAL_HOST = _PREFIX + "envoy.config.route.v3.VirtualHost"
 
     # Members are singletons; Enum's own hash is a call into Python on every look-up.
     __hash__ = object.__hash__

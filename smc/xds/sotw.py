@@ -26,10 +26,13 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from smc.xds import messages
 from smc.xds.snapshot import Resource, ResourceSet, Type
-from smc.xds.stream import WARMING, WILDCARD, Request, Response
+from smc.xds.stream import WILDCARD, WILDCARDS, Request, Response
 
 _WHOLE = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these a client removes what a response leaves out."""
+
+TYPES = frozenset(Type) - {Type.VIRTUAL_HOST}
+"""Those that there are in this variant: virtual hosts are discovered in the other one only."""
 
 _UNKNOWN = ""
 """The version of what a client has and cannot tell; no resource has it."""
@@ -54,7 +57,7 @@ class Decoder:
         asked: dict[str, None] = dict.fromkeys(message.resource_names)
         if asked:
             self._named.add(type_)
-        elif type_ in WARMING and type_ not in self._named:
+        elif type_ in WILDCARDS and type_ not in self._named:
             asked = {WILDCARD: None}
         before, self._asked[type_] = self._asked.get(type_), asked
         # A client that has something of the type repeats, on a new stream, the version that it accepted last.

@@ -5,8 +5,8 @@ then on the newest one that was offered meanwhile. What moves traffic follows wh
 points to any more goes last; each step waits for the ACKs of the ones before it (make before break):
 
 1. Clusters, followed at once by load assignments and secrets, because a Cluster's ACK may wait for them;
-2. listeners and routes;
-3. removals: of listeners and routes, then of Clusters, then of what these no longer ask for.
+2. listeners, routes and virtual hosts, the removals of these last included;
+3. removals: of listeners, then of Clusters, then of what these no longer ask for.
 
 A name that the client asks for is answered at once, in any step, from the target. A stream that carries only some of
 the types takes the same steps for these alone: nothing of the others is waited for. The rules are those of
@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from smc.errors import Invalid
+from smc.xds import virtual_hosts
 from smc.xds.snapshot import EMPTY, Resource, Snapshot, Source, Type
 from smc.xds.subscription import Flight, Nack, Subscription, Told
 
@@ -42,8 +43,11 @@ MOST_NAMES = 50_000
 LONGEST_NAME = 256
 """Characters of a name that a client may ask for; what is served here has shorter ones."""
 
-WARMING = frozenset({Type.CLUSTER, Type.LISTENER})
-"""What makes Envoy ask for more; also the types of which it means all when it names none."""
+WILDCARDS = frozenset({Type.CLUSTER, Type.LISTENER, Type.VIRTUAL_HOST})
+"""The types of which a client means all when its first request names none."""
+
+_WARMING = frozenset({Type.CLUSTER, Type.LISTENER, Type.ROUTE})
+"""What makes Envoy ask for more."""
 
 
 class ProtocolError(Invalid):
@@ -102,8 +106,10 @@ class Stream:
         """`types` are what it carries."""
         self._subscriptions = {type_: Subscription(type_) for type_ in types}
         self._made = self._of(Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
-        self._switched = self._of(Type.LISTENER, Type.ROUTE)
+        self._switched = self._of(Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST)
         self._removed = self._switched, self._of(Type.CLUSTER), self._of(Type.ENDPOINT, Type.SECRET)
+        self._offered = Snapshot()
+        """That which the target is made from."""
         self._target: Snapshot | None = None
         self._revision = 0
         self._pending: tuple[Snapshot, int] | None = None
@@ -126,7 +132,10 @@ class Stream:
     # ------------------------------------------------------------------------------------------------------ in and out
 
     def offer(self, snapshot: Snapshot, revision: int) -> None:
-        """Let the client have `snapshot` of Mesh `revision` once it has what it is being sent now. The newest wins."""
+        """Let the client have `snapshot` of Mesh `revision` once it has what it is being sent now. The newest wins.
+
+        On a stream that carries no virtual hosts, RouteConfigurations have theirs in them.
+        """
         self._pending = snapshot, revision
 
     def receive(self, request: Request, now: float) -> None:
@@ -281,7 +290,7 @@ class Stream:
     def _subscribe(self, subscription: Subscription, request: Request, *, first: bool) -> None:
         # One string for all streams: each has said the name in a message of its own.
         names = dict.fromkeys(intern(name) for name in request.subscribe if name != WILDCARD)
-        legacy = first and not request.subscribe and request.type in WARMING
+        legacy = first and not request.subscribe and request.type in WILDCARDS
         wildcard = (legacy or WILDCARD in request.subscribe) and not subscription.wildcard
         initial = request.initial if first else {}
         if initial:
@@ -306,7 +315,7 @@ class Stream:
 
     def _answered(self, subscription: Subscription, flight: Flight, error: str | None) -> None:
         subscription.flight = None
-        if subscription.type in WARMING:
+        if subscription.type in _WARMING:
             self._patience = self._now + PATIENCE
         if error is None:
             subscription.accept(flight, flight.names)
@@ -325,8 +334,9 @@ class Stream:
             if self._pending is None:
                 return
             self._idle = False
-            (snapshot, self._revision), self._pending = self._pending, None
-            self._begin(snapshot)
+            (self._offered, self._revision), self._pending = self._pending, None
+            discovers = Type.VIRTUAL_HOST in self._subscriptions
+            self._begin(self._offered if discovers else virtual_hosts.whole(self._offered))
 
     def _begin(self, snapshot: Snapshot) -> None:
         before, self._target = self._target, snapshot
@@ -383,7 +393,10 @@ class Stream:
         return self._resumed_at + PATIENCE
 
     def _expect(self, type_: Type, flight: Flight) -> None:
-        """Envoy does not ask again for the load assignment of a changed Cluster, and warms 15 s without it: send it."""
+        """Send what Envoy waits for and does not ask for again.
+
+        It waits 15 s for the load assignment of a changed Cluster, and for ever for virtual hosts.
+        """
         for name, resource in flight.resources.items():
             for warm_type, warm_name in resource.warms:
                 subscription = self._subscriptions.get(warm_type)
@@ -391,6 +404,9 @@ class Stream:
                     continue
                 if warm_type is Type.ENDPOINT:
                     subscription.refresh(warm_name)
+                elif warm_type is Type.VIRTUAL_HOST and self._target is not None:
+                    for host in virtual_hosts.of_route(name, self._target.of_type(warm_type)):
+                        subscription.refresh(host)
                 if not subscription.wants(warm_name):
                     self._awaited.setdefault((warm_type, warm_name), set()).add((type_, name))
                     self._patience = None
@@ -405,7 +421,9 @@ class Stream:
         self._acked = self._revision
         for type_, subscription in self._subscriptions.items():
             if subscription.heard and not (subscription.refused or subscription.to_remove):
-                self._versions[type_] = target.sets.get(type_, EMPTY).version
+                self._versions[type_] = self._offered.sets.get(type_, EMPTY).version
+                if type_ is Type.ROUTE and Type.VIRTUAL_HOST not in self._subscriptions:
+                    self._versions[Type.VIRTUAL_HOST] = self._offered.sets.get(Type.VIRTUAL_HOST, EMPTY).version
         self._listening = self._listening or self._is_listening(target)
 
     def _is_listening(self, target: Snapshot) -> bool:
@@ -420,11 +438,7 @@ class Stream:
             and (not asked.wildcard or Type.SECRET not in has or IDENTITY in has[Type.SECRET])
             and (any(ask.serves for ask in listeners.values()) or not any(one.serves for one in there.values()))
             and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
-            and all(
-                type_ not in has or name in has[type_]
-                for listener in listeners.values()
-                for type_, name in listener.warms
-            )
+            and all(_is_warm(listener, has) for listener in listeners.values())
         )
 
     def _of(self, *types: Type) -> tuple[Subscription, ...]:
@@ -432,6 +446,13 @@ class Stream:
 
     def _flights(self) -> list[Flight]:
         return [s.flight for s in self._subscriptions.values() if s.flight is not None]
+
+
+def _is_warm(resource: Resource | Told, has: Mapping[Type, Mapping[str, Resource | Told]]) -> bool:
+    """The client has what it waits for, and what that waits for. What it had before this stream waits for nothing."""
+    return isinstance(resource, Told) or all(
+        type_ not in has or (name in has[type_] and _is_warm(has[type_][name], has)) for type_, name in resource.warms
+    )
 
 
 def _suspects(subscription: Subscription, names: Iterable[str]) -> set[Source]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from smc.xds import virtual_hosts
 from smc.xds.snapshot import Resource, Source, Type
 
 _PARTIAL = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these Envoy applies what is good in a response that it refuses; of the others it may have dropped the rest."""
 
-_SWITCHED = frozenset({Type.LISTENER, Type.ROUTE})
+_SWITCHED = frozenset({Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST})
 """What moves traffic, and so is sent only after what it moves traffic to."""
 
 _SEARCHED = 16 * 1024
@@ -161,10 +162,14 @@ class Subscription:
         """What the client should have under `name`; None: it should have nothing.
 
         A RouteConfiguration that somebody asks for always exists, if need be without a virtual host: Envoy ignores
-        its removal, and a listener that waits for it would wait for ever.
+        its removal, and a listener that waits for it would wait for ever. One that discovers its virtual hosts stays as
+        it is, and loses these.
         """
         resource = target.get(name)
         if resource is None and self.type is Type.ROUTE and self.asked(name):
+            held = self.has.get(name)
+            if held is not None and held.version == (discovering := virtual_hosts.route(name)).version:
+                return discovering
             return empty_route(name)
         return resource
 
@@ -184,7 +189,8 @@ class Subscription:
             self.refused.pop(name, None)
             # Something may wait for an answer, or it may have an older one still.
             if held is not None or (refused is not None and (self.asked(name) or self.untold)):
-                self.to_remove[name] = None
+                # A virtual host goes with the change by which another one takes its domains: no two may have the same.
+                (self.to_switch if self.type is Type.VIRTUAL_HOST else self.to_remove)[name] = None
         elif held is not None and held.version == wanted.version:
             self.has[name] = wanted
             self.refused.pop(name, None)
@@ -210,6 +216,7 @@ class Subscription:
     def refresh(self, name: str) -> None:
         """Send `name` again if it is wanted, and if the client is yet to ask for the type, then when it does."""
         if self.wants(name):
+            self.to_switch.pop(name, None)
             self.to_remove.pop(name, None)
             self.due[name] = None
         elif not self.heard:

@@ -9,13 +9,14 @@ from typing import Any
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.json_format import MessageToDict
 
 from smc.envoy.bootstrap import bootstrap
 from smc.model import Workload
 from smc.xds.snapshot import Resource, Snapshot, Type
+from smc.xds.virtual_hosts import whole
 from tests.unit.envoy.nouns import TRUST_DOMAIN
 
 MESSAGES = {
@@ -24,6 +25,7 @@ MESSAGES = {
     Type.SECRET: secret_pb2.Secret,
     Type.LISTENER: listener_pb2.Listener,
     Type.ROUTE: route_pb2.RouteConfiguration,
+    Type.VIRTUAL_HOST: route_components_pb2.VirtualHost,
 }
 
 
@@ -64,6 +66,7 @@ class Standalone:
         self._watched = watched
 
     def write(self, snapshot: Snapshot) -> None:
+        snapshot = whole(snapshot)
         for type_ in (Type.ENDPOINT, Type.ROUTE):
             for resource in snapshot.of_type(type_).values():
                 self.put(resource)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from smc.xds.snapshot import Resource, Snapshot, Type
-from smc.xds.stream import Request, Response, Stream
+from smc.xds.stream import WILDCARDS, Request, Response, Stream
 from smc.xds.subscription import empty_route
 
 
@@ -78,9 +78,10 @@ def running(*resources: Resource) -> Conversation:
     talk.offer(*resources)
     talk.ack_all()
     named = {(found.type, found.name) for found in resources}.union(*(found.warms for found in resources))
-    for type_ in (Type.ENDPOINT, Type.SECRET, Type.LISTENER, Type.ROUTE):
+    for type_ in (Type.ENDPOINT, Type.SECRET, Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST):
         names = sorted(name for of, name in named if of is type_)
-        talk.ask(type_, *(() if type_ is Type.LISTENER else names))
+        if type_ is not Type.VIRTUAL_HOST or names:
+            talk.ask(type_, *(() if type_ in WILDCARDS else names))
         talk.ack_all()
     assert talk.wait(60) == []
     return talk

@@ -7,8 +7,18 @@ from dataclasses import dataclass, field
 
 from smc.xds.snapshot import Resource, Type
 from smc.xds.stream import Request, Response
-from smc.xds.subscription import empty_route
-from tests.unit.xds.resources import BAD, CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, clusters_of
+from smc.xds.virtual_hosts import is_route
+from tests.unit.xds.resources import (
+    BAD,
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    SECRET,
+    VIRTUAL_HOST,
+    clusters_of,
+    domains_of,
+)
 
 
 class Broken(AssertionError):
@@ -23,6 +33,10 @@ class Envoy:
     changed one, and until then the answer to Clusters is withheld. Listeners are asked for once no Cluster warms; a
     listener that is new or changed warms until its routes are there, and the old one serves meanwhile. Of Clusters and
     listeners in one response the good ones are taken and the bad ones named; of other types the first bad one ends it.
+
+    Virtual hosts are asked for once, all of them, with the first route that discovers some. Those of a route that is
+    not there are let go; a route waits for the first of its own, and loses all when it is given up. They are taken all
+    or none.
     """
 
     has: dict[Type, dict[str, Resource]] = field(default_factory=lambda: {type_: {} for type_ in Type})
@@ -37,6 +51,9 @@ class Envoy:
         self._warming: dict[str, set[tuple[Type, str]]] = {}
         self._withheld: deque[Request] = deque()
         self._listens = False
+        self._discovers = False
+        self._let_go: dict[str, str] = {}
+        """Name -> version of virtual hosts that it was sent, says that it has, and has not."""
         self._lacks: set[str] = set()
         """Clusters that it never had in a form that it could take: nobody can help what is sent there."""
 
@@ -47,10 +64,13 @@ class Envoy:
         self.told = 0
         for refused in self.refused.values():
             refused.clear()
-        for type_ in (CLUSTER, ENDPOINT, SECRET, *((LISTENER, ROUTE) if self._listens else ())):
+        late = (LISTENER, ROUTE, *((VIRTUAL_HOST,) if self._discovers else ())) if self._listens else ()
+        for type_ in (CLUSTER, ENDPOINT, SECRET, *late):
             names = tuple(self._names[type_])
-            if names or type_ in (CLUSTER, LISTENER):
+            if names or type_ in (CLUSTER, LISTENER, VIRTUAL_HOST):
                 had = {name: resource.version for name, resource in self.has[type_].items()}
+                if type_ is VIRTUAL_HOST:
+                    had |= self._let_go
                 self.requests.append(Request(type_, names, initial=had))
 
     def hear(self, response: Response) -> None:
@@ -61,8 +81,12 @@ class Envoy:
         """
         self.told += len(response.resources)
         type_, errors = response.type, []
+        if type_ is VIRTUAL_HOST:
+            self._hear_hosts(response)
+            self._check()
+            return
         for resource in response.resources:
-            if BAD in resource.body.decode():
+            if BAD.encode() in resource.body:
                 self.refused[type_][resource.name] = resource.version
                 if type_ is CLUSTER:
                     self._lacks.add(resource.name)
@@ -83,6 +107,41 @@ class Envoy:
         (self._withheld if type_ is CLUSTER else self.requests).append(answer)
         self._settle()
         self._check()
+
+    def _hear_hosts(self, response: Response) -> None:
+        after = {name: host for name, host in self.has[VIRTUAL_HOST].items() if name not in response.removed}
+        after |= {host.name: host for host in response.resources if self._is_discovering(_route_of(host.name))}
+        domains = [(_route_of(name), domain) for name, host in after.items() for domain in domains_of(host)]
+        bad = [host.name for host in response.resources if BAD.encode() in host.body]
+        if bad:
+            self.refused[VIRTUAL_HOST] |= {h.name: h.version for h in response.resources if h.name in bad}
+            self.requests.append(Request(VIRTUAL_HOST, nonce=response.nonce, error="something is bad"))
+            return
+        if len(set(domains)) < len(domains):
+            raise Broken(f"a domain occurs twice in {sorted(after)}: all are refused")
+        for host in response.resources:
+            cold = self._warming.keys() & set(clusters_of(host))
+            if cold and host.name in self.has[VIRTUAL_HOST]:
+                raise Broken(f"virtual host {host.name} moves traffic to {sorted(cold)} while these warm: 503")
+            self.refused[VIRTUAL_HOST].pop(host.name, None)
+            self._let_go.pop(host.name, None)
+            if not self._is_discovering(_route_of(host.name)):
+                self._let_go[host.name] = host.version
+        for name in response.removed:
+            self.refused[VIRTUAL_HOST].pop(name, None)
+            self._let_go.pop(name, None)
+        self.has[VIRTUAL_HOST] = after
+        self.requests.append(Request(VIRTUAL_HOST, nonce=response.nonce))
+
+    def _is_discovering(self, route: str) -> bool:
+        found = self.has[ROUTE].get(route)
+        return found is not None and is_route(found)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Routes that wait for the first of their virtual hosts."""
+        there = {_route_of(name) for name in self.has[VIRTUAL_HOST]}
+        return [name for name in self.has[ROUTE] if self._is_discovering(name) and name not in there]
 
     def lose(self, type_: Type, name: str) -> None:
         """It has this no more, and nobody could tell the server that it had it."""
@@ -108,7 +167,12 @@ class Envoy:
             cold = self._warming.keys() & set(clusters_of(resource)) - set(clusters_of(before))
             if cold:
                 raise Broken(f"route {name} moves traffic to {sorted(cold)} while these warm: 503")
+        if type_ is ROUTE and before is not None and is_route(before) and not is_route(resource):
+            raise Broken(f"route {name} is told to discover no more, which Envoy does not survive")
         self.has[type_][name] = resource
+        if type_ is ROUTE and is_route(resource) and not self._discovers:
+            self._discovers = True
+            self.requests.append(Request(VIRTUAL_HOST))
         if type_ is CLUSTER:
             self._lacks.discard(name)
         if type_ is CLUSTER and (before is None or before.version != resource.version):
@@ -147,7 +211,13 @@ class Envoy:
                 del self._names[type_][name]
                 self.has[type_].pop(name, None)
                 self.refused[type_].pop(name, None)
+                if type_ is ROUTE:
+                    self._give_up_hosts(name)
             self.requests.append(Request(type_, unsubscribe=gone))
+
+    def _give_up_hosts(self, route: str) -> None:
+        for name in [name for name in self.has[VIRTUAL_HOST] if _route_of(name) == route]:
+            self._let_go[name] = self.has[VIRTUAL_HOST].pop(name).version
 
     def _warmed(self, type_: Type, name: str) -> None:
         for missing in self._warming.values():
@@ -163,9 +233,11 @@ class Envoy:
                 self.requests.append(Request(LISTENER))
 
     def _check(self) -> None:
-        for name, route in self.has[ROUTE].items():
-            if route.body == empty_route(name).body:
-                continue
-            for cluster in clusters_of(route):
+        for name, found in (*self.has[ROUTE].items(), *self.has[VIRTUAL_HOST].items()):
+            for cluster in clusters_of(found):
                 if cluster not in self.has[CLUSTER] and cluster not in self._lacks:
-                    raise Broken(f"route {name} sends traffic to {cluster}, which is not there: 503")
+                    raise Broken(f"{found.type.name} {name} sends traffic to {cluster}, which is not there: 503")
+
+
+def _route_of(host: str) -> str:
+    return host.rpartition("/")[0]

@@ -14,7 +14,7 @@ import grpc.aio
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
@@ -48,6 +48,7 @@ MESSAGES: Mapping[Type, Any] = {
     Type.SECRET: secret_pb2.Secret,
     Type.LISTENER: listener_pb2.Listener,
     Type.ROUTE: route_pb2.RouteConfiguration,
+    Type.VIRTUAL_HOST: route_components_pb2.VirtualHost,
 }
 
 
@@ -236,6 +237,8 @@ class Client:
         self.refuses: Callable[[Type, Any], bool] = lambda _type, _message: False
         self.acks = True
         self.ended: tuple[grpc.StatusCode, str] | None = None
+        self._discovers = False
+        """It has asked for virtual hosts, once for all."""
         self._call: Any = None
 
     @classmethod
@@ -250,7 +253,12 @@ class Client:
         """It has everything that it asked for, and listens."""
         return bool(self.has[Type.LISTENER]) and all(
             self.asked[type_] <= self.has[type_].keys() for type_ in (Type.ENDPOINT, Type.SECRET, Type.ROUTE)
-        )
+        ) and all(self.hosts(name) for name, route in self.has[Type.ROUTE].items() if route.HasField("vhds"))
+
+    def hosts(self, route: str) -> dict[str, Any]:
+        """The virtual hosts of a route that discovers them, by what follows its name."""
+        there = self.has[Type.VIRTUAL_HOST].items()
+        return {name.removeprefix(f"{route}/"): host for name, host in there if name.startswith(f"{route}/")}
 
     def news(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         """What has come since the last time."""
@@ -277,8 +285,8 @@ class Client:
         try:
             first = request(Type.CLUSTER, node=str(self.name), initial_resource_versions=self.versions[Type.CLUSTER])
             await self._call.write(first)
-            for type_ in (Type.ENDPOINT, Type.SECRET, Type.LISTENER, Type.ROUTE):
-                if type_ is Type.LISTENER or self.asked[type_]:
+            for type_ in (Type.ENDPOINT, Type.SECRET, Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST):
+                if type_ is Type.LISTENER or self.asked[type_] or (type_ is Type.VIRTUAL_HOST and self._discovers):
                     names = sorted(self.asked[type_])
                     await self.say(type_, *names, initial_resource_versions=self.versions[type_])
             while (data := await self._call.read()) is not grpc.aio.EOF:
@@ -316,6 +324,9 @@ class Client:
             if new := sorted(names - self.asked[wanted]):
                 self.asked[wanted].update(new)
                 await self.say(wanted, *new)
+        if not self._discovers and any(route.HasField("vhds") for route in self.has[Type.ROUTE].values()):
+            self._discovers = True
+            await self.say(Type.VIRTUAL_HOST)
 
     def _warms_on(self, type_: Type, names: list[str]) -> dict[Type, set[str]]:
         found: dict[Type, set[str]] = {Type.ENDPOINT: set(), Type.SECRET: set(), Type.ROUTE: set()}

@@ -1,10 +1,13 @@
-"""Resources whose body is a word, which says what a test needs to know of them."""
+"""Resources whose body is a word, which says what a test needs to know of them; virtual hosts are real messages."""
 
 from __future__ import annotations
 
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+
+from smc.xds import virtual_hosts
 from smc.xds.snapshot import Resource, Source, Type
 
-CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE = Type
+CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE, VIRTUAL_HOST = Type
 
 BAD = "bad"
 """A body that contains this is refused by clients."""
@@ -46,8 +49,33 @@ def route(name: str, *clusters: str, mark: str = "to", sources: tuple[Source, ..
     return resource(ROUTE, name, ":".join((mark, *clusters)), *sources)
 
 
-def clusters_of(route_: Resource) -> tuple[str, ...]:
-    return tuple(route_.body.decode().split(":")[1:])
+def discovering(name: str) -> Resource:
+    """A route that has its virtual hosts by discovery."""
+    return virtual_hosts.route(name)
+
+
+def virtual_host(route_: str, host: str, *clusters: str, domain: str = "", mark: str = "1") -> Resource:
+    """Of a route that discovers it; for a domain that is called as itself, unless `domain` says otherwise."""
+    name = virtual_hosts.name(route_, host)
+    message = route_components_pb2.VirtualHost(name=name, domains=[domain or host], routes=[{"name": mark}])
+    for to in clusters:
+        message.routes.add().route.cluster = to
+    return Resource(VIRTUAL_HOST, name, message.SerializeToString(deterministic=True))
+
+
+def domains_of(host: Resource) -> tuple[str, ...]:
+    return tuple(route_components_pb2.VirtualHost.FromString(host.body).domains)
+
+
+def clusters_of(found: Resource) -> tuple[str, ...]:
+    """That a route or a virtual host sends traffic to."""
+    if found.type is VIRTUAL_HOST:
+        hosts = [route_components_pb2.VirtualHost.FromString(found.body)]
+    elif found.body.startswith(b"\n"):  # a message, and no word
+        hosts = list(route_pb2.RouteConfiguration.FromString(found.body).virtual_hosts)
+    else:
+        return tuple(found.body.decode().split(":")[1:])
+    return tuple(to.route.cluster for host in hosts for to in host.routes if to.route.cluster)
 
 
 def source(name: str, mod_revision: int) -> Source:

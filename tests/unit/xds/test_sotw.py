@@ -119,7 +119,7 @@ class Conversation:
     """What the server says is a list of lines: the type, then the body of each resource, which begins with its name."""
 
     def __init__(self, *types: Type) -> None:
-        self.stream = Stream(types or Type)
+        self.stream = Stream(types or sotw.TYPES)
         self.now = 100.0
         self.asked: dict[Type, tuple[str, ...]] = {}
         self.last: dict[Type, Any] = {}
@@ -187,7 +187,7 @@ def running(*resources: Resource) -> Conversation:
     """An Envoy that has all of `resources`, and whose server has nothing more to say."""
     talk = Conversation()
     talk.offer(*resources)
-    for type_ in Type:
+    for type_ in filter(sotw.TYPES.__contains__, Type):
         names = sorted(found.name for found in resources if found.type is type_)
         said = talk.ask(type_, *(() if type_ in (CLUSTER, LISTENER) else names))
         while said:
@@ -377,7 +377,7 @@ def test_a_type_that_a_stream_does_not_carry_is_refused() -> None:
 
 
 def test_a_stream_of_listeners_alone_says_that_they_are_acked_and_others_never() -> None:
-    for type_ in Type:
+    for type_ in filter(sotw.TYPES.__contains__, Type):
         talk = Conversation(type_)
         talk.offer(*SHOP)
         talk.ask(
