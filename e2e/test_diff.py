@@ -17,6 +17,7 @@ from smc.demo.processes import ProcessFailed
 mesh = module_mesh()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+HOST = "outbound/bookstore.bookstore|80"
 BUYER, THIEF = "bookbuyer/bookbuyer", "bookthief/bookthief"
 
 
@@ -31,21 +32,21 @@ async def test_what_diff_says_is_what_the_proxies_then_have(mesh: Mesh) -> None:
     path = mesh.directory / "split.yaml"
     await asyncio.to_thread(path.write_text, bookstore.split(100, 0))
     await mesh.smc("apply", "-f", str(path), "--wait=30s")
-    before = await _configured(mesh, BUYER, "route", "outbound")
+    before = await _configured(mesh, BUYER, "virtual-host", HOST)
     await asyncio.to_thread(path.write_text, bookstore.split(10, 90))
     async with mesh.prober() as prober:
         with pytest.raises(ProcessFailed) as e:
             await mesh.smc("diff", "-f", str(path))
         assert "ended with 1" in str(e.value)
-        assert await _configured(mesh, BUYER, "route", "outbound") == before, "nothing was applied"
+        assert await _configured(mesh, BUYER, "virtual-host", HOST) == before, "nothing was applied"
     assert statuses(prober.probes) == {200: len(prober.probes)}
     code, text = await _diff(mesh, str(path))
     assert code == 1
     told = {proxy: d["resources"] for d in json.loads(text)["differences"] for proxy in d["proxies"]}
     (resource,) = told[BUYER]
-    assert (resource["type"], resource["name"], resource["before"]) == ("RouteConfiguration", "outbound", before)
+    assert (resource["type"], resource["name"], resource["before"]) == ("VirtualHost", HOST, before)
     await mesh.smc("apply", "-f", str(path), "--wait=30s")
-    assert await _configured(mesh, BUYER, "route", "outbound") == resource["after"]
+    assert await _configured(mesh, BUYER, "virtual-host", HOST) == resource["after"]
     assert (await _diff(mesh, str(path)))[0] == 0
 
 

@@ -69,7 +69,7 @@ async def test_a_change_is_traced_from_its_command_to_every_ack(
             proxy = ack.attributes["smc.proxy"]
             found[proxy] = ack.instance
             pushes = [s for s in collector.children(build, "smc.push") if s.attributes["smc.proxy"] == proxy]
-            assert "RouteConfiguration" in {push.attributes["smc.type"] for push in pushes}
+            assert "VirtualHost" in {push.attributes["smc.type"] for push in pushes}
             assert ack.attributes["smc.revision"] == build.attributes["smc.revision"]
             assert {ack.instance, *(push.instance for push in pushes)} == {build.instance}
             assert command.start < call.start < transaction.start < transaction.end < ack.end

@@ -29,6 +29,7 @@ TYPES = (
     ("Secret", "SDS"),
     ("Listener", "LDS"),
     ("RouteConfiguration", "RDS"),
+    ("VirtualHost", "VHDS"),
 )
 
 CONFIG_TYPES = {
@@ -37,6 +38,7 @@ CONFIG_TYPES = {
     "secret": "Secret",
     "listener": "Listener",
     "route": "RouteConfiguration",
+    "virtual-host": "VirtualHost",
 }
 
 RUN_HELP = """Join the mesh as a proxy, run Envoy, and keep its credential fresh, until SIGTERM.

@@ -11,7 +11,7 @@ import aiohttp
 ADMIN_PORT = 15000
 
 _UPDATES = re.compile(
-    r"^(cluster_manager\.cds|listener_manager\.lds|cluster\..+|http\..+\.rds\..+|sds\..+)\.update_success$"
+    r"^(cluster_manager\.cds|listener_manager\.lds|cluster\..+|http\..+\.(rds|vhds)\..+|sds\..+)\.update_success$"
 )
 _BY_SDS = re.compile(r"\.ssl_context_update_by_sds$")
 
@@ -59,7 +59,7 @@ class EnvoyAdmin:
         return str((await self._stats(r"^control_plane\.identifier$")).get("control_plane.identifier", ""))
 
     async def updates(self) -> dict[str, int]:
-        """`update_success` of CDS, LDS, and every EDS, RDS and SDS resource: it rises each time that one arrives."""
+        """`update_success` of CDS, LDS, and every EDS, RDS, VHDS and SDS resource: it rises whenever one arrives."""
         found = await self.stats(r"\.update_success$")
         return {name: value for name, value in found.items() if _UPDATES.match(name)}
 

@@ -35,8 +35,8 @@ UNTOLD = "Internal error from Core"
 """The client's own words for a message that came too late, which hide from it how the stream had ended."""
 
 NAMES = (
-    "shop/bookstore|80", "shop/bookstore-v2|80", "shop/paper|80", "passthrough", "outbound", "inbound|8080", "identity",
-    "bundle", "nowhere", "shop/", "|", "é🙂", "a\nb", "\x00", "x" * 256,
+    "shop/bookstore|80", "shop/bookstore-v2|80", "shop/paper|80", "passthrough", "outbound", "outbound/paper.shop|80",
+    "inbound|8080", "identity", "bundle", "nowhere", "shop/", "|", "é🙂", "a\nb", "\x00", "x" * 256,
 )  # fmt: skip
 URLS = (*(type_.value for type_ in Type), *(type_.value for type_ in Type), "", "type.googleapis.com/a.B", "?" * 5_000)
 

@@ -33,6 +33,7 @@ from tests.unit.api.replica import TRUST_DOMAIN, Replica, running
 from tests.unit.bookshop import KEYS, SOURCE, Shop, service, workload
 from tests.unit.xds.replica import until
 
+HOST = "outbound/bookstore.shop|80"
 SPLIT = """\
 apiVersion: split.smi-spec.io/v1alpha4
 kind: TrafficSplit
@@ -214,12 +215,12 @@ async def test_diff_says_what_apply_then_does(desk: Desk) -> None:
     (difference,) = data["differences"]
     assert difference["proxies"] == [f"shop/{name}" for name in ("bookstore-v1", "bookstore-v2", "buyer", "thief")]
     (resource,) = difference["resources"]
-    assert (resource["type"], resource["name"], resource["change"]) == ("RouteConfiguration", "outbound", "changed")
-    before = await configured(desk, "buyer", "route", "outbound")
+    assert (resource["type"], resource["name"], resource["change"]) == ("VirtualHost", HOST, "changed")
+    before = await configured(desk, "buyer", "virtual-host", HOST)
     assert resource["before"] == before
     await desk.shop.apply(SPLIT % 3)
     await desk.built()
-    after = await configured(desk, "buyer", "route", "outbound")
+    after = await configured(desk, "buyer", "virtual-host", HOST)
     assert resource["after"] == after != before
     again = await desk.smc("diff", "-f", "-", stdin=SPLIT % 3)
     assert (again.exit_code, again.stdout) == (0, "trafficsplit/shop/bookstore would be unchanged\n")
@@ -245,7 +246,7 @@ async def test_diff_is_read_as_a_difference(desk: Desk) -> None:
         "",
         "=== shop/bookstore-v1, shop/bookstore-v2, shop/buyer, shop/thief",
     ]
-    assert lines[5] == "changed RouteConfiguration outbound  from trafficsplit/shop/bookstore"
+    assert lines[5] == f"changed VirtualHost {HOST}  from trafficsplit/shop/bookstore"
     assert [line.split() for line in lines if line[0:1] in "+-" and line.strip("+-")] == [
         ["-", "weight:", "3"],
         ["+", "weight:", "4"],
@@ -272,7 +273,7 @@ async def test_diff_disturbs_nothing(desk: Desk) -> None:
     assert desk.versions("buyer") == versions
     await desk.shop.apply(SPLIT % 9)
     await desk.built()
-    direct = await configured(desk, "buyer", "route", "outbound")
+    direct = await configured(desk, "buyer", "virtual-host", HOST)
     assert "9" in json.dumps(direct)
 
 
@@ -302,7 +303,7 @@ async def test_a_workload_that_would_come_shows_what_its_proxy_would_get(desk: D
 
 async def test_config_is_yaml_with_versions_and_says_what_is_acked_and_what_is_refused(desk: Desk) -> None:
     versions = desk.versions("buyer")
-    nack = Nack(Name("shop", "buyer"), Type.ROUTE.value, ("outbound",), "no\nway", (), 1)
+    nack = Nack(Name("shop", "buyer"), Type.VIRTUAL_HOST.value, (HOST,), "no\nway", (), 1)
     acked = {"Cluster": versions["Cluster"], "RouteConfiguration": "0123"}
     desk.replica.streams = [ProxyStatus(Name("shop", "buyer"), "", 0.0, 7, 7, "nacked", acked, (nack,))]
     result = await desk.smc("proxy", "config", "shop/buyer")

@@ -79,8 +79,7 @@ async def given(mesh: Mesh) -> dict[str, str]:
 
 def domains(client: Client, port: int) -> dict[str, set[str]]:
     """By service port; nothing while the proxy has no routes for that port."""
-    found = client.has[Type.ROUTE].get(names.outbound_route(port))
-    return {host.name: set(host.domains) for host in found.virtual_hosts} if found is not None else {}
+    return {name: set(host.domains) for name, host in client.hosts(names.outbound_route(port)).items()}
 
 
 def chains(client: Client) -> dict[str, Any]:
@@ -100,12 +99,12 @@ async def test_the_first_intercepted_workload_gives_every_service_an_address_and
         await until(lambda: Name("shop", "buyer") in (replica.pipeline.mesh.proxies if replica.pipeline.mesh else {}))
         buyer = await Client.of(mesh, "buyer")
         await stack.enter_async_context(buyer.connected(replica))
-        await until(lambda: set(domains(buyer, 80)) == {"nowhere", "shop/bookstore|80", "shop/paper|80"})
+        await until(lambda: set(domains(buyer, 80)) == {"others", "bookstore.shop|80", "paper.shop|80"})
 
         virtual = await given(mesh)
         assert virtual.keys() == {"bookstore", "paper"}
         assert all(ip_address(address) in ip_network(names.VIRTUAL_ADDRESSES) for address in virtual.values())
-        assert {"bookstore", "bookstore.shop.svc", virtual["bookstore"]} <= domains(buyer, 80)["shop/bookstore|80"]
+        assert {"bookstore", "bookstore.shop.svc", virtual["bookstore"]} <= domains(buyer, 80)["bookstore.shop|80"]
         assert "outbound|80" in chains(buyer)
         table = buyer.get(Type.LISTENER, "dns").listener_filters[0].typed_config.value
         assert b"bookstore.shop.svc.cluster.local" in table
@@ -153,12 +152,12 @@ async def test_a_service_says_an_address_of_its_own_and_that_is_where_it_is_dial
 
 async def test_a_split_reaches_an_intercepted_proxy_and_its_listeners_are_left_alone() -> None:
     async with bookshop() as (mesh, replica), intercepted(mesh, replica, services=2) as buyer:
-        await until(lambda: buyer.is_complete and "shop/bookstore|80" in domains(buyer, 80))
+        await until(lambda: buyer.is_complete and "bookstore.shop|80" in domains(buyer, 80))
         await until(lambda: not replica.streams.report().laggards)
         buyer.news()
         await mesh.split("bookstore", paper=1)
         await until(lambda: bool(buyer.received))
-        assert buyer.news() == [("RouteConfiguration", ("outbound|80",), ())]
+        assert buyer.news() == [("VirtualHost", ("outbound|80/bookstore.shop|80",), ())]
 
 
 async def test_a_workload_that_is_intercepted_no_longer_is_told_what_an_explicit_one_is() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -66,8 +66,7 @@ async def acked(mesh: Mesh, replica: Replica, revision: int = 0) -> None:
 
 def shares(client: Client, name: str) -> dict[str, int]:
     """Where the requests of a proxy's application to one service go: cluster -> weight."""
-    (host,) = [h for h in client.get(Type.ROUTE, "outbound").virtual_hosts if h.name == f"shop/{name}|80"]
-    action = host.routes[0].route
+    action = client.hosts("outbound")[f"{name}.shop|80"].routes[0].route
     if action.HasField("weighted_clusters"):
         return {c.name.removeprefix("shop/"): c.weight.value for c in action.weighted_clusters.clusters}
     return {action.cluster.removeprefix("shop/"): 1}
@@ -207,7 +206,8 @@ async def test_a_split_moves_traffic_by_its_weights_and_back() -> None:
         assert shares(buyer, "bookstore") == {"bookstore|80": 1}
         await acked(mesh, replica, await mesh.split("bookstore", bookstore_v2=90, paper=10))
         assert shares(buyer, "bookstore") == {"bookstore-v2|80": 9, "paper|80": 1}
-        assert buyer.news() == [("RouteConfiguration", ("outbound",), ())], "no cluster, no listener, no endpoint"
+        sent = ("VirtualHost", ("outbound/bookstore.shop|80",), ())
+        assert buyer.news() == [sent], "no cluster, no listener, no endpoint, and no other host"
         revision = await mesh.registry.delete_manifest("split.smi-spec.io/TrafficSplit/shop/bookstore", expected=None)
         await acked(mesh, replica, revision)
         assert shares(buyer, "bookstore") == {"bookstore|80": 1}
@@ -251,7 +251,9 @@ async def test_a_service_that_comes_and_goes_is_sent_and_removed() -> None:
         await acked(mesh, replica)
         assert "shop/magazine|80" not in buyer.has[Type.CLUSTER]
         news = buyer.news()
-        assert news[0] == ("RouteConfiguration", ("outbound",), ()), "the route first, and then what it led to"
+        assert news[0] == ("VirtualHost", (), ("outbound/magazine.shop|80",)), (
+            "the route first, and then what it led to"
+        )
         assert ("Cluster", (), ("shop/magazine|80",)) in news[1:]
 
 
@@ -318,7 +320,7 @@ async def test_a_proxy_that_was_away_is_sent_what_changed_meanwhile_and_nothing_
             assert sorted(buyer.news()) == [
                 ("Cluster", (), ("shop/paper-v2|80",)),
                 ("ClusterLoadAssignment", (), ("shop/paper-v2|80",)),
-                ("RouteConfiguration", ("outbound",), ()),
+                ("VirtualHost", ("outbound/bookstore.shop|80",), ("outbound/paper-v2.shop|80",)),
             ]
 
 
@@ -373,13 +375,19 @@ def left_out(mesh: Mesh) -> list[tuple[str, str]]:
     return [(record.proxy.name, record.manifest.rpartition("/")[2]) for record in found]
 
 
-def _split(message: Any, name: str) -> bytes:
-    return b"".join(host.SerializeToString() for host in message.virtual_hosts if host.name == f"shop/{name}|80")
+def refusing(name: str, target: str) -> Callable[[Type, Any], bool]:
+    """What refuses that requests to one service go to another."""
+
+    def refuses(type_: Type, message: Any) -> bool:
+        of_it = type_ is Type.VIRTUAL_HOST and message.name == f"outbound/{name}.shop|80"
+        return of_it and f"shop/{target}|80".encode() in message.SerializeToString()
+
+    return refuses
 
 
 async def test_a_refused_split_is_left_out_for_who_refuses_it_until_it_is_written_anew() -> None:
     async with bookshop(BUYER, THIEF) as (mesh, replica, (odd, other)), judged(mesh, replica):
-        odd.refuses = lambda type_, message: type_ is Type.ROUTE and b"shop/paper-v2|80" in _split(message, "paper")
+        odd.refuses = refusing("paper", "paper-v2")
         await mesh.split("paper", paper_v2=100)
         await mesh.split("bookstore", bookstore_v2=100)
         await until(lambda: left_out(mesh) and not replica.streams.report().nacks)
@@ -391,26 +399,47 @@ async def test_a_refused_split_is_left_out_for_who_refuses_it_until_it_is_writte
         assert mesh_now is not None
         (problem,) = mesh_now.problems["split.smi-spec.io/TrafficSplit/shop/paper"]
         assert problem.reason == "Quarantined"
-        assert "left out for proxy shop/buyer, which refuses it: outbound: refused by the test" in problem.message
+        assert (
+            "left out for proxy shop/buyer, which refuses it: outbound/paper.shop|80: refused by the test"
+            in problem.message
+        )
         await mesh.split("paper", bookstore=100)
         await until(lambda: shares(odd, "paper") == {"bookstore|80": 1})
         await acked(mesh, replica)
         assert shares(odd, "paper") == shares(other, "paper") == {"bookstore|80": 1}
 
 
+async def test_of_splits_only_that_of_the_refused_host_is_suspected() -> None:
+    async with bookshop() as (mesh, replica, _), judged(mesh, replica):
+        await mesh.split("paper", bookstore=100)
+        for name in ("bookstore", "bookstore-v2", "paper-v2"):
+            await mesh.split(name, paper=100)
+        odd = await Client.of(mesh, BUYER)
+        odd.refuses = refusing("paper", "bookstore")
+        async with odd.connected(replica):
+            await until(lambda: bool(left_out(mesh)))
+            await until(lambda: odd.is_complete)
+            await acked(mesh, replica)
+            assert left_out(mesh) == [("buyer", "paper")]
+            assert shares(odd, "paper") == {"paper|80": 1}
+            assert shares(odd, "bookstore") == {"paper|80": 1}
+
+
 @pytest.mark.parametrize("innocents", [0, 1, 3])
 async def test_the_newest_suspects_are_left_out_first_and_the_culprit_ends_it(innocents: int) -> None:
     """The culprit is the oldest, which is the worst case."""
     async with bookshop() as (mesh, replica, _), judged(mesh, replica):
-        names = ["bookstore", "bookstore-v2", "paper-v2"][:innocents]
-        await mesh.split("paper", bookstore=100)
-        for name in names:
-            await mesh.split(name, paper=100)
-        odd = await Client.of(mesh, BUYER)
-        odd.refuses = lambda type_, message: type_ is Type.ROUTE and b"shop/bookstore|80" in _split(message, "paper")
+        await mesh.routes()
+        names = [f"innocent-{nth}" for nth in range(innocents)]
+        for name in ("culprit", *names):
+            await mesh.allow(BUYER, STORE, name=name)
+        odd = await Client.of(mesh, STORE)
+        odd.refuses = lambda type_, message: (
+            type_ is Type.ROUTE and b"TrafficTarget/shop/culprit" in message.SerializeToString()
+        )
         async with odd.connected(replica):
             await until(lambda: len(left_out(mesh)) > innocents)
             await until(lambda: odd.is_complete)
             await acked(mesh, replica)
-            assert left_out(mesh) == [("buyer", name) for name in [*reversed(names), "paper"]]
-            assert shares(odd, "paper") == {"paper|80": 1}
+            assert left_out(mesh) == [(STORE, name) for name in [*reversed(names), "culprit"]]
+            assert b"TrafficTarget" not in odd.get(Type.ROUTE, "inbound|8080").SerializeToString(), "nobody is let in"

@@ -167,8 +167,8 @@ def test_the_table_of_proxies_ends_with_what_they_refuse() -> None:
     )
     buyer.nacks.add(proxy="shop/buyer", type_url="x.Listener", resource="outbound", text="no")
     assert proxy.render([buyer], [], "table", now=NOW) == (
-        "PROXY        REPLICA     STATE    REVISION   ACKED   CDS        EDS   SDS   LDS   RDS   CONNECTED\n"
-        "shop/buyer   replica-1   nacked   7          6       01234567   -     -     ff    -     90s\n"
+        "PROXY        REPLICA     STATE    REVISION   ACKED   CDS        EDS   SDS   LDS   RDS   VHDS   CONNECTED\n"
+        "shop/buyer   replica-1   nacked   7          6       01234567   -     -     ff    -     -      90s\n"
         "\n"
         "Refused:\n"
         "  shop/buyer  Listener outbound\n"

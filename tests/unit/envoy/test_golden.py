@@ -44,7 +44,7 @@ from smc.records import CrlRecord
 from smc.xds.snapshot import Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.authority import Authority
-from tests.unit.envoy.rendering import Standalone, golden, message
+from tests.unit.envoy.rendering import Standalone, golden, message, plain
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -305,6 +305,38 @@ def test_the_configuration_reads_as_it_should(case: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(found)
     assert found == path.read_text(), "read the difference; if it is meant, run again with UPDATE_GOLDEN=1"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "proxyless"])
+def test_what_callers_have_for_a_route_says_the_same_whatever_the_mesh_holds(case: str) -> None:
+    """So no change of a mesh makes Envoy build it anew but the one by which its port comes or goes."""
+    mesh, proxy = CASES[case]
+    snapshot = Generator(nouns.open_key).snapshot(mesh, proxy)
+    found = {name: route for name, route in snapshot.of_type(Type.ROUTE).items() if name.startswith("outbound")}
+    for name, route in found.items():
+        dialled = {"ignore_port_in_host_matching": True} if name != "outbound" else {}
+        assert plain(route) == {
+            "name": name,
+            "vhds": {"config_source": {"ads": {}, "resource_api_version": "V3"}},
+            "validate_clusters": False,
+            **dialled,
+        }
+        assert route.sources == ()
+        assert route.warms == ((Type.VIRTUAL_HOST, f"{name}/others"),)
+    hosts = {name: message(host) for name, host in snapshot.of_type(Type.VIRTUAL_HOST).items()}
+    assert {name.partition("/")[0] for name in hosts} == found.keys(), (
+        "no virtual host without its route, nor the reverse"
+    )
+    assert all(name == host.name for name, host in hosts.items())
+    assert {name for name, host in hosts.items() if "*" in host.domains} == {f"{route}/others" for route in found}
+
+
+def test_clients_of_grpc_are_given_no_virtual_hosts_by_themselves() -> None:
+    """They know of no discovery of theirs."""
+    mesh, proxy = CASES["proxyless"]
+    snapshot = Generator(nouns.open_key).snapshot(mesh, proxy)
+    assert not snapshot.of_type(Type.VIRTUAL_HOST)
+    assert all(message(route).virtual_hosts for route in snapshot.of_type(Type.ROUTE).values())
 
 
 _ODD_HOSTS = (

@@ -68,7 +68,7 @@ def test_one_more_http_service_at_a_port_changes_no_byte_of_what_is_listened_to(
         "CLUSTER shop/two|80",
         "ENDPOINT shop/two|80",
         "LISTENER dns",
-        "ROUTE outbound|80",
+        "VIRTUAL_HOST outbound|80/two.shop|80",
     }
 
 
@@ -78,17 +78,19 @@ def test_a_changed_endpoint_changes_its_assignment_and_nothing_else_is_even_made
     generator = Generator(nouns.open_key)
     outbound = calling(ONE, destination("shop/cache", 6379))
     before = generator.snapshot(mesh(outbound), WEB.name)
-    for name in ("interception.outbound", "interception.dns", "routes.dialled"):
+    for name in ("interception.outbound", "interception.dns", "routes.disjoint", "routes.nowhere"):
         monkeypatch.delattr(f"smc.envoy.{name}")
     moved = replace(outbound, assignments=(nouns.assignment("shop/cache", 6379), outbound.assignments[1]))
     after = generator.snapshot(mesh(moved), WEB.name)
     assert changed(before, after) == {"ENDPOINT shop/cache|6379"}
+    for type_ in (Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST):
+        assert after.of_type(type_) is before.of_type(type_)
 
 
-def test_a_split_of_requests_changes_the_routes_of_its_port_and_nothing_else() -> None:
-    two = destination("shop/two", 81)
-    before = told(calling(ONE, two))
-    assert changed(before, told(calling(ONE, destination("shop/two", 81, "shop/one")))) == {"ROUTE outbound|81"}
+def test_a_split_of_requests_changes_the_virtual_host_of_its_service_and_no_other_at_its_port() -> None:
+    before = told(calling(destination("shop/one", 81), destination("shop/two", 81)))
+    after = told(calling(destination("shop/one", 81), destination("shop/two", 81, "shop/one")))
+    assert changed(before, after) == {"VIRTUAL_HOST outbound|81/two.shop|81"}
 
 
 def test_a_split_of_connections_changes_the_chain_of_its_port_and_no_other() -> None:
@@ -110,12 +112,15 @@ def test_a_service_with_an_address_of_its_own_changes_its_own_chain_and_no_other
     assert now.keys() - was.keys() == {"shop/two|80"}
     assert all(was[name] == now[name] for name in was)
     split = told(calling(ONE, destination("shop/two", 80, "shop/one"), frontends=own))
-    assert changed(after, split) == {"ROUTE outbound|80"}
+    assert changed(after, split) == {"VIRTUAL_HOST outbound|80/two.shop|80"}
 
 
 def test_a_service_that_has_no_address_yet_is_called_once_it_has_one() -> None:
     waiting = told(calling(ONE, destination("shop/two"), frontends=[nouns.frontend("shop/one", "240.0.0.1")]))
-    assert changed(waiting, told(calling(ONE, destination("shop/two")))) == {"LISTENER dns", "ROUTE outbound|80"}
+    assert changed(waiting, told(calling(ONE, destination("shop/two")))) == {
+        "LISTENER dns",
+        "VIRTUAL_HOST outbound|80/two.shop|80",
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------- who has it
@@ -134,6 +139,7 @@ def test_an_explicit_proxy_has_none_of_it() -> None:
     found = generator.snapshot(mesh(outbound, EXPLICIT), EXPLICIT.name)
     assert list(found.of_type(Type.LISTENER)) == ["outbound"]
     assert list(found.of_type(Type.ROUTE)) == ["outbound"]
+    assert list(found.of_type(Type.VIRTUAL_HOST)) == ["outbound/one.shop|80", "outbound/others"]
     assert "original" not in found.of_type(Type.CLUSTER)
 
 
@@ -176,12 +182,12 @@ def test_where_else_requests_may_go_is_what_egress_says(
 
 
 def test_a_host_that_is_let_out_changes_only_what_is_about_it() -> None:
-    """HTTP hosts are in the routes, so that only TLS is named in a chain."""
+    """HTTP hosts are in a virtual host, so that only TLS is named in a chain."""
     before = told(calling(ONE), MeshConfig(egress=Egress.DENY, egress_hosts=(EgressHost("a.example"),)))
     after = told(
         calling(ONE), MeshConfig(egress=Egress.DENY, egress_hosts=(EgressHost("a.example"), EgressHost("b.example")))
     )
-    assert changed(before, after) == {"LISTENER outbound", "ROUTE outbound"}
+    assert changed(before, after) == {"LISTENER outbound", "VIRTUAL_HOST outbound/others"}
     was, now = chains(before), chains(after)
     assert {name for name in now if was.get(name) != now[name]} == {"tls", "tls|80"}
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from smc.envoy import messages, names, routes
 from smc.model import Destination, Egress, EgressHost, HttpMatch, MeshConfig, Mode, Name, Policy, Target
+from smc.xds import virtual_hosts
 from smc.xds.snapshot import Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.rendering import message
@@ -40,13 +41,12 @@ def test_no_domain_occurs_twice_and_every_service_keeps_its_longest_name(
     found: list[tuple[Name, int]], namespace: str, mesh_domain: str
 ) -> None:
     hosts = _virtual_hosts(found, namespace, mesh_domain)
-    made = message(routes.outbound(hosts, MeshConfig()))
-    domains = [domain for host in made.virtual_hosts for domain in host.domains]
+    made = [message(host.resource) for host in routes.disjoint(hosts)]
+    domains = [domain for host in made for domain in host.domains]
     assert len(domains) == len(set(domains))
     assert all(domain == domain.lower() for domain in domains)
-    assert all(host.domains for host in made.virtual_hosts)
-    wanted = {domain for host in hosts for domain in host.domains}
-    assert set(domains) == wanted | {"*"}
+    assert all(host.domains for host in made)
+    assert set(domains) == {domain for host in hosts for domain in message(host.resource).domains}
 
 
 def test_the_longer_way_of_naming_a_service_wins() -> None:
@@ -54,16 +54,44 @@ def test_the_longer_way_of_naming_a_service_wins() -> None:
         Name("b", "a.b"),
         Name("b", "a"),
     )  # `a.b` is the first one's short name, and the other's with namespace
-    made = message(routes.outbound(_virtual_hosts([(dotted, 80), (plain, 80)], "b", "mesh"), MeshConfig()))
-    owner = {domain: host.name for host in made.virtual_hosts for domain in host.domains}
-    assert owner["a.b"] == "b/a|80"
-    assert owner["a.b.b"] == "b/a.b|80"
+    made = routes.disjoint(_virtual_hosts([(dotted, 80), (plain, 80)], "b", "mesh"))
+    owner = {domain: host.resource.name for host in made for domain in message(host.resource).domains}
+    assert owner["a.b"] == names.virtual_host("outbound", plain, 80)
+    assert owner["a.b.b"] == names.virtual_host("outbound", dotted, 80)
+
+
+def test_those_whose_hosts_are_all_their_own_are_as_they_were() -> None:
+    hosts = _virtual_hosts([(Name("b", "a"), 80), (Name("b", "a"), 81), (Name("c", "a"), 80)], "b", "mesh")
+    assert routes.disjoint(hosts) is hosts
+    alike = _virtual_hosts([(Name("b", "a.b"), 80), (Name("b", "a"), 80), (Name("b", "z"), 80)], "b", "mesh")
+    assert [was is now for was, now in zip(alike, routes.disjoint(alike), strict=True)] == [True, False, True]
+
+
+_LABEL = st.text("abz09-|", min_size=1, max_size=3)
+"""More than a service may be called."""
+
+
+@given(st.tuples(_LABEL, _LABEL, st.integers(1, 65535)), st.tuples(_LABEL, _LABEL, st.integers(1, 65535)))
+@settings(max_examples=200, deadline=None)
+def test_the_name_of_a_virtual_host_says_whose_it_is_after_its_only_slash(
+    one: tuple[str, str, int], other: tuple[str, str, int]
+) -> None:
+    """Envoy takes what comes before the last slash for the name of the route."""
+    named = [
+        names.virtual_host(route, Name(namespace, name), port)
+        for route in (names.OUTBOUND, names.outbound_route(80))
+        for namespace, name, port in (one, other)
+    ]
+    assert [name.count("/") for name in named] == [1] * 4
+    assert [name.partition("/")[0] for name in named] == ["outbound", "outbound", "outbound|80", "outbound|80"]
+    assert len(set(named)) == (2 if one == other else 4)
+    assert not {name.partition("/")[2] for name in named} & {virtual_hosts.OTHERS}
 
 
 def test_a_service_answers_to_its_bare_name_on_port_80_and_in_its_own_namespace_only() -> None:
     def domains(port: int, namespace: str) -> set[str]:
         [host] = _virtual_hosts([(Name("books", "store"), port)], namespace, "mesh.internal")
-        return set(host.domains)
+        return set(message(host.resource).domains)
 
     assert {"store", "store.", "store:80", "store.:80", "store.books"} <= domains(80, "books")
     assert {"store:81", "store.:81"} <= domains(81, "books")
@@ -87,7 +115,7 @@ def test_only_ratios_of_weights_reach_the_wire() -> None:
 def test_a_split_is_a_weighted_choice_and_a_single_target_is_none() -> None:
     def action(targets: dict[str, int]) -> object:
         host = routes.VirtualHost.of(nouns.destination("a/b", 80, targets), "mesh", same_namespace=True)
-        return message(routes.outbound([host], MeshConfig(egress=Egress.DENY))).virtual_hosts[1].routes[0]
+        return message(host.resource).routes[0]
 
     split = action({"a/x": 1000, "a/y": 2000}).route  # type: ignore[attr-defined]
     assert [(c.name, c.weight.value) for c in split.weighted_clusters.clusters] == [("a/x|80", 1), ("a/y|80", 2)]
@@ -98,7 +126,7 @@ def test_a_split_is_a_weighted_choice_and_a_single_target_is_none() -> None:
 def test_branches_come_before_what_is_for_all_other_requests_and_each_match_is_a_route() -> None:
     branches = [((HttpMatch("/a"), HttpMatch(None, ("GET", "PUT"))), {"a/x": 1}), ((HttpMatch("/b"),), {"a/y": 1})]
     host = routes.VirtualHost.of(nouns.destination("a/b", 80, None, "", branches), "mesh", same_namespace=True)
-    made = message(routes.outbound([host], MeshConfig(egress=Egress.DENY))).virtual_hosts[1].routes
+    made = message(host.resource).routes
     assert [(r.match.safe_regex.regex or r.match.prefix, r.route.cluster) for r in made] == [
         ("/a", "a/x|80"),
         ("/", "a/x|80"),
@@ -222,7 +250,8 @@ def test_plaintext_finds_its_port_by_every_name_of_the_services_and_else_nothing
 
 def _let_out(hosts: tuple[EgressHost, ...], authority: str) -> bool:
     """Whether a request to `authority` leaves the mesh, as a whole match of a route's header decides it."""
-    made = message(routes.outbound([], MeshConfig(egress=Egress.DENY, egress_hosts=hosts))).virtual_hosts[0]
+    made = message(routes.elsewhere(MeshConfig(egress=Egress.DENY, egress_hosts=hosts)))
+    assert list(made.domains) == ["*"]
     for route in made.routes:
         (*headers,) = (h.string_match.safe_regex.regex for h in route.match.headers)
         if all(re2.fullmatch(regex, authority) for regex in headers):
@@ -247,6 +276,5 @@ def test_with_egress_denied_the_hosts_of_the_list_are_let_out(
 
 
 def test_with_egress_allowed_the_list_means_nothing() -> None:
-    made = message(routes.outbound([], MeshConfig(egress_hosts=(EgressHost("a.b"),)))).virtual_hosts[0]
-    (route,) = made.routes
+    (route,) = message(routes.elsewhere(MeshConfig(egress_hosts=(EgressHost("a.b"),)))).routes
     assert route.route.cluster == names.PASSTHROUGH

@@ -13,13 +13,28 @@ import pytest
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
-from smc.model import Egress, HttpMatch, Inbound, MeshConfig, Name, Outbound, Permission, Policy, Protocol
+from smc.model import (
+    Destination,
+    Egress,
+    EgressHost,
+    HttpMatch,
+    Inbound,
+    MeshConfig,
+    Name,
+    Outbound,
+    Permission,
+    Policy,
+    Protocol,
+    Target,
+    Workload,
+)
 from smc.records import BundleRecord, CertificateRecord
 from smc.xds.snapshot import Resource, Snapshot, Source, Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.rendering import message
 
 BUYER, STORE = nouns.BUYER.name, nouns.STORE_1.name
+ROOT_HOST = "outbound/bookstore.books|14001"
 BUYER_URI = nouns.BUYER.identity.uri(nouns.TRUST_DOMAIN)
 
 
@@ -37,6 +52,26 @@ def changed(before: Snapshot, after: Snapshot) -> set[str]:
         or (b := after.of_type(type_).get(name)) is None
         or a.version != b.version
     }
+
+
+def hosts(snapshot: Snapshot) -> dict[str, Resource]:
+    return dict(snapshot.of_type(Type.VIRTUAL_HOST))
+
+
+def calling(*services: tuple[str, int], namespace: str = "books") -> Outbound:
+    """Where requests go, and nothing else of the services; made anew each time."""
+    named = [(Name.parse(service), port) for service, port in services]
+    destinations = tuple(Destination(service, port, (Target(service, port, 1),)) for service, port in named)
+    return Outbound(namespace, (), (), destinations)
+
+
+def told(generator: Generator, outbound: Outbound, of: Workload = nouns.BUYER) -> Snapshot:
+    return generator.snapshot(nouns.mesh(nouns.proxy(of, outbound=outbound)), of.name)
+
+
+def told_intercepted(generator: Generator, outbound: Outbound, of: Workload = nouns.BUYER) -> Snapshot:
+    addresses = (nouns.frontend(str(d.service), f"240.0.0.{i}") for i, d in enumerate(outbound.destinations))
+    return told(generator, replace(outbound, frontends=tuple(addresses)), nouns.intercepted(of))
 
 
 def test_an_unchanged_mesh_gives_the_same_snapshot_even_when_it_was_built_anew() -> None:
@@ -64,11 +99,63 @@ def test_a_policy_changes_the_servers_routes_and_nothing_else() -> None:
     assert after[BUYER] is before[BUYER]
 
 
-def test_a_split_changes_the_callers_routes_and_nothing_else() -> None:
+def test_a_split_changes_the_callers_virtual_host_of_that_service_and_nothing_else() -> None:
     generator = Generator(nouns.open_key)
     before = snapshots(generator, nouns.bookstore())
     after = snapshots(generator, nouns.bookstore(weights={"books/bookstore-v1": 1, "books/bookstore-v2": 1}))
-    assert changed(before[BUYER], after[BUYER]) == {"ROUTE outbound"}
+    assert changed(before[BUYER], after[BUYER]) == {f"VIRTUAL_HOST {ROOT_HOST}"}
+    assert after[BUYER].of_type(Type.ROUTE) is before[BUYER].of_type(Type.ROUTE)
+    was, now = hosts(before[BUYER]), hosts(after[BUYER])
+    assert was.keys() == now.keys()
+    assert {name for name in now if now[name] is not was[name]} == {ROOT_HOST}, "the others are not even made anew"
+
+
+def test_one_more_service_is_one_more_virtual_host_and_one_fewer_takes_its_own_away() -> None:
+    generator = Generator(nouns.open_key)
+    one, both = calling(("books/a", 80)), calling(("books/a", 80), ("books/b", 80))
+    before, after = told(generator, one), told(generator, both)
+    assert changed(before, after) == {"VIRTUAL_HOST outbound/b.books|80"}
+    assert told(generator, one) is before
+
+
+def test_another_egress_changes_the_virtual_host_of_all_others_and_no_services() -> None:
+    generator = Generator(nouns.open_key)
+
+    def with_(config: MeshConfig) -> Snapshot:
+        return generator.snapshot(nouns.bookstore(config=config), BUYER)
+
+    allowed, denied = with_(MeshConfig()), with_(MeshConfig(egress=Egress.DENY))
+    assert changed(allowed, denied) == {"CLUSTER passthrough", "VIRTUAL_HOST outbound/others"}
+    some = with_(MeshConfig(egress=Egress.DENY, egress_hosts=(EgressHost("a.example"),)))
+    more = with_(MeshConfig(egress=Egress.DENY, egress_hosts=(EgressHost("a.example"), EgressHost("b.example"))))
+    assert changed(some, more) == {"VIRTUAL_HOST outbound/others"}
+    assert {name for name, host in hosts(more).items() if host is not hosts(some)[name]} == {"outbound/others"}
+
+
+def test_a_destination_that_is_equal_and_made_anew_has_the_same_virtual_host() -> None:
+    """The same object, so that nobody compares bytes to see that there is nothing to send."""
+    generator = Generator(nouns.open_key)
+    for told_ in (told, told_intercepted):
+        before = told_(generator, calling(("books/a", 80), ("books/b", 80)))
+        after = told_(generator, calling(("books/a", 80), ("books/b", 80), ("books/c", 80)))
+        assert len(hosts(after)) == len(hosts(before)) + 1
+        assert all(hosts(after)[name] is host for name, host in hosts(before).items())
+
+
+def test_hosts_that_two_services_spell_alike_are_in_one_virtual_host_which_stays_the_same_object() -> None:
+    """`a.b` is how one spells its short name, and the other its name with its namespace: that one has it."""
+    generator = Generator(nouns.open_key)
+    alike = (("b/a", 80), ("b/a.b", 80))
+    for told_, route in ((told, "outbound"), (told_intercepted, "outbound|80")):
+        before = told_(generator, calling(*alike, namespace="b"))
+        found = {name: set(message(host).domains) for name, host in hosts(before).items()}
+        assert found.keys() == {f"{route}/a.b|80", f"{route}/a.b.b|80", f"{route}/others"}
+        assert "a.b" in found[f"{route}/a.b|80"]
+        assert "a.b.b" in found[f"{route}/a.b.b|80"]
+        assert sum(map(len, found.values())) == len(set().union(*found.values())), "Envoy refuses a route otherwise"
+        after = told_(generator, calling(*alike, ("b/c", 80), namespace="b"))
+        assert len(hosts(after)) == len(hosts(before)) + 1
+        assert all(hosts(after)[name] is host for name, host in hosts(before).items())
 
 
 def test_a_rotation_changes_secrets_and_nothing_else() -> None:
@@ -173,7 +260,7 @@ def test_a_changed_endpoint_changes_its_load_assignment_for_all_who_share_it() -
     after = snapshots(generator, mesh(replace(outbound, assignments=(fewer, *outbound.assignments[1:]))))
     for name in before:
         assert changed(before[name], after[name]) == {"ENDPOINT books/bookstore|14001"}
-        for type_ in (Type.CLUSTER, Type.ROUTE, Type.LISTENER, Type.SECRET):
+        for type_ in (Type.CLUSTER, Type.ROUTE, Type.VIRTUAL_HOST, Type.LISTENER, Type.SECRET):
             assert after[name].of_type(type_) is before[name].of_type(type_)
     assert after[BUYER].of_type(Type.ENDPOINT) is after[twin.name].of_type(Type.ENDPOINT)
 
@@ -228,7 +315,10 @@ def test_a_proxy_without_certificate_or_trust_has_no_such_secret() -> None:
 
 def test_each_resource_knows_the_manifests_that_made_it() -> None:
     made = snapshots(Generator(nouns.open_key), nouns.bookstore(weights={"books/bookstore-v1": 1}))
-    assert made[BUYER].of_type(Type.ROUTE)["outbound"].sources == (Source(nouns.SPLIT, 7),)
+    assert {name: host.sources for name, host in hosts(made[BUYER]).items() if host.sources} == {
+        ROOT_HOST: (Source(nouns.SPLIT, 7),)
+    }
+    assert made[BUYER].of_type(Type.ROUTE)["outbound"].sources == (), "nobody's manifest is in it"
     inbound = made[STORE].of_type(Type.ROUTE)["inbound|8080"]
     assert inbound.sources == (Source(nouns.TARGET, 9), Source(nouns.ROUTES, 5))
 
@@ -252,7 +342,11 @@ def test_changed_settings_reach_every_resource() -> None:
     generator = Generator(nouns.open_key)
     first = generator.snapshot(nouns.bookstore(), STORE)
     second = generator.snapshot(nouns.bookstore(config=MeshConfig(mesh_domain="corp")), STORE)
-    for type_, name in ((Type.LISTENER, "inbound"), (Type.CLUSTER, "books/bookstore|14001"), (Type.ROUTE, "outbound")):
+    for type_, name in (
+        (Type.LISTENER, "inbound"),
+        (Type.CLUSTER, "books/bookstore|14001"),
+        (Type.VIRTUAL_HOST, ROOT_HOST),
+    ):
         assert b"bookstore.books.corp" in second.of_type(type_)[name].body
         assert b"bookstore.books.corp" not in first.of_type(type_)[name].body
 
@@ -268,10 +362,11 @@ def test_what_is_gone_is_forgotten() -> None:
         weakref.ref(mesh.proxies[BUYER].outbound.destinations[0]),
         weakref.ref(snapshot),
         weakref.ref(snapshot.of_type(Type.SECRET)["identity"]),
+        *(weakref.ref(host) for name, host in hosts(snapshot).items() if name != "outbound/others"),
         *(weakref.ref(found) for found in snapshot.sets.values()),
     ]
     del mesh, snapshot
-    generator.snapshot(nouns.mesh(nouns.proxy(nouns.STORE_2)), nouns.STORE_2.name)
+    told_intercepted(generator, calling(), nouns.STORE_2)  # it has no set in common with the others
     gc.collect()
     assert [ref() for ref in dead] == [None] * len(dead)
 
@@ -285,7 +380,7 @@ def test_what_is_gone_is_forgotten() -> None:
         ("inbound", (), {"LISTENER inbound", "CLUSTER local|8080", "ROUTE inbound|8080"}),
         ("workload", replace(nouns.STORE_1, app_address="127.0.0.9"), {"CLUSTER local|8080"}),
         ("workload", replace(nouns.STORE_1, address="127.0.1.9"), {"LISTENER inbound", "LISTENER outbound"}),
-        ("outbound", nouns.callers({"books/bookstore-v1": 1}), {"ROUTE outbound"}),
+        ("outbound", nouns.callers({"books/bookstore-v1": 1}), {f"VIRTUAL_HOST {ROOT_HOST}"}),
     ],
 )
 def test_each_part_of_a_proxy_reaches_its_configuration_when_nothing_else_changes(

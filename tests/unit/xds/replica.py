@@ -251,9 +251,11 @@ class Client:
     @property
     def is_complete(self) -> bool:
         """It has everything that it asked for, and listens."""
-        return bool(self.has[Type.LISTENER]) and all(
-            self.asked[type_] <= self.has[type_].keys() for type_ in (Type.ENDPOINT, Type.SECRET, Type.ROUTE)
-        ) and all(self.hosts(name) for name, route in self.has[Type.ROUTE].items() if route.HasField("vhds"))
+        return (
+            bool(self.has[Type.LISTENER])
+            and all(self.asked[type_] <= self.has[type_].keys() for type_ in (Type.ENDPOINT, Type.SECRET, Type.ROUTE))
+            and all(self.hosts(name) for name, route in self.has[Type.ROUTE].items() if route.HasField("vhds"))
+        )
 
     def hosts(self, route: str) -> dict[str, Any]:
         """The virtual hosts of a route that discovers them, by what follows its name."""
