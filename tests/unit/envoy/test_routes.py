@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from smc.envoy import messages, names, routes
 from smc.model import Destination, Egress, EgressHost, HttpMatch, MeshConfig, Mode, Name, Policy, Target
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import Type
+from smc.xds.snapshot import Source, Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.rendering import message
 
@@ -65,6 +65,24 @@ def test_those_whose_hosts_are_all_their_own_are_as_they_were() -> None:
     assert routes.disjoint(hosts) is hosts
     alike = _virtual_hosts([(Name("b", "a.b"), 80), (Name("b", "a"), 80), (Name("b", "z"), 80)], "b", "mesh")
     assert [was is now for was, now in zip(alike, routes.disjoint(alike), strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("dialled", [False, True])
+def test_one_that_lost_hosts_to_another_differs_in_nothing_else(dialled: bool) -> None:
+    def host(service: str) -> routes.VirtualHost:
+        to = nouns.destination(service, 80, {"b/x": 1, "b/y": 3}, nouns.SPLIT)
+        if dialled:
+            return routes.VirtualHost.of_dialled(to, f"240.0.0.{len(service)}", "mesh", same_namespace=True)
+        return routes.VirtualHost.of(to, "mesh", same_namespace=True)
+
+    was = host("b/a.b")
+    _, now = routes.disjoint([host("b/a"), was])
+    before, after = message(was.resource), message(now.resource)
+    lost = {"a.b", "a.b."} if dialled else {"a.b", "a.b.", "a.b:80", "a.b.:80"}
+    assert [domain for domain in before.domains if domain not in lost] == list(after.domains)
+    assert list(before.routes) == list(after.routes)
+    assert (now.resource.name, now.resource.sources) == (was.resource.name, was.resource.sources)
+    assert now.resource.sources == (Source(nouns.SPLIT, 7),)
 
 
 _LABEL = st.text("abz09-|", min_size=1, max_size=3)
