@@ -21,7 +21,7 @@ V1, V2 = "bookstore/bookstore-v1", "bookstore/bookstore-v2"
 
 async def _in_force(mesh: Mesh, v1: int, v2: int) -> None:
     """Apply a split, and return once the bookbuyer's Envoy has taken the route that it makes."""
-    admin, arrived = mesh.sidecar("bookbuyer").admin, "http.outbound.vhds.outbound.update_success"
+    admin, arrived = mesh.sidecar("bookbuyer").admin, "http.outbound.rds.vhds.outbound.update_success"
     before = await admin.stat(arrived)
     await mesh.apply(bookstore.split(v1, v2))
 

@@ -11,7 +11,7 @@ import aiohttp
 ADMIN_PORT = 15000
 
 _UPDATES = re.compile(
-    r"^(cluster_manager\.cds|listener_manager\.lds|cluster\..+|http\..+\.(rds|vhds)\..+|sds\..+)\.update_success$"
+    r"^(cluster_manager\.cds|listener_manager\.lds|cluster\..+|http\..+\.rds\..+|sds\..+)\.update_success$"
 )
 _BY_SDS = re.compile(r"\.ssl_context_update_by_sds$")
 

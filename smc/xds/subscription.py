@@ -190,7 +190,8 @@ class Subscription:
             # Something may wait for an answer, or it may have an older one still.
             if held is not None or (refused is not None and (self.asked(name) or self.untold)):
                 # A virtual host goes with the change by which another one takes its domains: no two may have the same.
-                (self.to_switch if self.type is Type.VIRTUAL_HOST else self.to_remove)[name] = None
+                goes_early = self.type is Type.VIRTUAL_HOST and virtual_hosts.has_route(name, target)
+                (self.to_switch if goes_early else self.to_remove)[name] = None
         elif held is not None and held.version == wanted.version:
             self.has[name] = wanted
             self.refused.pop(name, None)

@@ -57,6 +57,11 @@ def of_route(name_: str, hosts: Mapping[str, Resource]) -> Iterator[str]:
     return (host for host in hosts if host.startswith(prefix))
 
 
+def has_route(host: str, hosts: Mapping[str, Resource]) -> bool:
+    """Whether the RouteConfiguration of that virtual host, which may be gone itself, has others among these."""
+    return name(host.rpartition("/")[0], OTHERS) in hosts
+
+
 _WHOLE: WeakKeyDictionary[Snapshot, Snapshot] = WeakKeyDictionary()
 _WHOLE_ROUTES: WeakKeyDictionary[ResourceSet, dict[str, Resource]] = WeakKeyDictionary()
 

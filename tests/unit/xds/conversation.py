@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import WILDCARDS, Request, Response, Stream
 from smc.xds.subscription import empty_route
+from smc.xds.virtual_hosts import is_route
+from tests.unit.xds.resources import clusters_of, mark_of
 
 
 class Conversation:
@@ -88,8 +90,13 @@ def running(*resources: Resource) -> Conversation:
 
 
 def _line(response: Response) -> str:
-    words = [response.type.name]
-    for resource in response.resources:
-        empty = resource.type is Type.ROUTE and resource.body == empty_route(resource.name).body
-        words.append(f"{resource.name}={'empty' if empty else resource.body.decode()}")
-    return " ".join([*words, *(f"-{name}" for name in response.removed)])
+    said = [f"{resource.name}={_said(resource)}" for resource in response.resources]
+    return " ".join([response.type.name, *said, *(f"-{name}" for name in response.removed)])
+
+
+def _said(resource: Resource) -> str:
+    if resource.type is Type.VIRTUAL_HOST:
+        return ":".join((mark_of(resource), *clusters_of(resource)))
+    if resource.type is Type.ROUTE and resource.body == empty_route(resource.name).body:
+        return "empty"
+    return "discovering" if is_route(resource) else resource.body.decode()

@@ -63,6 +63,10 @@ def virtual_host(route_: str, host: str, *clusters: str, domain: str = "", mark:
     return Resource(VIRTUAL_HOST, name, message.SerializeToString(deterministic=True))
 
 
+def mark_of(host: Resource) -> str:
+    return str(route_components_pb2.VirtualHost.FromString(host.body).routes[0].name)
+
+
 def domains_of(host: Resource) -> tuple[str, ...]:
     return tuple(route_components_pb2.VirtualHost.FromString(host.body).domains)
 

@@ -534,16 +534,16 @@ async def test_the_report_has_the_words_of_who_refuses_something() -> None:
             await until(lambda: "shop/paper|80" in client.has[Type.ENDPOINT])
             await until(lambda: client.get(Type.ENDPOINT, "shop/paper|80").endpoints)
             await until(lambda: not replica.streams.report().laggards)
-            client.refuses = lambda type_, _: type_ is Type.ROUTE
+            client.refuses = lambda type_, _: type_ is Type.VIRTUAL_HOST
             revision = await mesh.split("store", paper=100)
             await until(lambda: replica.streams.report().nacks)
             report = replica.streams.report()
             (nack,) = report.nacks
-            assert (nack.proxy, nack.resources) == (Name("shop", "buyer"), ("outbound",))
-            assert nack.text == "outbound: refused by the test"
+            assert (nack.proxy, nack.resources) == (Name("shop", "buyer"), ("outbound/store.shop|80",))
+            assert nack.text == "outbound/store.shop|80: refused by the test"
             assert nack.suspects == (("split.smi-spec.io/TrafficSplit/shop/store", revision),)
             assert nack.revision >= revision
-            assert report.laggards[0].reason == "NACKed RouteConfiguration outbound"
+            assert report.laggards[0].reason == "NACKed VirtualHost outbound/store.shop|80"
 
 
 async def test_a_replica_without_streams_has_acked_all_there_is() -> None:

@@ -112,7 +112,7 @@ async def watching(replica: Replica, mesh: Mesh, *types: Type, version: str = ""
 
 
 @pytest.mark.parametrize("variant", ["Delta", "Stream"])
-@pytest.mark.parametrize("type_", Type)
+@pytest.mark.parametrize("type_", OF)
 async def test_each_type_is_served_by_its_own_service_and_by_the_aggregated_one(type_: Type, variant: str) -> None:
     async with world() as (mesh, replica), channel(replica, await mesh.credential("proxy/shop/buyer")) as opened:
         for served in (OF[type_], AGGREGATED):
@@ -185,7 +185,7 @@ async def test_a_secret_of_another_is_refused_whenever_it_is_asked_for(served: S
 
 
 async def test_five_streams_of_a_proxy_live_side_by_side_and_each_gets_every_change() -> None:
-    async with world() as (mesh, replica), watching(replica, mesh, *Type) as watches:
+    async with world() as (mesh, replica), watching(replica, mesh, *OF) as watches:
         await until(lambda: all(watch.has for watch in watches.values()))
         assert set(watches[Type.CLUSTER].has) == {"shop/store|80", "passthrough"}
         assert set(watches[Type.SECRET].has) == {"identity", "bundle"}
@@ -221,7 +221,7 @@ async def test_a_newer_stream_takes_the_place_of_the_older_of_its_service_alone(
 
 
 async def test_all_streams_of_a_workload_that_is_removed_end() -> None:
-    async with world() as (mesh, replica), watching(replica, mesh, *Type) as watches:
+    async with world() as (mesh, replica), watching(replica, mesh, *OF) as watches:
         await until(lambda: all(watch.has for watch in watches.values()))
         await mesh.observe(service("store"), workload("store", "store"))
         await until(lambda: all(watch.ended for watch in watches.values()))
@@ -233,7 +233,7 @@ async def test_all_streams_of_a_workload_that_is_removed_end() -> None:
 
 async def test_a_proxy_can_hold_so_many_streams_of_each_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_OF_ONE", 1)
-    async with world() as (mesh, replica), watching(replica, mesh, *Type) as watches:
+    async with world() as (mesh, replica), watching(replica, mesh, *OF) as watches:
         await until(lambda: all(watch.has for watch in watches.values()))
         buyer = await mesh.credential("proxy/shop/buyer")
         code, _ = await answer_to(replica, buyer, asking(Type.ROUTE), method=method(OF[Type.ROUTE]))
