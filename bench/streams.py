@@ -26,13 +26,16 @@ from smc.certificates.credential import Credential
 from smc.envoy import names
 from smc.errors import Unavailable
 from smc.model import Name
+from smc.xds import sotw
 from smc.xds.framing import Status
 from smc.xds.snapshot import Type
+from smc.xds.stream import WILDCARDS
 
 FOLLOWS: Mapping[Type, tuple[Type, ...]] = {
     Type.CLUSTER: (Type.ENDPOINT, Type.SECRET),
     Type.ENDPOINT: (Type.LISTENER,),
     Type.LISTENER: (Type.ROUTE,),
+    Type.ROUTE: (Type.VIRTUAL_HOST,),
 }
 """What a cold Envoy asks for next, after the first response of a type."""
 _NAMES: Mapping[Type, tuple[str, ...]] = {
@@ -40,11 +43,12 @@ _NAMES: Mapping[Type, tuple[str, ...]] = {
     Type.LISTENER: (),
     Type.SECRET: (names.IDENTITY, names.BUNDLE),
     Type.ROUTE: (names.OUTBOUND, names.inbound_route(APP_PORT)),
+    Type.VIRTUAL_HOST: (),
 }
 _BY_URL = {type_.value: type_ for type_ in Type}
-_RESUMED = (Type.CLUSTER, Type.ENDPOINT, Type.SECRET, Type.ROUTE, Type.LISTENER)
+_RESUMED = (Type.CLUSTER, Type.ENDPOINT, Type.SECRET, Type.ROUTE, Type.VIRTUAL_HOST, Type.LISTENER)
 """In which order a stream that resumes asks. The answer to the last one says that the server has read them all."""
-_WILDCARDS = frozenset((Type.CLUSTER, Type.LISTENER))
+_GREETED = frozenset((Type.CLUSTER, Type.LISTENER))
 """The types of which a stream that resumes is answered although it has everything: with an empty response."""
 RETRY = 0.1, 1.0
 """Seconds, from and to, after which a stream that a server did not take is opened again: chance says which."""
@@ -222,7 +226,7 @@ class _Conversation:
         self._proxy = proxy
         self._synced = synced
         self._resumption = streams.resumptions.get(proxy, ())
-        self._unanswered = set(_WILDCARDS) if self._resumption else {streams.first}
+        self._unanswered = set(_GREETED) if self._resumption else {streams.first}
         self._heard: set[Type] = set()
         self._asked: dict[Type, tuple[str, ...]] = {}
 
@@ -244,7 +248,7 @@ class _Conversation:
         self._unanswered.discard(type_)
         if type_ not in self._heard and not self._resumption:
             self._heard.add(type_)
-            for next_ in streams.follows.get(type_, ()):
+            for next_ in filter(streams.variant.types.__contains__, streams.follows.get(type_, ())):
                 names_ = _NAMES[next_] if next_ is not Type.ENDPOINT else streams.variant.clusters(response)
                 self._say(client, self._ask(next_, names_))
                 self._unanswered.add(next_)
@@ -276,6 +280,8 @@ class Variant:
     """Of a response, when these names of its type were asked for."""
     clusters: Callable[[Any], tuple[str, ...]]
     """The Clusters of a response that have a load assignment: those that are called `<namespace>/<service>|<port>`."""
+    types: frozenset[Type] = frozenset(Type)
+    """Those that it has a way to speak of."""
 
 
 @lru_cache
@@ -330,7 +336,12 @@ DELTA = Variant(
     _delta_clusters,
 )
 SOTW = Variant(
-    f"{_SERVICE}/StreamAggregatedResources", _sotw_request, discovery_pb2.DiscoveryResponse, _sotw_ack, _sotw_clusters
+    f"{_SERVICE}/StreamAggregatedResources",
+    _sotw_request,
+    discovery_pb2.DiscoveryResponse,
+    _sotw_ack,
+    _sotw_clusters,
+    sotw.TYPES,
 )
 
 
@@ -339,7 +350,7 @@ def _resumption(proxy: Name, held: Mapping[Type, Mapping[str, str]]) -> tuple[by
     requests = [
         discovery_pb2.DeltaDiscoveryRequest(
             type_url=type_.value,
-            resource_names_subscribe=() if type_ in _WILDCARDS else sorted(held.get(type_, ())),
+            resource_names_subscribe=() if type_ in WILDCARDS else sorted(held.get(type_, ())),
             initial_resource_versions=held.get(type_, {}),
         )
         for type_ in _RESUMED
