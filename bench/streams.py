@@ -280,7 +280,7 @@ class Variant:
     """Of a response, when these names of its type were asked for."""
     clusters: Callable[[Any], tuple[str, ...]]
     """The Clusters of a response that have a load assignment: those that are called `<namespace>/<service>|<port>`."""
-    types: frozenset[Type] = frozenset(Type)
+    types: tuple[Type, ...] = tuple(Type)
     """Those that it has a way to speak of."""
 
 

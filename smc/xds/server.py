@@ -95,7 +95,7 @@ class _Variant:
     """Makes what reads the requests of one stream."""
     encoder: Callable[[Stream], Callable[[Response], Sequence[bytes]]]
     """Makes what writes the responses of one stream: messages in parts, some of which are shared between streams."""
-    types: frozenset[Type] = frozenset(Type)
+    types: tuple[Type, ...] = tuple(Type)
     """Those that it has a way to speak of."""
 
 

@@ -31,7 +31,7 @@ from smc.xds.stream import WILDCARD, WILDCARDS, Request, Response
 _WHOLE = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these a client removes what a response leaves out."""
 
-TYPES = frozenset(Type) - {Type.VIRTUAL_HOST}
+TYPES = tuple(type_ for type_ in Type if type_ is not Type.VIRTUAL_HOST)
 """Those that there are in this variant: virtual hosts are discovered in the other one only."""
 
 _UNKNOWN = ""

@@ -55,7 +55,8 @@ class Flight(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.resources, *self.removed)
+        """What is removed first: in the parts of a refused response, domains are free before they are taken."""
+        return (*self.removed, *self.resources)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

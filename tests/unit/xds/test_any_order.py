@@ -235,7 +235,7 @@ class Streams(RuleBasedStateMachine):
 class StatesOfTheWorld(Streams):
     """The same, in the variant that says everything each time, and cannot say what a client had that comes back."""
 
-    types = tuple(type_ for type_ in Type if type_ in sotw.TYPES)
+    types = sotw.TYPES
 
     def _connect(self) -> None:
         self.decoder = sotw.Decoder()

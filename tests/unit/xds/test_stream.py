@@ -752,6 +752,12 @@ class TestVirtualHosts:
         assert (refusal.type, refusal.names) == (VIRTUAL_HOST, ("app/x",))
         assert talk.stream.acked == 2
 
+    def test_in_parts_a_domain_is_free_before_another_takes_it(self) -> None:
+        talk = running(*self.WEB)
+        talk.offer(*self.WEB[:4], virtual_host("app", "y", domain="x"), virtual_host("app", "z", mark="2"))
+        assert talk.nack(VIRTUAL_HOST, "missing ): (") == ["VIRTUAL_HOST -app/x"]
+        assert talk.ack(VIRTUAL_HOST) == ["VIRTUAL_HOST app/y=1 app/z=2"]
+
     def test_a_proxy_does_not_listen_before_its_routes_have_one(self) -> None:
         talk = Conversation()
         talk.offer(*self.WEB)
