@@ -51,6 +51,7 @@ class Generator:
         self._open_key = open_key
         self._interned = _Interned()
         self._settings: _Settings | None = None
+        self._trust = _Trust(None, None)
         self._last: dict[Name, _Last] = {}
 
     def snapshot(self, mesh: Mesh, proxy: Name) -> Snapshot:
@@ -60,16 +61,14 @@ class Generator:
             KeyError: the mesh has no such proxy.
         """
         found = mesh.proxies[proxy]
-        settings = self._settings
-        if settings is None or not settings.are_of(mesh):
-            settings = self._settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
-            self._last.clear()
+        settings, trust = self._settings_of(mesh), self._trust_of(mesh)
         last = self._last.get(proxy)
-        trust = _Trust(mesh.bundle, mesh.crl)
-        if last is not None and last.proxy is found and last.trust == trust:
+        if last is not None and last.proxy is found and last.trust is trust:
             return last.snapshot
-        own_key = _own_key(found, trust)
-        own = last.own if last is not None and last.own_key == own_key else self._own(settings, found, trust)
+        if last is not None and last.trust is trust and _differ_in_outbound_alone(last.proxy, found):
+            own = last.own
+        else:
+            own = self._own(settings, found, trust)
         if found.workload.sidecar is Sidecar.GRPC:
             callees = settings.asked_by_name(found.outbound)
         else:
@@ -89,8 +88,22 @@ class Generator:
             snapshot = self._interned.snapshot(callees, own)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
             self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
-        self._last[proxy] = _Last(found, trust, own_key, own, callees, snapshot)
+        self._last[proxy] = _Last(found, trust, own, callees, snapshot)
         return snapshot
+
+    def _settings_of(self, mesh: Mesh) -> _Settings:
+        settings = self._settings
+        if settings is None or not settings.are_of(mesh):
+            settings = self._settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
+            self._last.clear()
+        return settings
+
+    def _trust_of(self, mesh: Mesh) -> _Trust:
+        """The same object for as long as it is equal."""
+        trust = self._trust
+        if not (mesh.bundle is trust.bundle and mesh.crl is trust.crl) and trust != (mesh.bundle, mesh.crl):
+            trust = self._trust = _Trust(mesh.bundle, mesh.crl)
+        return trust
 
     def _own(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
         workload = proxy.workload
@@ -148,6 +161,8 @@ class _Callees:
     virtual_hosts: ResourceSet = EMPTY
     shares: tuple[_Shared, ...] = ()
     """Those of these sets that others have as well."""
+    asked: tuple[Destination, ...] = ()
+    """What each virtual host but that of all others was made from, whole; empty: some have lost domains to another."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -179,24 +194,20 @@ class _Last(NamedTuple):
 
     proxy: Proxy
     trust: _Trust
-    own_key: tuple[Hashable, ...]
     own: _Own
     callees: _Callees
     snapshot: Snapshot
 
 
-def _own_key(proxy: Proxy, trust: _Trust) -> tuple[Hashable, ...]:
-    """Everything that `_Own` is made from: all of a Proxy but its Outbound."""
-    workload = proxy.workload
+def _differ_in_outbound_alone(one: Proxy, other: Proxy) -> bool:
+    """Whether `_Own` of both is the same, which is made from all of a Proxy but its Outbound."""
+    mine, its = one.workload, other.workload
     return (
-        workload.address,
-        workload.app_address,
-        workload.sidecar,
-        proxy.inbound,
-        proxy.policy,
-        proxy.mode,
-        proxy.certificate,
-        trust,
+        (mine is its or (mine.address, mine.app_address, mine.sidecar) == (its.address, its.app_address, its.sidecar))
+        and one.mode is other.mode
+        and (one.inbound is other.inbound or one.inbound == other.inbound)
+        and (one.policy is other.policy or one.policy == other.policy)
+        and (one.certificate is other.certificate or one.certificate == other.certificate)
     )
 
 
@@ -214,13 +225,15 @@ class _Interned:
         return self._resources.setdefault((made.type, made.name, made.version, made.sources, made.warms), made)
 
     def set(self, resources: Iterable[Resource]) -> ResourceSet:
-        key = tuple(resources)
-        if not key:
-            return EMPTY
-        known = self._sets.get(key)
-        if known is None:
-            known = self._sets[key] = ResourceSet.of(key)
-        return known
+        return self._set(ResourceSet.of(resources))
+
+    def replacing(self, before: ResourceSet, resources: Iterable[Resource]) -> ResourceSet:
+        """`before.replacing(resources)`."""
+        return self._set(before.replacing(resources))
+
+    def _set(self, made: ResourceSet) -> ResourceSet:
+        key = tuple(made.resources.values())
+        return self._sets.setdefault(key, made) if key else EMPTY
 
     def snapshot(
         self,
@@ -290,6 +303,8 @@ class _Settings:
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
         self._alike: WeakValueDictionary[Hashable, _Callees] = WeakValueDictionary()
         """By what decides where requests go."""
+        self._latest: WeakValueDictionary[tuple[str, int], _Callees] = WeakValueDictionary()
+        """Of the explicit proxies of a namespace that are told of so many Destinations, those made last."""
         self._shared: WeakValueDictionary[Hashable, _Shared] = WeakValueDictionary()
         """By the nouns: of all namespaces, and of hundreds of services, most have the same."""
         self.asked_by_name: _Memo[Outbound, _Callees] = _Memo(self._asked_by_name)
@@ -386,10 +401,11 @@ class _Settings:
         key = (outbound.namespace, outbound.destinations, outbound.frontends)
         alike = self._alike.get(key)
         if alike is not None:
-            listening, routed, hosts = alike.listeners, alike.routes, alike.virtual_hosts
+            listening, routed, hosts, asked = alike.listeners, alike.routes, alike.virtual_hosts, alike.asked
         elif outbound.frontends is None:
-            listening, (routed, hosts) = EMPTY, self._asked(outbound)
+            listening, (routed, hosts, asked) = EMPTY, self._asked(outbound)
         else:
+            asked = ()
             listening, routed, hosts = self._dialled(outbound, {f.service: f.address for f in outbound.frontends})
         clusters = self._share(
             (reconnect, elsewhere, outbound.upstreams),
@@ -397,8 +413,10 @@ class _Settings:
         )
         assigned = self._share(outbound.assignments, lambda: map(self._assignments, outbound.assignments))
         made = self._alike[key] = _Callees(
-            clusters.resources, assigned.resources, listening, routed, hosts, (clusters, assigned)
+            clusters.resources, assigned.resources, listening, routed, hosts, (clusters, assigned), asked
         )
+        if asked:
+            self._latest[outbound.namespace, len(asked)] = made
         return made
 
     def _share(self, nouns: Hashable, make: Callable[[], Iterable[Resource]]) -> _Shared:
@@ -425,12 +443,25 @@ class _Settings:
         found = proxyless.listeners(destination, self.config.mesh_domain, same_namespace=same_namespace)
         return tuple(self._interned.resource(listener) for listener in found)
 
-    def _asked(self, outbound: Outbound) -> tuple[ResourceSet, ResourceSet]:
-        """The routes and virtual hosts of applications that name each service in their requests."""
-        hosts = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
-        found = [*self._disjoint(hosts), self._elsewhere_host]
+    def _asked(self, outbound: Outbound) -> tuple[ResourceSet, ResourceSet, tuple[Destination, ...]]:
+        """The routes and virtual hosts of applications that name each service in their requests; and `_Callees.asked`.
+
+        Most often one of hundreds of Destinations is another one: so no more is made, and looked at, than that.
+        """
+        latest = self._latest.get((outbound.namespace, len(outbound.destinations)))
+        if latest is not None and (changed := _changed(latest.asked, outbound.destinations)) is not None:
+            hosts = (self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in changed)
+            found = self._interned.replacing(latest.virtual_hosts, (host.resource for host in hosts))
+            return latest.routes, found, outbound.destinations
+        all_ = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
+        kept = self._disjoint(all_)
         route = self._interned.resource(virtual_hosts.route(names.OUTBOUND))
-        return self._interned.set([route]), self._interned.set(found)
+        whole = all(mine is host.resource for mine, host in zip(kept, all_, strict=False))
+        return (
+            self._interned.set([route]),
+            self._interned.set([*kept, self._elsewhere_host]),
+            outbound.destinations if whole else (),
+        )
 
     def _disjoint(self, hosts: Sequence[routes.VirtualHost]) -> list[Resource]:
         kept = routes.disjoint(hosts)
@@ -533,6 +564,13 @@ class _Settings:
             listeners.tcp_chains(service, port, inbound.port, *held, self.trust_domain, self.config)
             for service, port in inbound.services
         )
+
+
+def _changed(before: Sequence[Destination], after: Sequence[Destination]) -> Sequence[Destination] | None:
+    """Those that are other ones than `before`, in the same places; None: they are not of the same ports of services."""
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old is not new]
+    same = all(old.service == new.service and old.port == new.port for old, new in changed)
+    return [new for _, new in changed] if same else None
 
 
 def _tells_plaintext_by_host(proxy: Proxy) -> bool:

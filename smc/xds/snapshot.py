@@ -89,6 +89,10 @@ class ResourceSet:
             named[resource.name] = resource
         return cls(MappingProxyType(named))
 
+    def replacing(self, resources: Iterable[Resource]) -> ResourceSet:
+        """The same with these in the place of those of their names, all of which it has."""
+        return ResourceSet(MappingProxyType({**self.resources, **{found.name: found for found in resources}}))
+
     @cached_property
     def version(self) -> str:
         """A hash of the names and versions in it."""

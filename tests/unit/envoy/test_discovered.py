@@ -41,6 +41,7 @@ class Server:
         self._write: Callable[[Any], Any] | None = None
         self._asked: set[Type] = set()
         self._heard = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._encoder = delta.Encoder("")
 
     async def bring(self, snapshot: Snapshot) -> None:
@@ -83,8 +84,9 @@ class Server:
 
     async def _send(self) -> None:
         if self._write is not None:
-            for response in self._stream.to_send(time.monotonic()):
-                await self._write(b"".join(self._encoder.encode(response)))
+            async with self._writing:  # a call takes one message at a time
+                for response in self._stream.to_send(time.monotonic()):
+                    await self._write(b"".join(self._encoder.encode(response)))
 
 
 class Told:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from smc.envoy.snapshot import Generator
 from smc.mesh import Mesh
@@ -72,6 +74,42 @@ def told(generator: Generator, outbound: Outbound, of: Workload = nouns.BUYER) -
 def told_intercepted(generator: Generator, outbound: Outbound, of: Workload = nouns.BUYER) -> Snapshot:
     addresses = (nouns.frontend(str(d.service), f"240.0.0.{i}") for i, d in enumerate(outbound.destinations))
     return told(generator, replace(outbound, frontends=tuple(addresses)), nouns.intercepted(of))
+
+
+PLACES = (Name("books", "a"), Name("books", "a.books"), Name("a", "books"), Name("b", "books"))
+"""Some of which spell a host alike, when they are called from `books`."""
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.tuples(st.sampled_from(PLACES), st.sampled_from((80, 81))), st.sampled_from((1, 2))),
+        min_size=2,
+        max_size=6,
+    )
+)
+def test_whatever_was_made_before_the_virtual_hosts_are_those_that_a_new_generator_makes(
+    steps: list[dict[tuple[Name, int], int]],
+) -> None:
+    generator, seen = Generator(nouns.open_key), {}
+    destinations: dict[tuple[Name, int, int], Destination] = {}
+    for step in steps:
+        for (service, port), weight in step.items():
+            targets = (Target(service, port, weight), Target(Name("books", "other"), port, 1))
+            destinations.setdefault((service, port, weight), Destination(service, port, targets))
+        outbound = Outbound("books", (), (), tuple(destinations[s, p, w] for (s, p), w in sorted(step.items())))
+        made, anew = told(generator, outbound), told(Generator(nouns.open_key), outbound)
+        assert changed(anew, made) == set()
+        assert seen.setdefault(tuple(sorted(step.items())), made) is made, "what comes again is the same object"
+
+
+def test_a_changed_destination_leaves_the_others_and_their_domains_unlooked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(nouns.open_key)
+    before = calling(("books/a", 80), ("books/b", 80))
+    told(generator, before)
+    monkeypatch.delattr("smc.envoy.routes.disjoint")
+    moved = replace(before.destinations[1], targets=before.destinations[0].targets)
+    after = told(generator, replace(before, destinations=(before.destinations[0], moved)))
+    assert b"books/a|80" in hosts(after)["outbound/b.books|80"].body
 
 
 def test_an_unchanged_mesh_gives_the_same_snapshot_even_when_it_was_built_anew() -> None:
