@@ -22,7 +22,7 @@ from smc.mesh.sources import Sources
 from smc.mesh.splits import Destinations, Splits
 from smc.mesh.tables import Index, Table, Tables, kept
 from smc.mesh.traffic import Traffic
-from smc.model import Assignment, Frontend, Name, Outbound, Sidecar, Upstream, Workload
+from smc.model import Assignment, Destination, Frontend, Name, Outbound, Sidecar, Upstream, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,14 @@ class Callers(Tables):
     ) -> None:
         groups = self._regroup(records, sources, traffic, splits, quarantines)
         anew = {group.reach: None for group in groups if (group.reach in self.sharing) != (group.reach in self.known)}
-        others = (*served.upstreams.changed, *splits.destinations.changed, *addresses.frontends.changed)
+        redirected = _redirected(splits)
+        elsewhere = (service for service in splits.destinations.changed if service not in redirected)
+        others = (*served.upstreams.changed, *elsewhere, *addresses.frontends.changed)
         for service in (None, *others) if others else ():
             anew.update(dict.fromkeys(self.watching.of(service)))
+        for reach in (reach for service in redirected for of in (service, None) for reach in self.watching.of(of)):
+            if reach.whole or reach.untreated:  # to which they are other ones
+                anew[reach] = None
         for reach in anew:
             there = reach in self.sharing
             known, watched = self._know(reach, served, splits, addresses) if there else (None, ())
@@ -103,8 +108,8 @@ class Callers(Tables):
                 self.watching.move(reach, before, watched)
                 self.watched.put(reach, watched or None)
             self.known.put(reach, known)
-        if served.assignments.changed:
-            self._reassign(served, anew)
+        self._put_in_place("assignments", served.assignments, served.assignments.changed, anew)
+        self._put_in_place("destinations", splits.destinations, redirected, anew)
         groups.update(dict.fromkeys(group for reach in self.known.changed for group in self.sharing.of(reach)))
         for group in groups:
             now = self.known.get(group.reach) if group in self.members else None
@@ -171,20 +176,36 @@ class Callers(Tables):
         )
         return _untreated(known), watched
 
-    def _reassign(self, served: Served, done: Container[Reach]) -> None:
-        """Where only endpoints have changed, put the new assignments where the old ones were."""
-        touched: defaultdict[Reach, dict[int, Assignment]] = defaultdict(dict)
-        for service in served.assignments.changed:
+    def _put_in_place(
+        self, what: str, table: Table[Name, tuple[Any, ...]], changed: Iterable[Name], done: Container[Reach]
+    ) -> None:
+        """Where of what is known only such rows have changed, put the new ones where the old ones were."""
+        touched: defaultdict[Reach, dict[int, Any]] = defaultdict(dict)
+        for service in changed:
             reaches = [r for of in (service, None) for r in self.watching.of(of) if r not in done]
             if reaches:  # then the service has the ports that it had
-                was, now = served.assignments.was(service) or (), served.assignments[service]
+                was, now = table.was(service) or (), table[service]
                 instead = {id(before): after for before, after in zip(was, now, strict=True)}
                 for reach in reaches:
                     touched[reach].update(instead)
         for reach, instead in touched.items():
             known = self.known[reach]
-            assignments = tuple([instead.get(id(one), one) for one in known.assignments])
-            self.known.put(reach, known._replace(assignments=assignments))
+            rows: dict[str, Any] = {what: tuple([instead.get(id(one), one) for one in getattr(known, what)])}
+            self.known.put(reach, known._replace(**rows))
+
+
+def _redirected(splits: Splits) -> dict[Name, None]:
+    """The services of which the Destinations have changed, and lead to the same as before: in other shares, say."""
+    found: dict[Name, None] = {}
+    for service in splits.destinations.changed:
+        was, now = splits.destinations.was(service), splits.destinations.get(service)
+        if was is not None and now is not None and list(map(_leads_to, was)) == list(map(_leads_to, now)):
+            found[service] = None
+    return found
+
+
+def _leads_to(destination: Destination) -> tuple[int, frozenset[tuple[Name, int]]]:
+    return destination.port, frozenset((target.service, target.port) for target in destination.all_targets)
 
 
 def _untreated(known: Known) -> Known:

@@ -6,8 +6,19 @@ import pytest
 
 from smc.mesh import Mesh, Proxy
 from smc.records import BundleRecord
-from tests.unit.mesh.store import KEYS, Store, endpoint, group_text, identity, name, split_text, target_text
+from tests.unit.mesh.store import (
+    KEYS,
+    Store,
+    endpoint,
+    group_text,
+    identity,
+    name,
+    split_text,
+    target_text,
+    traffic_text,
+)
 from tests.unit.mesh.test_services import assignments, behind, caller, destinations, served_by, upstreams
+from tests.unit.mesh.test_step_by_step import said
 
 
 @pytest.fixture
@@ -85,6 +96,52 @@ def test_a_split_changes_what_its_callers_know_and_nothing_for_its_servers(store
     assert mesh.affected == {name("shop/caller")}
     assert assignments(mesh) == assignments(before)
     assert destinations(mesh)["shop/other|80"] is destinations(before)["shop/other|80"]
+
+
+@pytest.mark.parametrize("reachable", [None, ("shop/store",)])
+def test_other_shares_of_a_split_put_one_destination_in_place_of_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch, reachable: tuple[str, ...] | None
+) -> None:
+    served_by(store, "shop/more-1", service="shop/more", account="more")
+    caller(store, reachable=reachable)
+    store.apply(split_text("shop/split", "store", other=1, more=1))
+    before = store.build()
+    store.apply(split_text("shop/split", "store", other=1, more=2))
+    with monkeypatch.context() as patched:
+        patched.delattr("smc.mesh.callers.Callers._know")
+        mesh = store.build(before)
+    assert said(mesh) == said(store.build())
+    assert destinations(mesh)["shop/store|80"] is not destinations(before)["shop/store|80"]
+    was, now = proxy(before, "shop/caller").outbound, proxy(mesh, "shop/caller").outbound
+    assert now.upstreams is was.upstreams
+    assert now.assignments is was.assignments
+
+
+@pytest.mark.parametrize("reachable", [None, ("shop/store",)])
+def test_other_shares_of_a_split_reach_who_does_without_the_services_policy(
+    store: Store, reachable: tuple[str, ...] | None
+) -> None:
+    served_by(store, "shop/more-1", service="shop/more", account="more")
+    caller(store, reachable=reachable)
+    revision = store.apply(traffic_text("shop/slow", "store"))
+    store.quarantine("shop/caller", "smc.io/TrafficPolicy/shop/slow", revision)
+    store.apply(split_text("shop/split", "store", other=1, more=1))
+    before = store.build()
+    assert destinations(before)["shop/store|80"].treatment is None
+    store.apply(split_text("shop/split", "store", other=1, more=2))
+    mesh = store.build(before)
+    assert said(mesh) == said(store.build())
+
+
+def test_a_split_that_leads_elsewhere_brings_what_is_there(store: Store) -> None:
+    served_by(store, "shop/more-1", service="shop/more", account="more")
+    caller(store, reachable=("shop/store",))
+    store.apply(split_text("shop/split", "store", other=1))
+    before = store.build()
+    store.apply(split_text("shop/split", "store", more=1))
+    mesh = store.build(before)
+    assert said(mesh) == said(store.build())
+    assert list(upstreams(mesh)) == list(assignments(mesh)) == ["shop/more|80"]
 
 
 def test_a_permission_changes_the_proxies_of_its_destination_only(store: Store) -> None:
