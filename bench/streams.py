@@ -26,7 +26,7 @@ from smc.certificates.credential import Credential
 from smc.envoy import names
 from smc.errors import Unavailable
 from smc.model import Name
-from smc.xds import sotw
+from smc.xds import delta, sotw
 from smc.xds.framing import Status
 from smc.xds.snapshot import Type
 from smc.xds.stream import WILDCARDS
@@ -295,9 +295,20 @@ def _sotw_request(type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
     return _signed(discovery_pb2.DiscoveryRequest(type_url=type_.value, resource_names=asked), node)
 
 
+def _node(id_: str) -> Any:
+    """Of an Envoy that is new enough to discover virtual hosts."""
+    node = base_pb2.Node(id=id_, user_agent_name="envoy")
+    major, minor = delta.DISCOVERS
+    node.user_agent_build_version.version.major_number, node.user_agent_build_version.version.minor_number = (
+        major,
+        minor,
+    )
+    return node
+
+
 def _signed(message: Any, node: str) -> bytes:
     if node:
-        message.node.CopyFrom(base_pb2.Node(id=node, user_agent_name="bench"))
+        message.node.CopyFrom(_node(node))
     data: bytes = message.SerializeToString()
     return data
 
@@ -355,7 +366,7 @@ def _resumption(proxy: Name, held: Mapping[Type, Mapping[str, str]]) -> tuple[by
         )
         for type_ in _RESUMED
     ]
-    requests[0].node.CopyFrom(base_pb2.Node(id=str(proxy), user_agent_name="bench"))
+    requests[0].node.CopyFrom(_node(str(proxy)))
     return tuple(request.SerializeToString() for request in requests)
 
 

@@ -27,6 +27,20 @@ _NONCE = b"\x2a"
 """In front of a nonce and its length: field 5 of a response."""
 
 
+DISCOVERS = (1, 37)
+"""The first version of Envoy that discovers virtual hosts on the stream that all else comes on; older ones refuse it."""
+
+
+def types(node: Any) -> tuple[Type, ...]:
+    """Those that this variant has a way to speak of to an envoy.config.core.v3.Node.
+
+    Whoever is no Envoy, or does not say which, is told of no virtual host: they are in the routes then.
+    """
+    version = node.user_agent_build_version.version
+    discovers = node.user_agent_name == "envoy" and (version.major_number, version.minor_number) >= DISCOVERS
+    return tuple(type_ for type_ in Type if discovers or type_ is not Type.VIRTUAL_HOST)
+
+
 _ACKS = {b"\x12" + bytes((len(type_.value),)) + type_.value.encode(): type_ for type_ in Type}
 """What a request begins with that says its type and nothing before it: field 2, and its length."""
 

@@ -95,8 +95,8 @@ class _Variant:
     """Makes what reads the requests of one stream."""
     encoder: Callable[[Stream], Callable[[Response], Sequence[bytes]]]
     """Makes what writes the responses of one stream: messages in parts, some of which are shared between streams."""
-    types: tuple[Type, ...] = tuple(Type)
-    """Those that it has a way to speak of."""
+    types: Callable[[Any], Collection[Type]]
+    """Those that it has a way to speak of to a client that is such a node."""
 
 
 class Refused(Exception):
@@ -144,13 +144,14 @@ class Streams:
             delta.acknowledgement,
             lambda: delta.request,
             lambda _: changes.encode,
+            delta.types,
         )
         self._sotw = _Variant(
             discovery_pb2.DiscoveryRequest,
             lambda _: None,
             lambda: sotw.Decoder().request,
             lambda stream: lambda response: (states.encode(response, stream.whole),),
-            sotw.TYPES,
+            lambda _: sotw.TYPES,
         )
 
     @property
@@ -216,7 +217,7 @@ class Streams:
         finally:
             self._opening -= 1
 
-        stream = Stream(type_ for type_ in service.types if type_ in variant.types)
+        stream = Stream(type_ for type_ in service.types if type_ in read.types)
         peer = _Peer(call, read, variant.encoder(stream))
         session = Session(proxy, stream, slot, self._metrics, peer, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
@@ -364,6 +365,9 @@ class _Reader:
         self._service = service
         self._proxy = proxy
         self._first = True
+        self._types = variant.types
+        self.types: Collection[Type] = ()
+        """Those that the client can be told of, as its first request says."""
 
     def __call__(self, data: bytes | None) -> Request | None:
         """What one message says; None at the end of the stream."""
@@ -378,7 +382,9 @@ class _Reader:
         if (self._first or message.HasField("node")) and message.node.id != str(self._proxy):
             text = f"node.id is {message.node.id[:300]!r}, and the credential is of {self._proxy}: they must be equal"
             raise Refused(Status.PERMISSION_DENIED, "impostor", text)
-        self._first = False
+        if self._first:
+            self.types = self._types(message.node)
+            self._first = False
         if not message.type_url and self._service is not AGGREGATED:
             message.type_url = self._service.types[0].value  # there it goes without saying
         request = self._decode(message)

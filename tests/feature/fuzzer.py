@@ -27,7 +27,7 @@ from smc.xds import server
 from smc.xds.snapshot import Type
 from tests.feature.test_manifest_to_wire import STORE
 from tests.unit.bookshop import TRUST_DOMAIN
-from tests.unit.xds.replica import open_stream
+from tests.unit.xds.replica import envoy, open_stream
 
 MOST_OF_A_CONNECTION = 90
 """Streams. Who resets more than 100 of one connection at once is cut off, and nearly all of these are reset."""
@@ -61,7 +61,7 @@ class Conversation:
     def first(self) -> bytes:
         """Who does not say who he is gets no further: most say it."""
         message = self._asking(self._types[0])
-        message.node.id = self._node
+        message.node.CopyFrom(envoy(self._node))
         return self._said(message, damaged=self._rng.random() < 0.1)
 
     def next(self) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import base_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
@@ -36,7 +37,7 @@ from smc.pipeline import Pipeline
 from smc.readiness import Readiness
 from smc.records import CertificateRecord, ReadyRecord
 from smc.tls import ServerTLS
-from smc.xds import server
+from smc.xds import delta, server
 from smc.xds.snapshot import Type
 from tests.unit.bookshop import KEYS, SOURCE, TRUST_DOMAIN, Shop
 
@@ -186,9 +187,17 @@ def open_stream(opened: grpc.aio.Channel, method: str = METHOD) -> Any:
 def request(type_: Type, *names: str, node: str = "", **more: Any) -> bytes:
     message = discovery_pb2.DeltaDiscoveryRequest(type_url=type_.value, resource_names_subscribe=names, **more)
     if node:
-        message.node.id = node
+        message.node.CopyFrom(envoy(node))
     data: bytes = message.SerializeToString()
     return data
+
+
+def envoy(node: str, version: tuple[int, int] = delta.DISCOVERS) -> Any:
+    """What an Envoy says that it is; this one is new enough to discover virtual hosts."""
+    found = base_pb2.Node(id=node, user_agent_name="envoy")
+    said = found.user_agent_build_version.version
+    said.major_number, said.minor_number = version
+    return found
 
 
 async def answer_to(

@@ -9,11 +9,13 @@ from typing import Any
 
 import grpc
 import pytest
+from envoy.config.core.v3 import base_pb2
+from envoy.config.route.v3 import route_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from cluster.kv import Delete
 from smc.model import Name
-from smc.xds import server
+from smc.xds import delta, server
 from smc.xds.server import AGGREGATED, SERVICES, Service
 from smc.xds.snapshot import Type
 from tests.unit.bookshop import KEYS, service, workload
@@ -24,6 +26,7 @@ from tests.unit.xds.replica import (
     Replica,
     answer_to,
     channel,
+    envoy,
     open_stream,
     request,
     serving,
@@ -128,6 +131,28 @@ async def test_each_type_is_served_by_its_own_service_and_by_the_aggregated_one(
             assert answer.control_plane.identifier == "replica-1/1/1"
             assert len(answer.resources) == max(len(names), {Type.CLUSTER: 2}.get(type_, 1))
             call.cancel()
+
+
+@pytest.mark.parametrize(("version", "discovers"), [((1, 36), False), ((1, 37), True), ((1, 40), True), ((2, 0), True)])
+async def test_an_envoy_discovers_virtual_hosts_if_it_is_new_enough_and_else_has_them_in_its_routes(
+    version: tuple[int, int], discovers: bool
+) -> None:
+    async with world() as (mesh, replica), channel(replica, await mesh.credential("proxy/shop/buyer")) as opened:
+        call = open_stream(opened, method(AGGREGATED, "Delta"))
+        first = discovery_pb2.DeltaDiscoveryRequest(type_url=Type.ROUTE.value, resource_names_subscribe=["outbound"])
+        first.node.CopyFrom(envoy("shop/buyer", version))
+        await call.write(first.SerializeToString())
+        (found,) = discovery_pb2.DeltaDiscoveryResponse.FromString(await call.read()).resources
+        route = route_pb2.RouteConfiguration.FromString(found.resource.value)
+        assert route.HasField("vhds") is discovers
+        told = {host.name for host in route.virtual_hosts}
+        assert told == (set() if discovers else {"outbound/others", "outbound/store.shop|80"})
+
+
+async def test_who_is_no_envoy_has_virtual_hosts_in_its_routes() -> None:
+    node = base_pb2.Node(id="shop/buyer", user_agent_name="gRPC C-core")
+    assert Type.VIRTUAL_HOST not in delta.types(node)
+    assert Type.VIRTUAL_HOST not in delta.types(base_pb2.Node(user_agent_name="envoy")), "who does not say which"
 
 
 async def test_a_service_refuses_what_belongs_to_another() -> None:
