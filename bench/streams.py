@@ -298,11 +298,8 @@ def _sotw_request(type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
 def _node(id_: str) -> Any:
     """Of an Envoy that is new enough to discover virtual hosts."""
     node = base_pb2.Node(id=id_, user_agent_name="envoy")
-    major, minor = delta.DISCOVERS
-    node.user_agent_build_version.version.major_number, node.user_agent_build_version.version.minor_number = (
-        major,
-        minor,
-    )
+    version = node.user_agent_build_version.version
+    version.major_number, version.minor_number = delta.DISCOVERS
     return node
 
 

@@ -28,7 +28,7 @@ _NONCE = b"\x2a"
 
 
 DISCOVERS = (1, 37)
-"""The first version of Envoy that discovers virtual hosts on the stream that all else comes on; older ones refuse it."""
+"""The first version of Envoy that discovers virtual hosts on the aggregated stream; older ones refuse such a route."""
 
 
 def types(node: Any) -> tuple[Type, ...]:
