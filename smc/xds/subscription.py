@@ -320,11 +320,5 @@ def accused(text: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def empty_route(name: str) -> Resource:
-    """A RouteConfiguration that routes nothing: a message with field 1, its name, alone."""
-    encoded = name.encode()
-    length, size = len(encoded), bytearray()
-    while length > 0x7F:
-        size.append(length & 0x7F | 0x80)
-        length >>= 7
-    size.append(length)
-    return Resource(Type.ROUTE, name, b"\x0a" + bytes(size) + encoded)
+    """A RouteConfiguration that routes nothing."""
+    return Resource(Type.ROUTE, name, virtual_hosts.named(name))

@@ -10,7 +10,6 @@ https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/vhd
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,20 +28,25 @@ def name(route: str, host: str) -> str:
     return f"{route}/{host}"
 
 
-@lru_cache(maxsize=1024)
+def named(name_: str) -> bytes:
+    """A message with field 1, its name, alone."""
+    encoded = name_.encode()
+    length, size = len(encoded), bytearray()
+    while length > 0x7F:
+        size.append(length & 0x7F | 0x80)
+        length >>= 7
+    size.append(length)
+    return b"\x0a" + bytes(size) + encoded
+
+
 def route(name_: str) -> Resource:
     """The RouteConfiguration of that name, which says no more than that its virtual hosts are to be discovered.
 
     One that is named after a port (`outbound|80`) is for connections to that port, and takes no notice of the port that
     a request names.
     """
-    message = _message(name_)
-    message.vhds.config_source.CopyFrom(
-        config_source_pb2.ConfigSource(
-            ads=config_source_pb2.AggregatedConfigSource(), resource_api_version=config_source_pb2.V3
-        )
-    )
-    body = message.SerializeToString(deterministic=True)
+    # It is made for each name that a client says it has, and so without a message.
+    body = named(name_) + (_AT_A_PORT if _is_at_a_port(name_) else _AT_ANY_PORT)
     return Resource(Type.ROUTE, name_, body, warms=((Type.VIRTUAL_HOST, name(name_, OTHERS)),))
 
 
@@ -85,7 +89,7 @@ def _whole(name_: str, hosts: ResourceSet) -> Resource:
     made = _WHOLE_ROUTES.setdefault(hosts, {})
     known = made.get(name_)
     if known is None:
-        message = _message(name_)
+        message = _message(name_, at_a_port=_is_at_a_port(name_))
         sources: set[Source] = set()
         for host in of_route(name_, hosts.resources):
             found = hosts.resources[host]
@@ -96,7 +100,26 @@ def _whole(name_: str, hosts: ResourceSet) -> Resource:
     return known
 
 
-def _message(name_: str) -> Any:
+def _is_at_a_port(name_: str) -> bool:
+    return "|" in name_
+
+
+def _message(name_: str, *, at_a_port: bool) -> Any:
     return route_pb2.RouteConfiguration(
-        name=name_, validate_clusters=BoolValue(value=False), ignore_port_in_host_matching="|" in name_
+        name=name_, validate_clusters=BoolValue(value=False), ignore_port_in_host_matching=at_a_port
     )
+
+
+def _discovering(*, at_a_port: bool) -> bytes:
+    message = _message("", at_a_port=at_a_port)
+    message.vhds.config_source.CopyFrom(
+        config_source_pb2.ConfigSource(
+            ads=config_source_pb2.AggregatedConfigSource(), resource_api_version=config_source_pb2.V3
+        )
+    )
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+_AT_A_PORT, _AT_ANY_PORT = _discovering(at_a_port=True), _discovering(at_a_port=False)
+"""All of such a route but its name."""
