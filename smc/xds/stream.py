@@ -115,6 +115,8 @@ class Stream:
         self._pending: tuple[Snapshot, int] | None = None
         self._acked = 0
         self._versions: dict[Type, str] = {}
+        self._unsettled: dict[Type, None] = {}
+        """Those of which the client may have another set now."""
         self._idle = False
         """The sequence has ended, and nothing was said or sent since: nothing but an offer leads on."""
         self._asked = False
@@ -343,14 +345,21 @@ class Stream:
         for type_, subscription in self._subscriptions.items():
             target = snapshot.sets.get(type_, EMPTY)
             if before is None:
+                self._unsettled[type_] = None
                 subscription.survey(target.resources)
             elif (had := before.sets.get(type_, EMPTY)) is not target:
+                self._unsettled[type_] = None
                 for name in target.changed_since(had):
                     if subscription.wants(name):
                         subscription.plan(name, target.resources)
 
     def _is_done(self) -> bool:
         """Release what may go next. True: there is nothing more, and all of it was answered."""
+        for subscription in self._subscriptions.values():
+            if not subscription.done:
+                break
+        else:  # as nearly always after an ACK
+            return not self._is_waiting()
         if not self._is_quiet(self._made):
             return False
         for subscription in self._switched:
@@ -419,8 +428,10 @@ class Stream:
 
     def _settle(self, target: Snapshot) -> None:
         self._acked = self._revision
-        for type_, subscription in self._subscriptions.items():
+        for type_ in tuple(self._unsettled):
+            subscription = self._subscriptions[type_]
             if subscription.heard and not (subscription.refused or subscription.to_remove):
+                del self._unsettled[type_]
                 self._versions[type_] = self._offered.sets.get(type_, EMPTY).version
                 if type_ is Type.ROUTE and Type.VIRTUAL_HOST not in self._subscriptions:
                     self._versions[Type.VIRTUAL_HOST] = self._offered.sets.get(Type.VIRTUAL_HOST, EMPTY).version

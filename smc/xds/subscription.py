@@ -229,6 +229,11 @@ class Subscription:
         """Nothing is on its way, and nothing is about to be."""
         return not (self.due or self._apart or self.flight)
 
+    @property
+    def done(self) -> bool:
+        """Quiet, and nothing waits for its turn."""
+        return not (self.due or self._apart or self.flight or self.to_switch or self.to_remove)
+
     def send(self, target: Mapping[str, Resource], now: float) -> Flight | None:
         """What goes out next, which is in flight from now on; None while there is nothing, or one is in flight."""
         if self.flight is not None or not (self.due or self._apart or (self.wildcard and not self._greeted)):
