@@ -104,7 +104,10 @@ class Stream:
 
     def __init__(self, types: Iterable[Type] = Type) -> None:
         """`types` are what it carries."""
-        self._subscriptions = {type_: Subscription(type_) for type_ in types}
+        self._subscriptions: dict[Type, Subscription] = {}
+        for type_ in types:  # routes before the virtual hosts that are parts of them
+            routes = self._subscriptions.get(Type.ROUTE) if type_ is Type.VIRTUAL_HOST else None
+            self._subscriptions[type_] = Subscription(type_, routes)
         self._made = self._of(Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
         self._switched = self._of(Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST)
         self._removed = self._switched, self._of(Type.CLUSTER), self._of(Type.ENDPOINT, Type.SECRET)
@@ -173,6 +176,8 @@ class Stream:
                     subscription.end_wildcard()
                 else:
                     subscription.unsubscribe(name)
+            if request.unsubscribe and request.type is Type.ROUTE and Type.VIRTUAL_HOST in self._subscriptions:
+                self._subscriptions[Type.VIRTUAL_HOST].let_go()
             self._subscribe(subscription, request, first=first)
         self._proceed()
 
@@ -314,6 +319,8 @@ class Stream:
             subscription.pay()
         if self._target is not None and (wildcard or initial):
             subscription.survey(self._target.of_type(request.type))
+            if request.type is Type.ROUTE and (hosts := self._subscriptions.get(Type.VIRTUAL_HOST)) is not None:
+                hosts.survey(self._target.of_type(Type.VIRTUAL_HOST))  # if it has asked for these first
 
     def _answered(self, subscription: Subscription, flight: Flight, error: str | None) -> None:
         subscription.flight = None

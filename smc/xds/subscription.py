@@ -77,8 +77,10 @@ class Refused:
 class Subscription:
     """The state of one type on one stream. `target` is always what the proxy should have of the type, by name."""
 
-    def __init__(self, type_: Type) -> None:
+    def __init__(self, type_: Type, routes: Subscription | None = None) -> None:
+        """`routes` are those that virtual hosts are a part of: who has not asked for a route wants none of its own."""
         self.type = type_
+        self._routes = routes
         self.heard = False
         """The client has asked for this type."""
         self.untold = False
@@ -108,7 +110,8 @@ class Subscription:
     # ---------------------------------------------------------------------------------------------------- what it wants
 
     def wants(self, name: str) -> bool:
-        return self.wildcard or self.asked(name)
+        covered = self.wildcard and (self._routes is None or self._routes.wants(virtual_hosts.route_of(name)))
+        return covered or self.asked(name)
 
     def asked(self, name: str) -> bool:
         """By name."""
@@ -151,8 +154,12 @@ class Subscription:
 
     def end_wildcard(self) -> None:
         self.wildcard = False
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget what is not wanted any more, as the client does."""
         for name in {*self.has, *self.due, *self.to_switch, *self.to_remove, *self.refused}:
-            if not self.asked(name):
+            if not self.wants(name):
                 self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -177,9 +184,10 @@ class Subscription:
     # ----------------------------------------------------------------------------------------------- what is sent when
 
     def survey(self, target: Mapping[str, Resource]) -> None:
-        """Plan for everything that the client wants or has."""
+        """Plan for everything that the client wants."""
         for name in {**target, **self.has} if self.wildcard else tuple(self.has):
-            self.plan(name, target)
+            if self.wants(name):
+                self.plan(name, target)
 
     def plan(self, name: str, target: Mapping[str, Resource]) -> None:
         """Decide when the client is told how `name` differs from what it has, if it does."""

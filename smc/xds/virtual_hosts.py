@@ -2,14 +2,16 @@
 
 Envoy takes a VirtualHost as a part of the RouteConfiguration whose name comes before the last slash of its own. It asks
 for all of them at once, by a wildcard, and not again for those of a RouteConfiguration that it asks for later: so they
-follow each response that has one. It must not be told that a RouteConfiguration has no more virtual hosts by discovery:
-Envoy 1.40 forgets what it has subscribed to then, but not that it has. All of that holds for delta only, as does VHDS:
+follow each response that has one. They do not come before it: Envoy lets go those of a RouteConfiguration that it has
+not, but says to the next replica that it has them, and that one would not send them again. It must not be told that a
+RouteConfiguration discovers no more: Envoy 1.40 forgets what it has subscribed to then, but not that it has. All of
+that holds for delta only, as does VHDS:
 https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/vhds
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -55,7 +57,12 @@ def is_route(resource: Resource) -> bool:
     return any(type_ is Type.VIRTUAL_HOST for type_, _ in resource.warms)
 
 
-def of_route(name_: str, hosts: Mapping[str, Resource]) -> Iterator[str]:
+def route_of(host: str) -> str:
+    """The name of the RouteConfiguration that the virtual host is a part of."""
+    return host.rpartition("/")[0]
+
+
+def of_route(name_: str, hosts: Iterable[str]) -> Iterator[str]:
     """The names of those virtual hosts that are a part of the RouteConfiguration."""
     prefix = name(name_, "")
     return (host for host in hosts if host.startswith(prefix))
@@ -63,7 +70,7 @@ def of_route(name_: str, hosts: Mapping[str, Resource]) -> Iterator[str]:
 
 def has_route(host: str, hosts: Mapping[str, Resource]) -> bool:
     """Whether the RouteConfiguration of that virtual host, which may be gone itself, has others among these."""
-    return name(host.rpartition("/")[0], OTHERS) in hosts
+    return name(route_of(host), OTHERS) in hosts
 
 
 _WHOLE: WeakKeyDictionary[Snapshot, Snapshot] = WeakKeyDictionary()

@@ -14,7 +14,7 @@ from smc.xds import sotw
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import Request, Response, Stream
 from smc.xds.subscription import empty_route
-from smc.xds.virtual_hosts import OTHERS, whole
+from smc.xds.virtual_hosts import OTHERS, route_of, whole
 from tests.unit.xds.envoy import Envoy
 from tests.unit.xds.resources import (
     BAD,
@@ -206,16 +206,14 @@ class Streams(RuleBasedStateMachine):
             for type_ in Type
             for name, resource in snapshot.of_type(type_).items()
             if self.envoy.refused[type_].get(name) == resource.version
-            and (type_ in (CLUSTER, LISTENER, VIRTUAL_HOST) or name in self.envoy.wanted[type_])
+            and (type_ in (CLUSTER, LISTENER) or name in self.envoy.wanted[type_] or _is_wanted(name, self.envoy))
         }
         routes_refused = any(type_ in (LISTENER, ROUTE, VIRTUAL_HOST) for type_, _ in refused)
         for type_ in Type:
             wanted = {
                 name: resource.version
                 for name, resource in snapshot.of_type(type_).items()
-                if type_ in (CLUSTER, LISTENER)
-                or name.rpartition("/")[0] in self.envoy.wanted[ROUTE]
-                or name in self.envoy.wanted[type_]
+                if type_ in (CLUSTER, LISTENER) or _is_wanted(name, self.envoy) or name in self.envoy.wanted[type_]
             }
             if type_ is ROUTE:
                 wanted = {name: empty_route(name).version for name in self.envoy.wanted[ROUTE]} | wanted
@@ -230,6 +228,11 @@ class Streams(RuleBasedStateMachine):
             assert has == wanted, type_.name
         if SECRET in {type_ for type_, names in self.envoy.has.items() if names} and not routes_refused:
             assert self.stream.listening or not self.envoy.has[LISTENER]
+
+
+def _is_wanted(host: str, envoy: Envoy) -> bool:
+    """As a virtual host: with its route."""
+    return route_of(host) in envoy.wanted[ROUTE]
 
 
 class StatesOfTheWorld(Streams):

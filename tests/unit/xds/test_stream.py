@@ -598,7 +598,7 @@ class TestReconnecting:
         assert talk.ack(LISTENER) == []
         assert talk.ask(ROUTE, "outbound", initial={"outbound": "to b"}) == ["ROUTE outbound=to:a"]
         assert talk.ack(ROUTE) == []
-        assert talk.ask(VIRTUAL_HOST, initial={"more/b": "to b"}) == ["VIRTUAL_HOST -more/b"]
+        assert talk.ask(VIRTUAL_HOST, initial={"outbound/b": "to b"}) == ["VIRTUAL_HOST -outbound/b"]
         assert talk.ack(VIRTUAL_HOST) == ["CLUSTER -b"]
 
     def test_a_client_that_has_no_routes_holds_removals_up_for_three_seconds(self) -> None:
@@ -708,6 +708,51 @@ class TestVirtualHosts:
         talk = running(*self.but(discovering("app|80"), virtual_host("app|80", OTHERS), listener("app|80")))
         talk.ask(ROUTE, drop=("app|80",))
         assert talk.ask(ROUTE, "app|80") == ["ROUTE app|80=discovering", "VIRTUAL_HOST app|80/others=1"]
+
+    def test_none_comes_before_its_route(self) -> None:
+        """Trap: Envoy lets it go, and says to the next replica that it has it. Where a stream ends between the route
+        and what follows it, nobody would send it again, and the listener waits for it for ever.
+        """
+        talk = running(*self.WEB)
+        assert talk.offer(*self.but(listener("app|80"), discovering("app|80"), virtual_host("app|80", OTHERS))) == [
+            "LISTENER app|80=1"
+        ]
+        assert talk.ack(LISTENER) == []
+        assert talk.ask(ROUTE, "app|80") == ["ROUTE app|80=discovering", "VIRTUAL_HOST app|80/others=1"]
+
+    def test_who_has_the_route_already_is_sent_those_that_did_not_follow_it(self) -> None:
+        talk = Conversation()
+        talk.ask(CLUSTER, initial={"a": static("a").version})
+        talk.ask(LISTENER, initial={"app": listener("app").version})
+        talk.ask(ROUTE, "app", initial={"app": discovering("app").version})
+        talk.ask(VIRTUAL_HOST, initial={"app/x": self.WEB[4].version})
+        assert talk.offer(*self.WEB) == ["CLUSTER", "LISTENER", "VIRTUAL_HOST app/others=1"]
+
+    def test_what_changed_comes_to_who_asks_for_them_before_it_asks_for_its_route(self) -> None:
+        talk = Conversation()
+        talk.offer(*self.WEB)
+        talk.ask(CLUSTER, initial={"a": static("a").version})
+        talk.ask(LISTENER, initial={"app": listener("app").version})
+        talk.ack_all()
+        assert talk.ask(VIRTUAL_HOST, initial={"app/others": self.OTHERS.version, "app/x": "another"}) == []
+        assert talk.ask(ROUTE, "app", initial={"app": discovering("app").version}) == ["VIRTUAL_HOST app/x=1:a"]
+
+    def test_what_was_refused_of_them_is_not_refused_any_more_once_the_route_is_given_up(self) -> None:
+        bad = virtual_host("app|80", "x", mark="2")
+        talk = running(
+            *self.but(
+                discovering("app|80"), virtual_host("app|80", OTHERS), virtual_host("app|80", "x"), listener("app|80")
+            )
+        )
+        talk.offer(*self.but(discovering("app|80"), virtual_host("app|80", OTHERS), bad, listener("app|80")))
+        talk.nack(VIRTUAL_HOST, "missing ): (")
+        assert talk.stream.refusals
+        talk.ask(ROUTE, drop=("app|80",))
+        assert not talk.stream.refusals
+        assert talk.ask(ROUTE, "app|80") == [
+            "ROUTE app|80=discovering",
+            "VIRTUAL_HOST app|80/others=1 app|80/x=2",
+        ], "of which the last good one is gone"
 
     def test_a_removal_waits_until_the_client_has_asked_for_them(self) -> None:
         talk = running(static("old"), listener("app"), route("app", "old"))
