@@ -267,7 +267,7 @@ def status(session: Session, name: str | None, output: str, watched: bool) -> No
     short_help="Show what a proxy should have.",
     epilog=examples(
         "smc proxy config shop/buyer",
-        "smc proxy config shop/buyer --type route --name outbound",
+        "smc proxy config shop/buyer --type virtual-host --name 'outbound/store.shop|80'",
         "smc proxy config shop/bookstore --type secret -o json",
     ),
 )

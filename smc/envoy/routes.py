@@ -1,4 +1,4 @@
-"""RDS: where an application's requests go, and who may ask what of it.
+"""RDS and VHDS: where an application's requests go, and who may ask what of it.
 
 Policy is here and not in listeners, because a changed RouteConfiguration applies to open connections within
 milliseconds and a changed listener only once they have drained.

@@ -1,8 +1,8 @@
 """What the proxies know of the services they call.
 
 Proxies that know the same share one Outbound, so a changed endpoint costs one object for each group of proxies that may
-reach its service, however many they are. What they know is found out once for all namespaces, and for an endpoint that
-changed not at all: its assignment takes the place of the one before.
+reach its service, however many they are. What they know is found out once for all namespaces, and not at all where an
+endpoint has changed, or how a service is shared out: the new assignment or Destination takes the place of the old one.
 """
 
 from __future__ import annotations
