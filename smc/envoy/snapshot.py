@@ -456,7 +456,7 @@ class _Settings:
         all_ = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
         kept = self._disjoint(all_)
         route = self._interned.resource(virtual_hosts.route(names.OUTBOUND))
-        whole = all(mine is host.resource for mine, host in zip(kept, all_, strict=False))
+        whole = kept == [host.resource for host in all_]
         return (
             self._interned.set([route]),
             self._interned.set([*kept, self._elsewhere_host]),

@@ -112,6 +112,13 @@ def test_a_changed_destination_leaves_the_others_and_their_domains_unlooked_at(m
     assert b"books/a|80" in hosts(after)["outbound/b.books|80"].body
 
 
+def test_a_service_that_has_lost_all_its_domains_has_none_after_a_change_either() -> None:
+    generator = Generator(nouns.open_key)
+    for _ in range(2):
+        made = told(generator, calling(("books/a", 80), ("books/A", 80)))
+        assert list(hosts(made)) == ["outbound/a.books|80", "outbound/others"]
+
+
 def test_an_unchanged_mesh_gives_the_same_snapshot_even_when_it_was_built_anew() -> None:
     generator = Generator(nouns.open_key)
     mesh = nouns.bookstore()
