@@ -114,13 +114,16 @@ def _inbounds(
 
 
 def _joined(now: Iterable[Inbound], left: Iterable[Inbound]) -> tuple[Inbound, ...]:
-    """Both, by port. What a port is now counts, and what was left joins it, unless that speaks otherwise."""
+    """Both, by port. What a port is now counts, and what was left joins it, unless that speaks otherwise.
+
+    By which numbers it is called is said by what leads there now alone: one route judges all requests to the port, and
+    a permission for the number of a service that was left would let them in by the others as well.
+    """
     ports = {inbound.port: inbound for inbound in now}
     for one in left:
         there = ports.setdefault(one.port, one)
         if there is not one and (there.protocol is Protocol.TCP) is (one.protocol is Protocol.TCP):
-            services, numbers = {*there.services, *one.services}, {*there.numbers, *one.numbers}
-            ports[one.port] = replace(there, services=tuple(sorted(services)), numbers=tuple(sorted(numbers)))
+            ports[one.port] = replace(there, services=tuple(sorted({*there.services, *one.services})))
     return tuple(ports[number] for number in sorted(ports))
 
 

@@ -301,6 +301,19 @@ def test_a_port_that_was_left_is_called_as_it_was_and_by_no_other_number() -> No
     assert [(i.port, i.numbers) for i in now] == [(i.port, i.numbers) for i in before]
 
 
+def test_a_port_that_is_served_is_called_by_no_number_of_a_service_that_was_left() -> None:
+    """A permission for port 80 alone would else let in by port 8080 whoever it names."""
+    store = Store()
+    store.offer_service("shop/a", (80, "9090"))
+    store.offer_service("shop/b", (8080, "9090"))
+    store.offer_workload("shop/store-1", "store")
+    store.offer_endpoints("shop/b", endpoint("shop/store-1", "store", (8080, 9090)))
+    store.leaves("shop/store-1", "store", "a", "b")
+    (found,) = store.build().proxies[name("shop/store-1")].inbound
+    assert [str(service) for service, _ in found.services] == ["shop/a", "shop/b"]
+    assert found.numbers == (8080, 9090)
+
+
 def test_a_workload_of_another_identity_serves_nothing_of_what_it_was() -> None:
     store = Store()
     store.offer_service("shop/a", (80, "8080"))
