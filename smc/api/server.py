@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,14 +141,13 @@ async def serving(
     mutual = server_credentials(presented(backends.credential, lambda c: c.chain), require_client=True)
     # With the root: who joins knows only a pin of its key, and has to find it.
     server_only = server_credentials(presented(backends.credential, Credential.chain_with_root), require_client=False)
-    try:
+    async with AsyncExitStack() as stops:  # both, even if the first is interrupted
+        stops.push_async_callback(mesh_server.stop, GRACE)
+        stops.push_async_callback(join_server.stop, GRACE)
         ports = Ports(_bind(mesh_server, api, mutual), _bind(join_server, join, server_only))
         await mesh_server.start()
         await join_server.start()
         yield ports
-    finally:
-        await join_server.stop(GRACE)
-        await mesh_server.stop(GRACE)
 
 
 def presented(credential: Callable[[], Credential], chain: Callable[[Credential], str]) -> Callable[[], ServerTLS]:
