@@ -99,10 +99,10 @@ class VirtualHost:
         left = tuple(host for host in self.hosts if owners[host, self.port] is self)
         if left == self.hosts:
             return self
+        if not left:
+            return None
         sources = [(source.manifest, source.mod_revision) for source in self.resource.sources]
-        return (
-            self._of(self.resource.name, self.port, left, sources, self.routes, dialled=self.dialled) if left else None
-        )
+        return self._of(self.resource.name, self.port, left, sources, self.routes, dialled=self.dialled)
 
     @classmethod
     def _of(

@@ -300,6 +300,7 @@ class _Settings:
         self._dialled_elsewhere = tuple(interned.resource(cluster) for cluster in (*by_name, *dialled))
         """Those of what intercepted ones dial there."""
         self._elsewhere_host = interned.resource(routes.elsewhere(config))
+        """Where requests go whose host is no service's."""
         self.callees: _Memo[Outbound, _Callees] = _Memo(self._callees)
         self._alike: WeakValueDictionary[Hashable, _Callees] = WeakValueDictionary()
         """By what decides where requests go."""
