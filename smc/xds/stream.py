@@ -15,7 +15,7 @@ https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, and what Envo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from sys import intern
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from smc.errors import Invalid
 from smc.xds import virtual_hosts
 from smc.xds.snapshot import EMPTY, Resource, Snapshot, Source, Type
-from smc.xds.subscription import Flight, Nack, Subscription, Told
+from smc.xds.subscription import SWITCHED, Flight, Nack, Subscription, Told
 
 WILDCARD = "*"
 
@@ -45,6 +45,14 @@ LONGEST_NAME = 256
 
 WILDCARDS = frozenset({Type.CLUSTER, Type.LISTENER, Type.VIRTUAL_HOST})
 """The types of which a client means all when its first request names none."""
+
+_MADE = frozenset({Type.CLUSTER, Type.ENDPOINT, Type.SECRET})
+"""What is made before traffic is moved to it."""
+
+_REMOVED = SWITCHED, frozenset({Type.CLUSTER}), frozenset({Type.ENDPOINT, Type.SECRET})
+"""In which order what nothing points to any more goes."""
+
+_ALL = frozenset(Type)
 
 _WARMING = frozenset({Type.CLUSTER, Type.LISTENER, Type.ROUTE})
 """What makes Envoy ask for more."""
@@ -105,12 +113,11 @@ class Stream:
     def __init__(self, types: Iterable[Type] = Type) -> None:
         """`types` are what it carries."""
         self._subscriptions: dict[Type, Subscription] = {}
+        self._unfinished: dict[Type, Subscription] = {}
+        """Those that may have something to send or in flight: few, so that a change costs what it changes."""
         for type_ in types:  # routes before the virtual hosts that are parts of them
             routes = self._subscriptions.get(Type.ROUTE) if type_ is Type.VIRTUAL_HOST else None
-            self._subscriptions[type_] = Subscription(type_, routes)
-        self._made = self._of(Type.CLUSTER, Type.ENDPOINT, Type.SECRET)
-        self._switched = self._of(Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST)
-        self._removed = self._switched, self._of(Type.CLUSTER), self._of(Type.ENDPOINT, Type.SECRET)
+            self._subscriptions[type_] = Subscription(type_, self._unfinished, routes)
         self._offered = Snapshot()
         """That which the target is made from."""
         self._target: Snapshot | None = None
@@ -189,7 +196,10 @@ class Stream:
         self._proceed()
         sent = []
         if self._target is not None:
-            for type_, subscription in self._subscriptions.items():
+            for type_ in self._subscriptions:  # in this order; one may make a later one send as well
+                subscription = self._unfinished.get(type_)
+                if subscription is None:
+                    continue
                 target = self._target.sets.get(type_, EMPTY)
                 flight = subscription.send(target.resources, now)
                 if flight is not None:
@@ -197,6 +207,8 @@ class Stream:
                     self._expect(type_, flight)
                     resources = tuple(flight.resources.values())
                     sent.append(Response(type_, resources, flight.removed, target.version, flight.nonce))
+                elif subscription.done:
+                    del self._unfinished[type_]
         return tuple(sent)
 
     # -------------------------------------------------------------------------------------------------- what is known
@@ -312,7 +324,7 @@ class Stream:
                 subscription.subscribe(name)
             self._awaited.pop((request.type, name), None)
         if wildcard:
-            subscription.wildcard = True
+            subscription.begin_wildcard()
             self._awaited = {key: by for key, by in self._awaited.items() if key[0] is not request.type}
         if first:
             subscription.untold = request.resumed and not initial
@@ -349,48 +361,53 @@ class Stream:
 
     def _begin(self, snapshot: Snapshot) -> None:
         before, self._target = self._target, snapshot
-        for type_, subscription in self._subscriptions.items():
-            target = snapshot.sets.get(type_, EMPTY)
-            if before is None:
+        if before is None:
+            for type_, subscription in self._subscriptions.items():
                 self._unsettled[type_] = None
-                subscription.survey(target.resources)
-            elif (had := before.sets.get(type_, EMPTY)) is not target:
-                self._unsettled[type_] = None
-                for name in target.changed_since(had):
-                    if subscription.wants(name):
-                        subscription.plan(name, target.resources)
+                subscription.survey(snapshot.of_type(type_))
+            return
+        for type_ in snapshot.types_changed_since(before) & self._subscriptions.keys():
+            self._unsettled[type_] = None
+            subscription, target = self._subscriptions[type_], snapshot.sets.get(type_, EMPTY)
+            for name in target.changed_since(before.sets.get(type_, EMPTY)):
+                if subscription.wants(name):
+                    subscription.plan(name, target.resources)
 
     def _is_done(self) -> bool:
         """Release what may go next. True: there is nothing more, and all of it was answered."""
-        for subscription in self._subscriptions.values():
+        for subscription in self._unfinished.values():
             if not subscription.done:
                 break
         else:  # as nearly always after an ACK
             return not self._is_waiting()
-        if not self._is_quiet(self._made):
+        if not self._is_quiet(_MADE):
             return False
-        for subscription in self._switched:
-            if subscription.to_switch:
-                subscription.switch()
-        for subscriptions in self._removed:
-            if not any(subscription.to_remove for subscription in subscriptions):
+        for subscription in self._among(SWITCHED):
+            subscription.switch()
+        for types in _REMOVED:
+            going = [subscription for subscription in self._among(types) if subscription.to_remove]
+            if not going:
                 continue
-            if not self._is_quiet(self._subscriptions.values()):
+            if not self._is_quiet(_ALL):
                 return False
-            if subscriptions is not self._switched:
-                if any(subscription.refused for subscription in self._switched):
+            if types is not SWITCHED:
+                if any(subscription.refused for subscription in self._of(SWITCHED)):
                     return True  # the last good listeners and routes keep what they point to
                 if self._introduction_ends is not None and self._introduction_ends > self._now:
                     return False
-            for subscription in subscriptions:
+            for subscription in going:
                 subscription.remove()
-        return self._is_quiet(self._subscriptions.values())
+        return self._is_quiet(_ALL)
 
-    def _is_quiet(self, subscriptions: Iterable[Subscription]) -> bool:
-        for subscription in subscriptions:
-            if not subscription.quiet:
+    def _is_quiet(self, types: Container[Type]) -> bool:
+        for type_, subscription in self._unfinished.items():
+            if type_ in types and not subscription.quiet:
                 return False
         return not self._is_waiting()
+
+    def _among(self, types: Container[Type]) -> Iterator[Subscription]:
+        """Those of these types that are unfinished."""
+        return (subscription for type_, subscription in self._unfinished.items() if type_ in types)
 
     def _is_waiting(self) -> bool:
         """The client has yet to ask for what something that it was sent warms on."""
@@ -404,7 +421,7 @@ class Stream:
 
         None: it has said so, or it has nothing from before.
         """
-        if self._resumed_at is None or all(subscription.heard for subscription in self._switched):
+        if self._resumed_at is None or all(subscription.heard for subscription in self._of(SWITCHED)):
             return None
         return self._resumed_at + PATIENCE
 
@@ -459,11 +476,11 @@ class Stream:
             and all(_is_warm(listener, has) for listener in listeners.values())
         )
 
-    def _of(self, *types: Type) -> tuple[Subscription, ...]:
-        return tuple(self._subscriptions[type_] for type_ in types if type_ in self._subscriptions)
+    def _of(self, types: Container[Type]) -> Iterator[Subscription]:
+        return (subscription for type_, subscription in self._subscriptions.items() if type_ in types)
 
     def _flights(self) -> list[Flight]:
-        return [s.flight for s in self._subscriptions.values() if s.flight is not None]
+        return [s.flight for s in self._unfinished.values() if s.flight is not None]
 
 
 def _is_warm(resource: Resource | Told, has: Mapping[Type, Mapping[str, Resource | Told]]) -> bool:

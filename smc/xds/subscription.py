@@ -8,7 +8,7 @@ those of the types that they warm on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from smc.xds.snapshot import Resource, Source, Type
 _PARTIAL = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these Envoy applies what is good in a response that it refuses; of the others it may have dropped the rest."""
 
-_SWITCHED = frozenset({Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST})
+SWITCHED = frozenset({Type.LISTENER, Type.ROUTE, Type.VIRTUAL_HOST})
 """What moves traffic, and so is sent only after what it moves traffic to."""
 
 _SEARCHED = 16 * 1024
@@ -77,9 +77,16 @@ class Refused:
 class Subscription:
     """The state of one type on one stream. `target` is always what the proxy should have of the type, by name."""
 
-    def __init__(self, type_: Type, routes: Subscription | None = None) -> None:
-        """`routes` are those that virtual hosts are a part of: who has not asked for a route wants none of its own."""
+    def __init__(
+        self, type_: Type, unfinished: MutableMapping[Type, Subscription], routes: Subscription | None = None
+    ) -> None:
+        """
+        Args:
+            unfinished: where it puts itself when there may be something to send, so that nobody need ask the others.
+            routes: those that virtual hosts are a part of: who has not asked for a route wants none of its own.
+        """
         self.type = type_
+        self._unfinished = unfinished
         self._routes = routes
         self.heard = False
         """The client has asked for this type."""
@@ -133,11 +140,11 @@ class Subscription:
         if name not in self._first:
             self._later[name] = None
         if name not in self.to_switch and name not in self.to_remove:
-            self.due[name] = None
+            self._owe((name,))
 
     def pay(self) -> None:
         """Answer what was owed before the client first asked for anything."""
-        self.due.update(dict.fromkeys(filter(self.wants, self._owed)))
+        self._owe(filter(self.wants, self._owed))
         self._owed.clear()
 
     def unsubscribe(self, name: str) -> None:
@@ -148,9 +155,14 @@ class Subscription:
             self._later, self._first = dict.fromkeys((*self._first, *self._later)), frozenset()
         del self._later[name]
         if self.wildcard:
-            self.due[name] = None
+            self._owe((name,))
         else:
             self._forget(name)
+
+    def begin_wildcard(self) -> None:
+        """Ask for everything. The first time that is answered even if there is nothing."""
+        self.wildcard = True
+        self._unfinished[self.type] = self
 
     def end_wildcard(self) -> None:
         self.wildcard = False
@@ -191,6 +203,7 @@ class Subscription:
 
     def plan(self, name: str, target: Mapping[str, Resource]) -> None:
         """Decide when the client is told how `name` differs from what it has, if it does."""
+        self._unfinished[self.type] = self
         self.to_switch.pop(name, None)
         self.to_remove.pop(name, None)
         wanted, held, refused = self.wanted(name, target), self.has.get(name), self.refused.get(name)
@@ -210,7 +223,7 @@ class Subscription:
             pass
         elif name not in target:
             self.to_remove[name] = None
-        elif self.type in _SWITCHED:
+        elif self.type in SWITCHED:
             self.to_switch[name] = None
         else:
             self.due[name] = None
@@ -228,9 +241,13 @@ class Subscription:
         if self.wants(name):
             self.to_switch.pop(name, None)
             self.to_remove.pop(name, None)
-            self.due[name] = None
+            self._owe((name,))
         elif not self.heard:
             self._owed[name] = None
+
+    def _owe(self, names: Iterable[str]) -> None:
+        self.due.update(dict.fromkeys(names))
+        self._unfinished[self.type] = self
 
     @property
     def quiet(self) -> bool:
