@@ -36,7 +36,6 @@ from smc.records import BundleRecord, CertificateRecord, CrlRecord
 from smc.xds import virtual_hosts
 from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
 
-_TYPES = tuple(Type)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -74,22 +73,39 @@ class Generator:
         else:
             reconnect = found.certificate.reconnect if found.certificate is not None else ""
             callees = settings.callees(found.outbound, reconnect)
-        if last is not None and last.own is own:
-            # Most often: only what it calls has changed, and of that only the load assignments.
-            before = last.snapshot.sets
-            snapshot = self._interned.snapshot(
-                callees,
-                own,
-                before[Type.CLUSTER] if callees.clusters is last.callees.clusters else None,
-                before[Type.LISTENER] if callees.listeners is last.callees.listeners else None,
-                before[Type.ROUTE] if callees.routes is last.callees.routes else None,
-            )
-        else:
-            snapshot = self._interned.snapshot(callees, own)
+        snapshot = self._snapshot(own, callees, last if last is not None and last.own is own else None)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
             self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
         self._last[proxy] = _Last(found, trust, own, callees, snapshot)
         return snapshot
+
+    def _snapshot(self, own: _Own, callees: _Callees, last: _Last | None) -> Snapshot:
+        """`last` is what was made from the same `own`."""
+        if own.callees is callees:
+            return own.snapshot  # of a proxy that is equal
+        if last is None:
+            sets = {
+                Type.CLUSTER: self._interned.joined(callees.clusters, own.clusters),
+                Type.ENDPOINT: callees.assignments,
+                Type.SECRET: own.secrets,
+                Type.LISTENER: self._interned.joined(callees.listeners, own.listeners),
+                Type.ROUTE: self._interned.joined(callees.routes, own.routes),
+                Type.VIRTUAL_HOST: callees.virtual_hosts,
+            }
+        else:
+            # Most often only what it calls has changed, and of that only the load assignments.
+            sets, before = dict(last.snapshot.sets), last.callees
+            sets[Type.ENDPOINT] = callees.assignments
+            sets[Type.VIRTUAL_HOST] = callees.virtual_hosts
+            if callees.clusters is not before.clusters:
+                sets[Type.CLUSTER] = self._interned.joined(callees.clusters, own.clusters)
+            if callees.listeners is not before.listeners:
+                sets[Type.LISTENER] = self._interned.joined(callees.listeners, own.listeners)
+            if callees.routes is not before.routes:
+                sets[Type.ROUTE] = self._interned.joined(callees.routes, own.routes)
+        own.snapshot = last.snapshot if last is not None and last.snapshot.sets == sets else Snapshot(sets)
+        own.callees = callees
+        return own.snapshot
 
     def _settings_of(self, mesh: Mesh) -> _Settings:
         settings = self._settings
@@ -115,7 +131,7 @@ class Generator:
             listening.append(settings.outbound_listener(workload.address, workload.app_address))
         if served:  # Envoy refuses a listener without a filter chain
             listening.append(settings.inbound_listener(proxy, served))
-        return _Own(
+        return self._interned.own(
             tuple(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
             settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
@@ -125,7 +141,7 @@ class Generator:
     def _proxyless(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = (listener for i in served for listener in proxyless.server_listeners(proxy.workload, i))
-        return _Own(
+        return self._interned.own(
             tuple(self._interned.resource(listener) for listener in listening),
             (),
             tuple(settings.answered(proxy.policy, i.port, i.numbers, proxy.mode) for i in served),
@@ -172,14 +188,25 @@ class _Shared:
     resources: ResourceSet
 
 
-@dataclass(frozen=True, slots=True)
 class _Own:
-    """What a proxy has whoever it calls."""
+    """What a proxy has whoever it calls: the same object for proxies that have the same."""
 
-    listeners: tuple[Resource, ...]
-    clusters: tuple[Resource, ...]
-    routes: tuple[Resource, ...]
-    secrets: ResourceSet
+    __slots__ = ("__weakref__", "callees", "clusters", "listeners", "routes", "secrets", "snapshot")
+
+    def __init__(
+        self,
+        listeners: tuple[Resource, ...],
+        clusters: tuple[Resource, ...],
+        routes: tuple[Resource, ...],
+        secrets: ResourceSet,
+    ) -> None:
+        self.listeners = listeners
+        self.clusters = clusters
+        self.routes = routes
+        self.secrets = secrets
+        self.callees: _Callees | None = None
+        """Of the Snapshot that was made with it last."""
+        self.snapshot = Snapshot()
 
 
 class _Trust(NamedTuple):
@@ -219,7 +246,7 @@ class _Interned:
         self._resources: WeakValueDictionary[Hashable, Resource] = WeakValueDictionary()
         self._sets: WeakValueDictionary[tuple[Resource, ...], ResourceSet] = WeakValueDictionary()
         self._joined: WeakValueDictionary[tuple[object, ...], ResourceSet] = WeakValueDictionary()
-        self._snapshots: WeakValueDictionary[tuple[ResourceSet, ...], Snapshot] = WeakValueDictionary()
+        self._own: WeakValueDictionary[tuple[object, ...], _Own] = WeakValueDictionary()
 
     def resource(self, made: Resource) -> Resource:
         return self._resources.setdefault((made.type, made.name, made.version, made.sources, made.warms), made)
@@ -235,28 +262,8 @@ class _Interned:
         key = tuple(made.resources.values())
         return self._sets.setdefault(key, made) if key else EMPTY
 
-    def snapshot(
-        self,
-        callees: _Callees,
-        own: _Own,
-        joined_clusters: ResourceSet | None = None,
-        joined_listeners: ResourceSet | None = None,
-        joined_routes: ResourceSet | None = None,
-    ) -> Snapshot:
-        key = (
-            joined_clusters or self._join(callees.clusters, own.clusters),
-            callees.assignments,
-            own.secrets,
-            joined_listeners or self._join(callees.listeners, own.listeners),
-            joined_routes or self._join(callees.routes, own.routes),
-            callees.virtual_hosts,
-        )
-        known = self._snapshots.get(key)
-        if known is None:
-            known = self._snapshots[key] = Snapshot(dict(zip(_TYPES, key, strict=True)))
-        return known
-
-    def _join(self, shared: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
+    def joined(self, shared: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
+        """All of both."""
         if not own:
             return shared  # under a key of itself it would be held for ever
         key = (shared, own)
@@ -264,6 +271,16 @@ class _Interned:
         if known is None:
             known = self._joined[key] = self.set((*shared.resources.values(), *own))
         return known
+
+    def own(
+        self,
+        listeners: tuple[Resource, ...],
+        clusters: tuple[Resource, ...],
+        routes: tuple[Resource, ...],
+        secrets: ResourceSet,
+    ) -> _Own:
+        key = (listeners, clusters, routes, secrets)
+        return self._own.setdefault(key, _Own(*key))
 
 
 class _Memo(Generic[K, V]):
