@@ -41,6 +41,10 @@ COLD_REFUSAL = 15.0
 BUILD_DEADLINE = 30.0
 """Seconds that a new stream waits for the Mesh that it must not be older than."""
 
+TOGETHER = 32
+"""Streams that are offered something before the first of them is written to: what runs again and again stays in the
+processor's caches."""
+
 Generate = Callable[[Mesh, Name], Snapshot]
 
 
@@ -161,6 +165,7 @@ class Pipeline:
             self._build_context = context if context.trace_flags.sampled else None
             self._generation = view.generation
             self._stale = set()
+            offered: list[Slot] = []
             for name in looked_at:
                 snapshot = snapshots.get(name)
                 for slot in self._slots.get(name, ()):
@@ -173,6 +178,10 @@ class Pipeline:
                         slot.end(f"workload {name} was removed from the mesh")
                     else:
                         self._fill(slot, name, snapshot, mesh.revision)
+                        offered.append(slot)
+                if len(offered) >= TOGETHER:
+                    _write(offered)
+            _write(offered)
         self._metrics.revision.set(mesh.revision)
         async with self._built:
             self._reached = (view.generation, view.revision)
@@ -336,6 +345,12 @@ class Pipeline:
         slots.pop(slot, None)
         if not slots:
             self._slots.pop(proxy, None)
+
+
+def _write(offered: list[Slot]) -> None:
+    for slot in offered:
+        slot.write()
+    offered.clear()
 
 
 @contextmanager

@@ -226,7 +226,7 @@ class Session:
         try:
             self._take(first, self._loop.time())
             self._peer.deliver(self._receive, self._fail)
-            self.slot.listen(self._go_on)
+            self.slot.listen(self)
             await self._over
         finally:
             if not self._over.cancel() and not self._over.cancelled():
@@ -279,27 +279,37 @@ class Session:
 
     def _go_on(self) -> None:
         """Do what has come due, whatever that is."""
+        self.decide()
+        self.write()
+
+    def decide(self) -> None:
+        """Take what was offered, and find out what goes out next."""
         if self._over.done():
             return
         if self.slot.ended:
             self._fail(Ended(self.slot.ended))
         elif self._room is None:
             try:
-                self._write(self._loop.time())
+                if self._flush():
+                    now = self._loop.time()
+                    if offer := self.slot.take():
+                        self._offer(offer, now)
+                    self._unsent.extend(self.stream.to_send(now))
             except Exception as e:  # noqa: BLE001 - `run` raises it
                 self._fail(e)
 
-    def _write(self, now: float) -> None:
-        if not self._flush():
+    def write(self) -> None:
+        """Let go out what was decided."""
+        if self._over.done() or self._room is not None:
             return
-        if offer := self.slot.take():
-            self._offer(offer, now)
-        self._unsent.extend(self.stream.to_send(now))
-        if not self._flush():
-            return
-        self._settle(now)
-        if self._alarm is None or self._alarm.when() > now + SOON:
-            self._set_alarm(now + SOON, self._look)
+        try:
+            if self._flush():
+                now = self._loop.time()
+                self._settle(now)
+                if self._alarm is None or self._alarm.when() > now + SOON:
+                    self._set_alarm(now + SOON, self._look)
+        except Exception as e:  # noqa: BLE001 - `run` raises it
+            self._fail(e)
 
     def _flush(self) -> bool:
         """False: the proxy must make room before there is more to do."""
@@ -385,8 +395,7 @@ class Session:
 
     def _confirm(self, now: float) -> None:
         """Forget what has been ACKed. A store that was restored counts again from a lower revision."""
-        acked = self.stream.acked
-        while self._awaited and acked in (self._awaited[0].revision, self._awaited[-1].revision):
+        while self._awaited and self.stream.acked in (self._awaited[0].revision, self._awaited[-1].revision):
             awaited = self._awaited.pop(0)
             self._metrics.convergence_time.observe(now - awaited.at)
             _end(awaited.span)

@@ -6,8 +6,7 @@ Whoever puts never waits, whoever takes never sees what was replaced meanwhile: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from opentelemetry.trace import SpanContext
 
@@ -30,10 +29,21 @@ class Offer(NamedTuple):
     """The span of the build that made it; None: nobody records it."""
 
 
+class Listener(Protocol):
+    """Whom a Slot tells. Neither raises, nor waits."""
+
+    def decide(self) -> None:
+        """Take what there is, and find out what goes out for it."""
+
+    def write(self) -> None:
+        """Let it go out, as far as there is room."""
+
+
 class Slot:
-    """Belongs to one event loop."""
+    """Belongs to one event loop, that which it is made in."""
 
     def __init__(self, serial: str = "") -> None:
+        self._loop = asyncio.get_running_loop()
         self.serial = serial
         """Of the credential that the stream was opened with, in hexadecimal."""
         self.ended = ""
@@ -41,7 +51,7 @@ class Slot:
         self.stale = False
         """The proxy should have something newer than what was put last, and that could not be made."""
         self._newest: Offer | None = None
-        self._listener: Callable[[], None] | None = None
+        self._listener: Listener | None = None
         self._told = False
         """The listener will be called, and nobody need ask for it."""
 
@@ -51,14 +61,19 @@ class Slot:
         return self._newest is not None
 
     def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
-        """Offer it, and call the listener.
+        """Offer it, and let the listener decide what goes out; `write` lets that go.
 
         At once: so the first of many streams is written to before the last is offered anything.
         """
-        self._newest = Offer(snapshot, revision, asyncio.get_running_loop().time(), build)
+        self._newest = Offer(snapshot, revision, self._loop.time(), build)
         self.stale = False
         if self._listener is not None:
-            self._listener()
+            self._listener.decide()
+
+    def write(self) -> None:
+        """Let go out what the last `put` came to."""
+        if self._listener is not None:
+            self._listener.write()
 
     def take(self) -> Offer | None:
         """The newest offer, once; None when it was taken already."""
@@ -71,17 +86,18 @@ class Slot:
         self.wake()
 
     def wake(self) -> None:
-        """Call the listener soon, once for all that happens until then."""
+        """Let the listener decide and write soon, once for all that happens until then."""
         if not self._told:
             self._told = True
-            asyncio.get_running_loop().call_soon(self._tell)
+            self._loop.call_soon(self._tell)
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, which must not raise, soon; and then in each `put`, and soon after `end` and `wake`."""
+    def listen(self, listener: Listener) -> None:
+        """Let `listener` decide and write soon; and then in each `put` and `write`, and soon after `end` and `wake`."""
         self._listener = listener
         self.wake()
 
     def _tell(self) -> None:
         self._told = False
         if self._listener is not None:
-            self._listener()
+            self._listener.decide()
+            self._listener.write()

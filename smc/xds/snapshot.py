@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
@@ -142,10 +141,6 @@ class Snapshot:
 
     def of_type(self, type_: Type) -> Mapping[str, Resource]:
         return self.sets.get(type_, EMPTY).resources
-
-    def types_changed_since(self, before: Snapshot) -> AbstractSet[Type]:
-        """Those of which it has another set."""
-        return {type_ for type_, _ in self.sets.items() ^ before.sets.items()}
 
     @cached_property
     def versions(self) -> Mapping[Type, str]:

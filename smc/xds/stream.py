@@ -195,10 +195,9 @@ class Stream:
         self._asked = False
         self._proceed()
         sent = []
-        if self._target is not None:
-            for type_ in self._subscriptions:  # in this order; one may make a later one send as well
-                subscription = self._unfinished.get(type_)
-                if subscription is None:
+        if self._target is not None and (unfinished := self._unfinished):
+            for type_, subscription in self._subscriptions.items():
+                if type_ not in unfinished:  # looked up in its turn: an earlier one may have made it so
                     continue
                 target = self._target.sets.get(type_, EMPTY)
                 flight = subscription.send(target.resources, now)
@@ -208,7 +207,7 @@ class Stream:
                     resources = tuple(flight.resources.values())
                     sent.append(Response(type_, resources, flight.removed, target.version, flight.nonce))
                 elif subscription.done:
-                    del self._unfinished[type_]
+                    del unfinished[type_]
         return tuple(sent)
 
     # -------------------------------------------------------------------------------------------------- what is known
@@ -366,10 +365,11 @@ class Stream:
                 self._unsettled[type_] = None
                 subscription.survey(snapshot.of_type(type_))
             return
-        for type_ in snapshot.types_changed_since(before) & self._subscriptions.keys():
+        was, now = before.sets, snapshot.sets
+        for type_ in [type_ for type_ in self._subscriptions if now.get(type_) is not was.get(type_)]:
             self._unsettled[type_] = None
-            subscription, target = self._subscriptions[type_], snapshot.sets.get(type_, EMPTY)
-            for name in target.changed_since(before.sets.get(type_, EMPTY)):
+            subscription, target = self._subscriptions[type_], now.get(type_, EMPTY)
+            for name in target.changed_since(was.get(type_, EMPTY)):
                 if subscription.wants(name):
                     subscription.plan(name, target.resources)
 

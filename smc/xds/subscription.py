@@ -8,7 +8,7 @@ those of the types that they warm on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -263,20 +263,20 @@ class Subscription:
         """What goes out next, which is in flight from now on; None while there is nothing, or one is in flight."""
         if self.flight is not None or not (self.due or self._apart or (self.wildcard and not self._greeted)):
             return None
-        for names in self._batches():
-            resources, removed = self._compose(names, target)
+        while self._apart or self.due:
+            resources, removed = self._compose(self._next(), target)
             if resources or removed:
                 return self._launch(resources, removed, now)
         if self.wildcard and self.type in _PARTIAL and not (self._greeted or self.to_switch or self.to_remove):
             return self._launch({}, (), now)
         return None
 
-    def _batches(self) -> Iterator[Iterable[str]]:
-        while self._apart:
-            yield filter(self.wants, self._apart.pop())
-        if self.due:
-            due, self.due = self.due, {}
-            yield due
+    def _next(self) -> Iterable[str]:
+        """The names that the next response is about."""
+        if self._apart:
+            return filter(self.wants, self._apart.pop())
+        due, self.due = self.due, {}
+        return due
 
     def _compose(self, names: Iterable[str], target: Mapping[str, Resource]) -> tuple[dict[str, Resource], list[str]]:
         """What is refused is not sent again: whoever asks gets the last good one, or nothing if its body is unknown."""

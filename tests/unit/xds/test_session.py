@@ -99,6 +99,7 @@ class Client:
 
     def offer(self, revision: int, *resources: Resource) -> None:
         self.slot.put(Snapshot.of(resources), revision)
+        self.slot.write()
 
     @property
     def got(self) -> list[str]:
@@ -163,6 +164,7 @@ async def test_a_proxy_that_acks_nothing_costs_two_snapshots_however_much_change
             snapshot = Snapshot.of([static("local", f"{revision}")])
             offered.append(weakref.ref(snapshot))
             client.slot.put(snapshot, revision)
+            client.slot.write()
             del snapshot
             await settle()
         assert sum(held() is not None for held in offered) == 2
@@ -576,6 +578,7 @@ async def test_a_push_and_its_ack_are_spans_of_the_build_and_the_last_ends_with_
     client, build = Client(), sampled_build()
     client.acks = False
     client.slot.put(Snapshot.of([static("local")]), 5, build)
+    client.slot.write()
     async with client.connected():
         await settle()
         (push,) = spans.get_finished_spans()
@@ -593,6 +596,7 @@ async def test_a_push_and_its_ack_are_spans_of_the_build_and_the_last_ends_with_
 async def test_what_nobody_records_makes_no_span(spans: InMemorySpanExporter) -> None:
     client = Client()
     client.slot.put(Snapshot.of([static("local")]), 5)
+    client.slot.write()
     async with client.connected():
         await settle()
     assert client.got == ["local=1"]
@@ -605,6 +609,7 @@ async def test_no_span_is_left_open_when_an_offer_is_replaced_or_the_stream_ends
     async with client.connected():
         for revision in range(1, 5):
             client.slot.put(Snapshot.of([static("local", str(revision))]), revision, sampled_build())
+            client.slot.write()
             await settle()
     assert sorted(
         dict(span.attributes or {})[telemetry.REVISION] for span in spans.get_finished_spans() if span.name == "smc.ack"

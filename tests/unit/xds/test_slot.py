@@ -18,6 +18,20 @@ def time() -> float:
     return asyncio.get_running_loop().time()
 
 
+class Listening:
+    """Notes what `see` sees whenever it decides, and "written" whenever it writes."""
+
+    def __init__(self, see: Callable[[], object]) -> None:
+        self._see = see
+        self.seen: list[object] = []
+
+    def decide(self) -> None:
+        self.seen.append(self._see())
+
+    def write(self) -> None:
+        self.seen.append("written")
+
+
 async def test_an_empty_slot_gives_nothing() -> None:
     slot = Slot()
     assert slot.take() is None
@@ -52,53 +66,64 @@ async def test_what_was_replaced_is_held_by_nobody() -> None:
     assert gone() is None
 
 
-@pytest.mark.parametrize("what", [lambda s: s.put(Snapshot(), 1), lambda s: s.end("moved"), lambda s: s.wake()])
+@pytest.mark.parametrize(
+    "what", [lambda s: (s.put(Snapshot(), 1), s.write()), lambda s: s.end("moved"), lambda s: s.wake()]
+)
 async def test_who_listens_is_told_of_whatever_happens(what: Callable[[Slot], None]) -> None:
-    slot, told = Slot(), list[float]()
-    slot.listen(lambda: told.append(time()))
+    slot, listener = Slot(), Listening(time)
+    slot.listen(listener)
     asyncio.get_running_loop().call_later(3, what, slot)
     await asyncio.sleep(4)
-    assert told == [0, 3]
+    assert listener.seen == [0, "written", 3, "written"]
 
 
 async def test_what_happened_before_anybody_listened_is_not_missed() -> None:
-    slot, told = Slot(), list[float]()
+    slot, listener = Slot(), Listening(time)
+    slot.put(Snapshot(), 1)
+    slot.write()
     slot.wake()
     await asyncio.sleep(1)
-    slot.listen(lambda: told.append(time()))
+    slot.listen(listener)
     await asyncio.sleep(1)
-    assert told == [1]
+    assert listener.seen == [1, "written"]
 
 
-async def test_what_is_put_is_told_before_anything_else_happens() -> None:
-    slot, told = Slot(), list[bool]()
-    slot.listen(lambda: told.append(slot.waiting))
+async def test_what_is_put_is_decided_before_anything_else_happens_and_written_when_that_is_asked_for() -> None:
+    slot = Slot()
+    listener = Listening(lambda: slot.waiting)
+    slot.listen(listener)
     await asyncio.sleep(1)
+    assert listener.seen == [False, "written"]
     slot.put(Snapshot(), 1)
-    assert told == [False, True]
+    assert listener.seen[2:] == [True]
+    await asyncio.sleep(1)
+    assert listener.seen[2:] == [True]
+    slot.write()
+    assert listener.seen[2:] == [True, "written"]
 
 
 async def test_what_else_happens_at_once_is_told_once_and_not_in_the_middle_of_it() -> None:
-    slot, told = Slot(), list[str]()
-    slot.listen(lambda: told.append(slot.ended))
+    slot = Slot()
+    listener = Listening(lambda: slot.ended)
+    slot.listen(listener)
     slot.wake()
     slot.end("moved")
-    assert told == []
+    assert listener.seen == []
     await asyncio.sleep(1)
-    assert told == ["moved"]
+    assert listener.seen == ["moved", "written"]
 
 
 async def test_what_happens_while_it_is_told_is_told_again() -> None:
-    slot, told = Slot(), list[float]()
+    slot = Slot()
 
-    def listener() -> None:
-        told.append(time())
-        if len(told) < 3:
+    def see() -> None:
+        if len(listener.seen) < 4:
             slot.wake()
 
+    listener = Listening(see)
     slot.listen(listener)
     await asyncio.sleep(1)
-    assert len(told) == 3
+    assert listener.seen == [None, "written"] * 3
 
 
 async def test_the_first_reason_to_end_stays() -> None:
