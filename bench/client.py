@@ -93,18 +93,22 @@ class Client(asyncio.Protocol):
         except ssl.SSLError as e:
             self._end(Status.UNAVAILABLE, f"the connection was lost: {e}")
         for event in self._http2.events():
-            match event:
-                case ngh2.DataReceived(_, part, _):
-                    for message in self._messages.feed(part):
-                        self._received(self, message)
-                case ngh2.TrailersReceived(_, headers) | ngh2.ResponseReceived(_, headers, True):
-                    said = dict(headers)
-                    self._end(int(said.get(b"grpc-status", Status.UNKNOWN)), said.get(b"grpc-message", b"").decode())
-                case ngh2.StreamClosed() | ngh2.ConnectionClosed():
-                    self._end(Status.UNAVAILABLE, "the stream was cut")
-                case _:
-                    pass
+            if isinstance(event, ngh2.DataReceived):
+                for message in self._messages.feed(event.data):
+                    self._received(self, message)
+            else:
+                self._take(event)
         self._flush()
+
+    def _take(self, event: ngh2.Event) -> None:
+        match event:
+            case ngh2.TrailersReceived(_, headers) | ngh2.ResponseReceived(_, headers, True):
+                said = dict(headers)
+                self._end(int(said.get(b"grpc-status", Status.UNKNOWN)), said.get(b"grpc-message", b"").decode())
+            case ngh2.StreamClosed() | ngh2.ConnectionClosed():
+                self._end(Status.UNAVAILABLE, "the stream was cut")
+            case _:
+                pass
 
     def connection_lost(self, error: Exception | None) -> None:
         lost = f"the connection was lost: {error or 'closed'}"

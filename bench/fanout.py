@@ -13,13 +13,14 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import click
 import uvloop
 
 from bench import floor, sameness, stage
+from bench.awake import awake
 from bench.client import Client
 from bench.figures import Machine, Spread, Usage, cpu
 from bench.sameness import Kept
@@ -88,6 +89,8 @@ class Changed:
 @dataclass(frozen=True, slots=True)
 class Report:
     machine: Machine
+    awake: bool
+    """Whether the cores were kept awake."""
     shape: Shape
     opened: Opened
     floor_opened: Opened
@@ -98,28 +101,29 @@ class Report:
     kept: Mapping[str, Kept]
 
 
-async def run(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> Report:
-    """Measure it all.
+async def run(shape: Shape, rounds: int, *, kept_awake: bool, say: Callable[[str], None]) -> Report:
+    """Measure it all, with cores that are kept awake or that sleep between the changes.
 
     Raises:
         SmcError: a program does not start, or a stream does not get what it should.
     """
     machine = Machine.here()
-    say("building meshes in this process")
-    kept = sameness.measure(shape, rounds)
-    async with stage.mesh(shape, say=say) as mesh:
-        say("starting a replica")
-        replica = mesh.replica(0)
-        await replica.start()
-        await replica.until_ready()
-        await mesh.certified(replica)
-        credentials = await mesh.credentials()
-        say(f"opening {shape.streams} streams")
-        opened, changes, message = await _fan_out(mesh, rounds, replica, credentials, say)
-        say("measuring the floor")
-        process, target = await _floor(mesh, message)
-        floor_opened, changes["floor"] = await _measure_floor(process, target, credentials, rounds)
-    return Report(machine, shape, opened, floor_opened, changes, _ratios(changes), kept)
+    with awake() if kept_awake else nullcontext():
+        say("building meshes in this process")
+        kept = sameness.measure(shape, rounds)
+        async with stage.mesh(shape, say=say) as mesh:
+            say("starting a replica")
+            replica = mesh.replica(0)
+            await replica.start()
+            await replica.until_ready()
+            await mesh.certified(replica)
+            credentials = await mesh.credentials()
+            say(f"opening {shape.streams} streams")
+            opened, changes, message = await _fan_out(mesh, rounds, replica, credentials, say)
+            say("measuring the floor")
+            process, target = await _floor(mesh, message)
+            floor_opened, changes["floor"] = await _measure_floor(process, target, credentials, rounds)
+    return Report(machine, kept_awake, shape, opened, floor_opened, changes, _ratios(changes), kept)
 
 
 def _ratios(changes: Mapping[str, Changed]) -> Mapping[str, float]:
@@ -321,7 +325,8 @@ def table(report: Report) -> str:
     machine, shape, opened = report.machine, report.shape, report.opened
     lines = [
         f"{machine.cpus} cores of {machine.model}, Linux {machine.kernel}, Python {machine.python}, "
-        f"grpcio {machine.grpcio}, load {machine.load:g}; clients and servers share the cores",
+        f"grpcio {machine.grpcio}, load {machine.load:g}; clients and servers share the cores, "
+        f"which {'are kept awake' if report.awake else 'sleep between the changes'}",
         f"{shape.services} services with {shape.endpoints} endpoints, {len(shape.identities)} identities, "
         f"{shape.streams} mTLS delta streams, {report.changes['all'].rounds} rounds",
         "",
@@ -378,14 +383,17 @@ def _or_dash(value: float | None) -> str:
 @click.option("--told", type=int, help="Of how many services everybody is told. [default: all but the three]")
 @click.option("--endpoints", default=10, show_default=True, help="Endpoints of each service.")
 @click.option("--changes", default=30, show_default=True, help="Rounds of each kind of change.")
+@click.option("--sleepy", is_flag=True, help="Let the cores sleep between the changes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
-def main(streams: int, services: int, told: int | None, endpoints: int, changes: int, as_json: bool) -> None:
+def main(
+    streams: int, services: int, told: int | None, endpoints: int, changes: int, sleepy: bool, as_json: bool
+) -> None:
     """Measure what a changed endpoint costs, and how long it takes to reach all whom it concerns."""
     try:
         if changes < 1:
             raise Invalid(f"{changes} changes are too few: at least 1")
         shape = Shape(services, endpoints, streams, told=told)
-        report = uvloop.run(run(shape, changes, say=lambda text: print(text, file=sys.stderr)))
+        report = uvloop.run(run(shape, changes, kept_awake=not sleepy, say=lambda text: print(text, file=sys.stderr)))
     except SmcError as e:
         raise click.ClickException(str(e)) from None
     print(json.dumps(asdict(report), indent=1) if as_json else table(report))

@@ -77,9 +77,11 @@ class Tally:
 
     def note(self, received: float, message: bytes) -> None:
         self.received.append(received)
-        self.acked.append(time.monotonic())
         self.bytes += len(message)
         self.last = message
+
+    def note_ack(self) -> None:
+        self.acked.append(time.monotonic())
         if len(self.acked) >= self._wanted:
             self._reached.set()
 
@@ -239,12 +241,15 @@ class _Conversation:
         streams, known = self._streams, self._streams.known
         response = streams.variant.response.FromString(message)
         type_ = _BY_URL[response.type_url]
-        client.write(streams.variant.ack(response, self._asked.get(type_, ())))
         streams.counted.note(received, message)
         if known is not None:
             _remember(known.setdefault(self._proxy, {}).setdefault(type_, {}), response)
+        ack = streams.variant.ack(response, self._asked.get(type_, ()))
         if self._synced.is_set():
+            # Once all was read that has come: the pushes to others do not wait for this ACK.
+            asyncio.get_running_loop().call_soon(self._acknowledge, client, ack, streams.counted)
             return
+        self._acknowledge(client, ack, streams.counted)
         self._unanswered.discard(type_)
         if type_ not in self._heard and not self._resumption:
             self._heard.add(type_)
@@ -254,6 +259,10 @@ class _Conversation:
                 self._unanswered.add(next_)
         if not self._unanswered:
             self._synced.set()
+
+    def _acknowledge(self, client: Client, ack: bytes, counted: Tally) -> None:
+        client.write(ack)
+        counted.note_ack()
 
     def _ask(self, type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
         self._asked[type_] = asked

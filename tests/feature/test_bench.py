@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +52,26 @@ def test_a_changed_endpoint_is_pushed_to_those_whom_it_concerns_and_to_nobody_el
         "all": 5, "one": 1, "few": 2, "none": 0, "many": 5, "split": 5, "all, sotw": 5, "split, sotw": 5, "floor": 5,
     }  # fmt: skip
     assert all(changed["unexpected_pushes"] == 0 for changed in report["changes"].values())
+
+
+def test_what_keeps_the_cores_awake_is_gone_with_the_benchmark_that_was_killed() -> None:
+    """One process a core, which takes only the time that nobody wants."""
+    code = "import time; from bench.awake import awake\nwith awake(): print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as measuring:
+        assert measuring.stdout is not None
+        measuring.stdout.readline()
+        children = Path(f"/proc/{measuring.pid}/task/{measuring.pid}/children").read_text().split()
+        assert len(children) == len(os.sched_getaffinity(0))
+        until(lambda: all(os.sched_getscheduler(int(child)) == os.SCHED_IDLE for child in children))
+        measuring.kill()
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_whom_a_change_does_not_concern_keeps_the_very_snapshot_that_he_had(report: Any) -> None:
