@@ -150,7 +150,7 @@ async def _floor(mesh: stage.Mesh, message: bytes) -> tuple[Process, str]:
     (directory / "message").write_bytes(message)
     target = f"{address}:{XDS_PORT}"
     argv = [sys.executable, "-m", "bench.floor", target, str(directory / "floor"), str(directory / "message")]
-    process = mesh.children.process("floor", argv, role="floor")
+    process = mesh.children.process("floor", argv, role="floor", env=stage.PAGES)
     await process.start()
 
     async def listens() -> bool:

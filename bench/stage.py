@@ -27,6 +27,8 @@ from smc.keys import Keys
 from smc.model import Name
 
 TRUST_DOMAIN = "bench.smc.internal"
+PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""The environment of servers, as docs/operations.md recommends it."""
 OPEN = 120.0
 """Seconds in which all streams must be in sync."""
 AT_ONCE = 8
@@ -60,7 +62,7 @@ class Mesh:
             mesh=self.keys.mesh_name,
             kek_file=self.directory / "kek",
             files=files,
-            env={"SMC_LOG_LEVEL": "warning"},
+            env={"SMC_LOG_LEVEL": "warning", **PAGES},
         )
 
     async def certified(self, leader: programs.Replica) -> None:

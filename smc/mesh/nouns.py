@@ -80,6 +80,8 @@ class Mesh:
 
     def refuses(self, proxy: Name, serial: str) -> str:
         """Why nothing is for the holder of a proxy's credential; "" if it is not revoked."""
+        if not (self.admitted or self.revoked_identities):
+            return ""  # as nearly always
         if proxy in self.admitted and serial not in self.admitted[proxy]:
             return f"the credential of {proxy} is revoked: ask for a new token"
         found = self.proxies.get(proxy)

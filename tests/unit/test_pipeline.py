@@ -141,6 +141,30 @@ async def test_a_write_reaches_the_proxies_that_it_concerns_and_no_others() -> N
         assert after.of_type(Type.CLUSTER) is before[STORE].of_type(Type.CLUSTER)
 
 
+async def test_everybody_is_written_to_who_was_offered_something_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TOGETHER", 2)
+    happened: list[str] = []
+
+    class Listening:
+        def decide(self) -> None:
+            happened.append("decided")
+
+        def write(self) -> None:
+            happened.append("written")
+
+    async with running() as (shop, replica):
+        for name in (BUYER, STORE, THIEF):
+            (await replica.pipeline.subscribe(name)).listen(Listening())
+        await asyncio.sleep(1)
+        happened.clear()
+        there = service("store"), workload("buyer"), workload("store", "store"), workload("thief")
+        await shop.observe(*there, service("another"))
+        await replica.settles()
+        assert happened[:6] == ["decided", "decided", "written", "written", "decided", "written"]
+
+
 async def test_a_proxy_that_was_not_concerned_has_the_very_same_snapshot() -> None:
     async with running() as (shop, replica):
         before = taken(await replica.pipeline.subscribe(BUYER))
