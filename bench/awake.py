@@ -21,16 +21,16 @@ LOOK = 0.1
 @contextmanager
 def awake() -> Iterator[None]:
     """All cores that this process may use are, for as long as the block runs."""
+    program = sys.executable, "-m", "bench.awake", str(os.getpid())
     with ExitStack() as processes:
         for core in sorted(os.sched_getaffinity(0)):
-            process = processes.enter_context(subprocess.Popen([sys.executable, "-m", "bench.awake", str(core)]))
+            process = processes.enter_context(subprocess.Popen([*program, str(core)]))
             processes.callback(process.kill)
         yield
 
 
-def spin(core: int) -> None:
-    """Until the process that has started this one is gone."""
-    parent = os.getppid()
+def spin(parent: int, core: int) -> None:
+    """Until the process `parent`, which has started this one, is gone."""
     os.sched_setaffinity(0, {core})
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     while os.getppid() == parent:
@@ -40,4 +40,4 @@ def spin(core: int) -> None:
 
 
 if __name__ == "__main__":
-    spin(int(sys.argv[1]))
+    spin(int(sys.argv[1]), int(sys.argv[2]))

@@ -97,7 +97,7 @@ class Tally:
                     await self._reached.wait()
             except TimeoutError:
                 raise Unavailable(
-                    f"{len(self.acked)} of {self._wanted} pushes came within {timeout:g} s",
+                    f"{len(self.received)} of {self._wanted} pushes came within {timeout:g} s",
                     hint="is the mesh what the benchmark wrote, and does the replica's log say why?",
                 ) from None
 

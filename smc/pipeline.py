@@ -178,7 +178,8 @@ class Pipeline:
                         slot.end(f"workload {name} was removed from the mesh")
                     else:
                         self._fill(slot, name, snapshot, mesh.revision)
-                        offered.append(slot)
+                        if snapshot is not None:
+                            offered.append(slot)
                 if len(offered) >= TOGETHER:
                     _write(offered)
             _write(offered)

@@ -1,8 +1,8 @@
 """From a Mesh to what each proxy should have, rebuilding no more than what changed.
 
 Each resource is made from the smallest noun that it needs and remembered with it, for as long as that noun lives.
-What comes out equal is made the same object again, resource, set and Snapshot alike, so that "the same object" means
-"nothing to send" all the way down to the wire.
+What comes out equal is made the same object again, each resource and each set of them, and the Snapshot of a proxy
+stays the same while its sets do: so "the same object" means "nothing to send" all the way down to the wire.
 """
 
 from __future__ import annotations
@@ -49,25 +49,24 @@ class Generator:
     def __init__(self, open_key: Callable[[CertificateRecord], bytes]) -> None:
         self._open_key = open_key
         self._interned = _Interned()
-        self._settings: _Settings | None = None
-        self._trust = _Trust(None, None)
+        self._given: _Given | None = None
         self._last: dict[Name, _Last] = {}
 
     def snapshot(self, mesh: Mesh, proxy: Name) -> Snapshot:
-        """All that `proxy` should have in `mesh`: the same object as before when nothing in it differs.
+        """All that `proxy` should have in `mesh`: the same object as before if nothing in it, nor the config, differs.
 
         Raises:
             KeyError: the mesh has no such proxy.
         """
         found = mesh.proxies[proxy]
-        settings, trust = self._settings_of(mesh), self._trust_of(mesh)
-        last = self._last.get(proxy)
-        if last is not None and last.proxy is found and last.trust is trust:
+        given = self._given_by(mesh)
+        settings, last = given.settings, self._last.get(proxy)
+        if last is not None and last.given is given and last.proxy is found:
             return last.snapshot
-        if last is not None and last.trust is trust and _differ_in_outbound_alone(last.proxy, found):
+        if last is not None and last.given is given and _differ_in_outbound_alone(last.proxy, found):
             own = last.own
         else:
-            own = self._own(settings, found, trust)
+            own = self._own(found, given)
         if found.workload.sidecar is Sidecar.GRPC:
             callees = settings.asked_by_name(found.outbound)
         else:
@@ -76,13 +75,13 @@ class Generator:
         snapshot = self._snapshot(own, callees, last if last is not None and last.own is own else None)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
             self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
-        self._last[proxy] = _Last(found, trust, own, callees, snapshot)
+        self._last[proxy] = _Last(found, given, own, callees, snapshot)
         return snapshot
 
     def _snapshot(self, own: _Own, callees: _Callees, last: _Last | None) -> Snapshot:
-        """`last` is what was made from the same `own`."""
+        """`last` is what was made for the proxy from the same `own`; None: nothing was."""
         if own.callees is callees:
-            return own.snapshot  # of a proxy that is equal
+            return own.snapshot  # this proxy's, or that of one that is equal
         if last is None:
             sets = {
                 Type.CLUSTER: self._interned.joined(callees.clusters, own.clusters),
@@ -103,28 +102,26 @@ class Generator:
                 sets[Type.LISTENER] = self._interned.joined(callees.listeners, own.listeners)
             if callees.routes is not before.routes:
                 sets[Type.ROUTE] = self._interned.joined(callees.routes, own.routes)
-        own.snapshot = last.snapshot if last is not None and last.snapshot.sets == sets else Snapshot(sets)
+        if own.snapshot.sets != sets:
+            own.snapshot = Snapshot(sets)
         own.callees = callees
         return own.snapshot
 
-    def _settings_of(self, mesh: Mesh) -> _Settings:
-        settings = self._settings
-        if settings is None or not settings.are_of(mesh):
-            settings = self._settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
-            self._last.clear()
-        return settings
-
-    def _trust_of(self, mesh: Mesh) -> _Trust:
+    def _given_by(self, mesh: Mesh) -> _Given:
         """The same object for as long as it is equal."""
-        trust = self._trust
-        if not (mesh.bundle is trust.bundle and mesh.crl is trust.crl) and trust != (mesh.bundle, mesh.crl):
-            trust = self._trust = _Trust(mesh.bundle, mesh.crl)
-        return trust
+        given = self._given
+        if given is None or not given.settings.are_of(mesh):
+            settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
+            given = self._given = _Given(settings, mesh.bundle, mesh.crl)
+            self._last.clear()
+        elif (mesh.bundle, mesh.crl) != (given.bundle, given.crl):
+            given = self._given = _Given(given.settings, mesh.bundle, mesh.crl)
+        return given
 
-    def _own(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
-        workload = proxy.workload
+    def _own(self, proxy: Proxy, given: _Given) -> _Own:
+        settings, workload = given.settings, proxy.workload
         if workload.sidecar is Sidecar.GRPC:
-            return self._proxyless(settings, proxy, trust)
+            return self._proxyless(proxy, given)
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = []
         if workload.sidecar is Sidecar.EXPLICIT:
@@ -135,24 +132,24 @@ class Generator:
             tuple(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
             settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
-            self._secrets(proxy, trust),
+            self._secrets(proxy, given),
         )
 
-    def _proxyless(self, settings: _Settings, proxy: Proxy, trust: _Trust) -> _Own:
+    def _proxyless(self, proxy: Proxy, given: _Given) -> _Own:
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = (listener for i in served for listener in proxyless.server_listeners(proxy.workload, i))
         return self._interned.own(
             tuple(self._interned.resource(listener) for listener in listening),
             (),
-            tuple(settings.answered(proxy.policy, i.port, i.numbers, proxy.mode) for i in served),
-            self._secrets(proxy, trust),
+            tuple(given.settings.answered(proxy.policy, i.port, i.numbers, proxy.mode) for i in served),
+            self._secrets(proxy, given),
         )
 
-    def _secrets(self, proxy: Proxy, trust: _Trust) -> ResourceSet:
+    def _secrets(self, proxy: Proxy, given: _Given) -> ResourceSet:
         found = []
-        if trust.bundle is not None:
-            lists = trust.crl.lists if trust.crl is not None else ()
-            found.append(self._interned.resource(secrets.bundle(trust.bundle.roots, lists)))
+        if given.bundle is not None:
+            lists = given.crl.lists if given.crl is not None else ()
+            found.append(self._interned.resource(secrets.bundle(given.bundle.roots, lists)))
         if proxy.certificate is not None:
             found.append(self._identity(proxy.certificate))
         return self._interned.set(found)
@@ -209,18 +206,21 @@ class _Own:
         self.snapshot = Snapshot()
 
 
-class _Trust(NamedTuple):
-    """Whose certificates are taken, and which of them are not."""
+class _Given(NamedTuple):
+    """What is the same for all proxies of a mesh."""
 
+    settings: _Settings
     bundle: BundleRecord | None
+    """Whose certificates are taken."""
     crl: CrlRecord | None
+    """Which of them are not."""
 
 
 class _Last(NamedTuple):
     """What was made for a proxy last, and from what."""
 
     proxy: Proxy
-    trust: _Trust
+    given: _Given
     own: _Own
     callees: _Callees
     snapshot: Snapshot

@@ -29,7 +29,7 @@ class Offer(NamedTuple):
     """The span of the build that made it; None: nobody records it."""
 
 
-class Listener(Protocol):
+class Taker(Protocol):
     """Whom a Slot tells. Neither raises, nor waits."""
 
     def decide(self) -> None:
@@ -51,9 +51,9 @@ class Slot:
         self.stale = False
         """The proxy should have something newer than what was put last, and that could not be made."""
         self._newest: Offer | None = None
-        self._listener: Listener | None = None
+        self._taker: Taker | None = None
         self._told = False
-        """The listener will be called, and nobody need ask for it."""
+        """The taker will be called, and nobody need ask for it."""
 
     @property
     def waiting(self) -> bool:
@@ -61,19 +61,16 @@ class Slot:
         return self._newest is not None
 
     def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
-        """Offer it, and let the listener decide what goes out; `write` lets that go.
-
-        At once: so the first of many streams is written to before the last is offered anything.
-        """
+        """Offer it, and let the taker decide at once what goes out, which waits for `write`."""
         self._newest = Offer(snapshot, revision, self._loop.time(), build)
         self.stale = False
-        if self._listener is not None:
-            self._listener.decide()
+        if self._taker is not None:
+            self._taker.decide()
 
     def write(self) -> None:
         """Let go out what the last `put` came to."""
-        if self._listener is not None:
-            self._listener.write()
+        if self._taker is not None:
+            self._taker.write()
 
     def take(self) -> Offer | None:
         """The newest offer, once; None when it was taken already."""
@@ -86,18 +83,18 @@ class Slot:
         self.wake()
 
     def wake(self) -> None:
-        """Let the listener decide and write soon, once for all that happens until then."""
+        """Let the taker decide and write soon, once for all that happens until then."""
         if not self._told:
             self._told = True
             self._loop.call_soon(self._tell)
 
-    def listen(self, listener: Listener) -> None:
-        """Let `listener` decide and write soon; and then in each `put` and `write`, and soon after `end` and `wake`."""
-        self._listener = listener
+    def listen(self, taker: Taker) -> None:
+        """Let `taker` decide and write soon; and then in each `put` and `write`, and soon after `end` and `wake`."""
+        self._taker = taker
         self.wake()
 
     def _tell(self) -> None:
         self._told = False
-        if self._listener is not None:
-            self._listener.decide()
-            self._listener.write()
+        if self._taker is not None:
+            self._taker.decide()
+            self._taker.write()

@@ -120,7 +120,7 @@ EMPTY = ResourceSet(MappingProxyType({}))
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """All that one proxy should have. Proxies with equal inputs share one object, so identity means "nothing new".
+    """All that one proxy should have. Proxies with equal inputs share one object, and the same one means "nothing new".
 
     Snapshots share what they have in common: `of_type` of two of them is the same mapping where that type's sets are.
     """

@@ -82,7 +82,8 @@ class Subscription:
     ) -> None:
         """
         Args:
-            unfinished: where it puts itself when there may be something to send, so that nobody need ask the others.
+            unfinished: where it puts itself when there may be something to send, so that nobody need ask the others. It
+                stays there at least until it is `done`.
             routes: those that virtual hosts are a part of: who has not asked for a route wants none of its own.
         """
         self.type = type_

@@ -67,6 +67,21 @@ def test_what_keeps_the_cores_awake_is_gone_with_the_benchmark_that_was_killed()
     until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
+def test_what_keeps_the_cores_awake_ends_although_the_benchmark_was_killed_before_it_ran() -> None:
+    code = "import os, time; from bench.awake import awake\nwith awake(): os.kill(os.getpid(), 9)"
+    with subprocess.Popen([sys.executable, "-c", code]) as measuring:
+        measuring.wait()
+    mine = f"bench.awake\0{measuring.pid}\0".encode()
+    until(lambda: not any(mine in command(process) for process in Path("/proc").glob("[0-9]*")))
+
+
+def command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not holds():

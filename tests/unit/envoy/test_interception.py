@@ -152,7 +152,7 @@ def test_a_workload_that_becomes_intercepted_listens_otherwise_and_back() -> Non
     address = message(now.of_type(Type.LISTENER)["outbound"]).address.socket_address
     assert (address.address, address.port_value) == ("127.0.0.1", 15001)
     assert set(now.of_type(Type.LISTENER)) == {"outbound", "dns"}
-    assert generator.snapshot(explicit, WEB.name) is before
+    assert generator.snapshot(explicit, WEB.name).sets == before.sets
 
 
 # ------------------------------------------------------------------------------------------------------- what leaves it

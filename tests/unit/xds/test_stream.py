@@ -68,6 +68,15 @@ class TestWhatAClientAsksFor:
         talk.offer(resource(type_, "x"), resource(type_, "y"))
         assert talk.ask(type_, "*") == [f"{type_.name} x=1 y=1"]
 
+    @pytest.mark.parametrize("type_", [CLUSTER, LISTENER])
+    def test_a_star_is_answered_although_there_is_nothing_whatever_was_asked_for_before(self, type_) -> None:
+        talk = Conversation()
+        talk.offer()
+        for request in (Request(type_, ("x",)), Request(type_, unsubscribe=("x",))):
+            talk.stream.receive(request, 0.0)
+        assert talk.stream.to_send(0.0) == ()
+        assert talk.ask(type_, "*") == [type_.name]
+
     @pytest.mark.parametrize("type_", [ENDPOINT, SECRET, ROUTE])
     def test_a_first_request_without_names_asks_for_nothing_of_another_type(self, type_) -> None:
         talk = Conversation()
