@@ -185,7 +185,9 @@ async def test_a_revoked_credential_ends_its_stream_and_opens_no_other_and_one_t
         again = await Client.of(mesh, "buyer")
         (leaf,) = x509.load(again.credential.chain)[:1]
         admitted = AdmissionRecord(name, revision, ((f"{leaf.serial_number:x}", again.credential.not_after),))
-        await mesh.put(KEYS.admission(name), admitted)
+        let_in = await mesh.put(KEYS.admission(name), admitted)
+        # Until then it is refused, and a proxy would come again.
+        await until(lambda: replica.pipeline.mesh is not None and replica.pipeline.mesh.revision >= let_in)
         async with again.connected(replica):
             await until(lambda: again.is_complete)
             assert await answer_to(replica, buyer.credential, FIRST) == refusal
