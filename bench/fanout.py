@@ -113,10 +113,7 @@ async def run(shape: Shape, rounds: int, *, kept_awake: bool, say: Callable[[str
         kept = sameness.measure(shape, rounds)
         async with stage.mesh(shape, say=say) as mesh:
             say("starting a replica")
-            replica = mesh.replica(0)
-            await replica.start()
-            await replica.until_ready()
-            await mesh.certified(replica)
+            replica = await mesh.leader()
             credentials = await mesh.credentials()
             say(f"opening {shape.streams} streams")
             opened, changes, message = await _fan_out(mesh, rounds, replica, credentials, say)

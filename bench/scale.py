@@ -65,10 +65,7 @@ async def run(sizes: Sequence[int], streams: int, rounds: int, *, say: Callable[
 
 async def _measure(shape: Shape, rounds: int, *, say: Callable[[str], None]) -> Scale:
     async with stage.mesh(shape, say=say) as mesh:
-        leader = mesh.replica(0)
-        await leader.start()
-        await leader.until_ready(BUILT)
-        await mesh.certified(leader)
+        leader = await mesh.leader(BUILT)
         say("starting another replica")
         replica = mesh.replica(1)
         started = time.monotonic()

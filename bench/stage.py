@@ -65,18 +65,22 @@ class Mesh:
             env={"SMC_LOG_LEVEL": "warning", **PAGES},
         )
 
-    async def certified(self, leader: programs.Replica) -> None:
-        """Until the leader has issued every identity's certificate.
+    async def leader(self, ready: float = programs.START) -> programs.Replica:
+        """The first replica, started: it is ready, and has issued every identity's certificate.
 
         Raises:
-            ProcessFailed: it ended, or did not within OPEN seconds.
+            ProcessFailed: it ended, or was not ready within `ready` seconds, or had not issued within OPEN.
         """
+        leader = self.replica(0)
+        await leader.start()
+        await leader.until_ready(ready)
         wanted = len(self.shape.identities)
 
         async def all_there() -> bool:
             return (await self.kv.survey(self.keys.certificates)).count >= wanted
 
         await leader.process.until(all_there, f"the leader had issued {wanted} certificates", timeout=OPEN)
+        return leader
 
     async def credentials(self) -> Mapping[Name, Credential]:
         """Of each proxy."""

@@ -100,10 +100,7 @@ async def run(shape: Shape, kinds: Sequence[str], *, say: Callable[[str], None])
     machine = Machine.here()
     async with stage.mesh(shape, say=say) as mesh:
         say("starting a replica")
-        first = mesh.replica(0)
-        await first.start()
-        await first.until_ready()
-        await mesh.certified(first)
+        first = await mesh.leader()
         weather = _Weather(mesh, await mesh.credentials(), first)
         try:
             say(f"opening {shape.streams} streams")

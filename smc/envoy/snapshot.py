@@ -128,22 +128,24 @@ class Generator:
             listening.append(settings.outbound_listener(workload.address, workload.app_address))
         if served:  # Envoy refuses a listener without a filter chain
             listening.append(settings.inbound_listener(proxy, served))
-        return self._interned.own(
+        own = _Own(
             tuple(listening),
             tuple(settings.local(inbound, workload.app_address) for inbound in served),
             settings.inbound_routes(proxy, tuple(i for i in served if i.protocol is not Protocol.TCP)),
             self._secrets(proxy, given),
         )
+        return self._interned.own(own)
 
     def _proxyless(self, proxy: Proxy, given: _Given) -> _Own:
         served = tuple(inbound for inbound in proxy.inbound if inbound.services)
         listening = (listener for i in served for listener in proxyless.server_listeners(proxy.workload, i))
-        return self._interned.own(
+        own = _Own(
             tuple(self._interned.resource(listener) for listener in listening),
             (),
             tuple(given.settings.answered(proxy.policy, i.port, i.numbers, proxy.mode) for i in served),
             self._secrets(proxy, given),
         )
+        return self._interned.own(own)
 
     def _secrets(self, proxy: Proxy, given: _Given) -> ResourceSet:
         found = []
@@ -272,15 +274,8 @@ class _Interned:
             known = self._joined[key] = self.set((*shared.resources.values(), *own))
         return known
 
-    def own(
-        self,
-        listeners: tuple[Resource, ...],
-        clusters: tuple[Resource, ...],
-        routes: tuple[Resource, ...],
-        secrets: ResourceSet,
-    ) -> _Own:
-        key = (listeners, clusters, routes, secrets)
-        return self._own.setdefault(key, _Own(*key))
+    def own(self, made: _Own) -> _Own:
+        return self._own.setdefault((made.listeners, made.clusters, made.routes, made.secrets), made)
 
 
 class _Memo(Generic[K, V]):
