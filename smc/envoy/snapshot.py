@@ -34,7 +34,7 @@ from smc.model import (
 )
 from smc.records import BundleRecord, CertificateRecord, CrlRecord
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
+from smc.xds.snapshot import EMPTY, Layer, Resource, ResourceSet, Snapshot, Type
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -72,40 +72,34 @@ class Generator:
         else:
             reconnect = found.certificate.reconnect if found.certificate is not None else ""
             callees = settings.callees(found.outbound, reconnect)
-        snapshot = self._snapshot(own, callees, last if last is not None and last.own is own else None)
+        snapshot = self._snapshot(own, callees)
         if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
             self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
-        self._last[proxy] = _Last(found, given, own, callees, snapshot)
+        self._last[proxy] = _Last(found, given, own, snapshot)
         return snapshot
 
-    def _snapshot(self, own: _Own, callees: _Callees, last: _Last | None) -> Snapshot:
-        """`last` is what was made for the proxy from the same `own`; None: nothing was."""
-        if own.callees is callees:
+    def _snapshot(self, own: _Own, callees: _Callees) -> Snapshot:
+        before = own.callees
+        if before is callees:
             return own.snapshot  # this proxy's, or that of one that is equal
-        if last is None:
-            sets = {
-                Type.CLUSTER: self._interned.joined(callees.clusters, own.clusters),
-                Type.ENDPOINT: callees.assignments,
-                Type.SECRET: own.secrets,
-                Type.LISTENER: self._interned.joined(callees.listeners, own.listeners),
-                Type.ROUTE: self._interned.joined(callees.routes, own.routes),
-                Type.VIRTUAL_HOST: callees.virtual_hosts,
-            }
-        else:
-            # Most often only what it calls has changed, and of that only the load assignments.
-            sets, before = dict(last.snapshot.sets), last.callees
-            sets[Type.ENDPOINT] = callees.assignments
-            sets[Type.VIRTUAL_HOST] = callees.virtual_hosts
-            if callees.clusters is not before.clusters:
-                sets[Type.CLUSTER] = self._interned.joined(callees.clusters, own.clusters)
-            if callees.listeners is not before.listeners:
-                sets[Type.LISTENER] = self._interned.joined(callees.listeners, own.listeners)
-            if callees.routes is not before.routes:
-                sets[Type.ROUTE] = self._interned.joined(callees.routes, own.routes)
-        if own.snapshot.sets != sets:
-            own.snapshot = Snapshot(sets)
+        # Most often only what it calls has changed, and of that only what is not joined with its own.
+        joined = before is not None and before.joined == callees.joined
+        layer = own.snapshot.own if joined else self._joined(own, callees.joined)
+        if own.snapshot.own is not layer or own.snapshot.shared is not callees.alone:
+            own.snapshot = Snapshot(layer, callees.alone)
         own.callees = callees
         return own.snapshot
+
+    def _joined(self, own: _Own, joined: _Joined) -> Layer:
+        """The same as that of `own.snapshot` if its sets are."""
+        sets = {
+            Type.CLUSTER: self._interned.joined(joined.clusters, own.clusters),
+            Type.SECRET: own.secrets,
+            Type.LISTENER: self._interned.joined(joined.listeners, own.listeners),
+            Type.ROUTE: self._interned.joined(joined.routes, own.routes),
+        }
+        last = own.snapshot.own
+        return last if last.sets == sets else Layer(sets)
 
     def _given_by(self, mesh: Mesh) -> _Given:
         """The same object for as long as it is equal."""
@@ -165,15 +159,21 @@ class Generator:
         return known
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+class _Joined(NamedTuple):
+    """What a proxy has of its own comes to these."""
+
+    clusters: ResourceSet
+    listeners: ResourceSet
+    routes: ResourceSet
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class _Callees:
     """What proxies with the same Outbound have in common."""
 
-    clusters: ResourceSet
-    assignments: ResourceSet
-    listeners: ResourceSet
-    routes: ResourceSet
-    virtual_hosts: ResourceSet = EMPTY
+    joined: _Joined
+    alone: Layer
+    """The load assignments and virtual hosts: a proxy has no others."""
     shares: tuple[_Shared, ...] = ()
     """Those of these sets that others have as well."""
     asked: tuple[Destination, ...] = ()
@@ -224,7 +224,6 @@ class _Last(NamedTuple):
     proxy: Proxy
     given: _Given
     own: _Own
-    callees: _Callees
     snapshot: Snapshot
 
 
@@ -249,6 +248,7 @@ class _Interned:
         self._sets: WeakValueDictionary[tuple[Resource, ...], ResourceSet] = WeakValueDictionary()
         self._joined: WeakValueDictionary[tuple[object, ...], ResourceSet] = WeakValueDictionary()
         self._own: WeakValueDictionary[tuple[object, ...], _Own] = WeakValueDictionary()
+        self._layers: WeakValueDictionary[tuple[ResourceSet, ResourceSet], Layer] = WeakValueDictionary()
 
     def resource(self, made: Resource) -> Resource:
         return self._resources.setdefault((made.type, made.name, made.version, made.sources, made.warms), made)
@@ -273,6 +273,11 @@ class _Interned:
         if known is None:
             known = self._joined[key] = self.set((*shared.resources.values(), *own))
         return known
+
+    def layer(self, assignments: ResourceSet, virtual_hosts: ResourceSet) -> Layer:
+        key = (assignments, virtual_hosts)
+        made = Layer({Type.ENDPOINT: assignments, Type.VIRTUAL_HOST: virtual_hosts})
+        return self._layers.setdefault(key, made)
 
     def own(self, made: _Own) -> _Own:
         return self._own.setdefault((made.listeners, made.clusters, made.routes, made.secrets), made)
@@ -414,7 +419,8 @@ class _Settings:
         key = (outbound.namespace, outbound.destinations, outbound.frontends)
         alike = self._alike.get(key)
         if alike is not None:
-            listening, routed, hosts, asked = alike.listeners, alike.routes, alike.virtual_hosts, alike.asked
+            (_, listening, routed), asked = alike.joined, alike.asked
+            hosts = alike.alone.sets[Type.VIRTUAL_HOST]
         elif outbound.frontends is None:
             listening, (routed, hosts, asked) = EMPTY, self._asked(outbound)
         else:
@@ -426,7 +432,10 @@ class _Settings:
         )
         assigned = self._share(outbound.assignments, lambda: map(self._assignments, outbound.assignments))
         made = self._alike[key] = _Callees(
-            clusters.resources, assigned.resources, listening, routed, hosts, (clusters, assigned), asked
+            _Joined(clusters.resources, listening, routed),
+            self._interned.layer(assigned.resources, hosts),
+            (clusters, assigned),
+            asked,
         )
         if asked:
             self._latest[outbound.namespace, len(asked)] = made
@@ -445,11 +454,14 @@ class _Settings:
         for destination in http:
             for listener in self._named_listeners(destination, destination.service.namespace == outbound.namespace):
                 listening.setdefault(listener.name, listener)
+        upstreams = (upstream for upstream in outbound.upstreams if upstream.protocol is not Protocol.TCP)
         return _Callees(
-            self._interned.set(self._named_clusters(u) for u in outbound.upstreams if u.protocol is not Protocol.TCP),
-            self._interned.set(self._assignments(assignment) for assignment in outbound.assignments),
-            self._interned.set(listening.values()),
-            self._interned.set(self._named_routes(d) for d in http),
+            _Joined(
+                self._interned.set(map(self._named_clusters, upstreams)),
+                self._interned.set(listening.values()),
+                self._interned.set(map(self._named_routes, http)),
+            ),
+            self._interned.layer(self._interned.set(map(self._assignments, outbound.assignments)), EMPTY),
         )
 
     def _named_listener(self, destination: Destination, same_namespace: bool) -> tuple[Resource, ...]:
@@ -464,8 +476,8 @@ class _Settings:
         latest = self._latest.get((outbound.namespace, len(outbound.destinations)))
         if latest is not None and (changed := _changed(latest.asked, outbound.destinations)) is not None:
             hosts = (self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in changed)
-            found = self._interned.replacing(latest.virtual_hosts, (host.resource for host in hosts))
-            return latest.routes, found, outbound.destinations
+            found = self._interned.replacing(latest.alone.sets[Type.VIRTUAL_HOST], (host.resource for host in hosts))
+            return latest.joined.routes, found, outbound.destinations
         all_ = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
         kept = self._disjoint(all_)
         route = self._interned.resource(virtual_hosts.route(names.OUTBOUND))

@@ -7,12 +7,13 @@ under equal versions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
 from types import MappingProxyType
-from weakref import WeakKeyDictionary
+from typing import TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 _PREFIX = "type.googleapis.com/"
 
@@ -117,15 +118,46 @@ class ResourceSet:
 
 EMPTY = ResourceSet(MappingProxyType({}))
 
+Change: TypeAlias = tuple[Type, tuple[str, ...]]
+"""A type of which the set is another one, and the names in it that were added, changed or removed."""
+
+Changes: TypeAlias = tuple[Change, ...]
+"""One for each such type, in the order of the types."""
+
+
+
+class Layer:
+    """The sets of some types. Snapshots share it: the same object means that none of these differs. Never changed."""
+
+    __slots__ = ("__weakref__", "_before", "_changes", "sets")
+
+    def __init__(self, sets: Mapping[Type, ResourceSet] = MappingProxyType({})) -> None:
+        self.sets = sets
+        self._before: ref[Layer] | None = None
+        self._changes: Changes = ()
+
+    def changed_since(self, before: Layer) -> Changes:
+        """How it differs. Looked up once for all who go from the one to the other, as at most times they do."""
+        if self._before is None or self._before() is not before:
+            self._changes = tuple(_differences(before.sets, self.sets))
+            self._before = ref(before)
+        return self._changes
+
+
+_NO_LAYER = Layer()
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """All that one proxy should have. Proxies with equal inputs share one object, and the same one means "nothing new".
 
-    Snapshots share what they have in common: `of_type` of two of them is the same mapping where that type's sets are.
+    A type is in one of the two layers.
     """
 
-    sets: Mapping[Type, ResourceSet] = field(default_factory=dict)
+    own: Layer = _NO_LAYER
+    """What few other proxies have."""
+    shared: Layer = _NO_LAYER
+    """What many have: a change of that alone is found once for them all."""
 
     @classmethod
     def of(cls, resources: Iterable[Resource]) -> Snapshot:
@@ -137,12 +169,33 @@ class Snapshot:
         grouped: dict[Type, list[Resource]] = {}
         for resource in resources:
             grouped.setdefault(resource.type, []).append(resource)
-        return cls({type_: ResourceSet.of(found) for type_, found in grouped.items()})
+        return cls(Layer({type_: ResourceSet.of(found) for type_, found in grouped.items()}))
+
+    @property
+    def sets(self) -> Mapping[Type, ResourceSet]:
+        return {**self.own.sets, **self.shared.sets}
+
+    def set_of(self, type_: Type) -> ResourceSet:
+        found = self.shared.sets.get(type_)
+        return found if found is not None else self.own.sets.get(type_, EMPTY)
 
     def of_type(self, type_: Type) -> Mapping[str, Resource]:
-        return self.sets.get(type_, EMPTY).resources
+        return self.set_of(type_).resources
+
+    def changed_since(self, before: Snapshot) -> Changes:
+        """How it differs."""
+        if self.own is before.own:
+            return self.shared.changed_since(before.shared)
+        return tuple(_differences(before.sets, self.sets))
 
     @cached_property
     def versions(self) -> Mapping[Type, str]:
         """A version for each type's whole set (`system_version_info`; the state-of-the-world version)."""
-        return {type_: self.sets.get(type_, EMPTY).version for type_ in Type}
+        return {type_: self.set_of(type_).version for type_ in Type}
+
+
+def _differences(before: Mapping[Type, ResourceSet], now: Mapping[Type, ResourceSet]) -> Iterator[Change]:
+    for type_ in Type:
+        was, is_ = before.get(type_, EMPTY), now.get(type_, EMPTY)
+        if is_ is not was:
+            yield type_, is_.changed_since(was)

@@ -19,7 +19,7 @@ from envoy.config.core.v3 import config_source_pb2
 from envoy.config.route.v3 import route_pb2
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Source, Type
+from smc.xds.snapshot import EMPTY, Layer, Resource, ResourceSet, Snapshot, Source, Type
 
 OTHERS = "others"
 """The virtual host for all that no other one is for. Each of these RouteConfigurations has it: Envoy waits for one."""
@@ -79,7 +79,7 @@ _WHOLE_ROUTES: WeakKeyDictionary[ResourceSet, dict[str, Resource]] = WeakKeyDict
 
 def whole(snapshot: Snapshot) -> Snapshot:
     """The same for who cannot discover virtual hosts: each RouteConfiguration has its own. Made once."""
-    hosts = snapshot.sets.get(Type.VIRTUAL_HOST, EMPTY)
+    hosts = snapshot.set_of(Type.VIRTUAL_HOST)
     if not hosts.resources:
         return snapshot
     known = _WHOLE.get(snapshot)
@@ -88,7 +88,7 @@ def whole(snapshot: Snapshot) -> Snapshot:
             _whole(found.name, hosts) if is_route(found) else found for found in snapshot.of_type(Type.ROUTE).values()
         )
         changed = {Type.ROUTE: ResourceSet.of(routes), Type.VIRTUAL_HOST: EMPTY}
-        known = _WHOLE[snapshot] = Snapshot({**snapshot.sets, **changed})
+        known = _WHOLE[snapshot] = Snapshot(Layer({**snapshot.sets, **changed}))
     return known
 
 

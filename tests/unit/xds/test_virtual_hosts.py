@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 
-from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Snapshot, Type
+from smc.xds.snapshot import EMPTY, Layer, Resource, ResourceSet, Snapshot, Type
 from smc.xds.virtual_hosts import OTHERS, is_route, name, of_route, route, whole
 from tests.unit.xds import resources
 from tests.unit.xds.resources import ROUTE, VIRTUAL_HOST, assignment, cluster, listener, source, virtual_host
@@ -129,14 +129,14 @@ def test_it_is_made_once_for_a_snapshot() -> None:
 
 def test_its_routes_are_made_once_for_all_who_have_the_same_virtual_hosts() -> None:
     one = shop()
-    other = Snapshot({**one.sets, Type.CLUSTER: ResourceSet.of([cluster("b")])})
+    other = Snapshot(Layer({**one.sets, Type.CLUSTER: ResourceSet.of([cluster("b")])}))
     assert whole(one) is not whole(other)
     for named in ("outbound", "outbound|80"):
         assert whole(one).of_type(ROUTE)[named] is whole(other).of_type(ROUTE)[named]
 
 
 def test_a_snapshot_without_virtual_hosts_is_itself() -> None:
-    for snapshot in (Snapshot(), Snapshot.of([cluster("a"), INBOUND]), Snapshot({VIRTUAL_HOST: EMPTY})):
+    for snapshot in (Snapshot(), Snapshot.of([cluster("a"), INBOUND]), Snapshot(Layer({VIRTUAL_HOST: EMPTY}))):
         assert whole(snapshot) is snapshot
 
 
