@@ -12,7 +12,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from smc.xds import messages
 from smc.xds.snapshot import Resource, Type
-from smc.xds.stream import Request, Response
+from smc.xds.stream import Request
+from smc.xds.subscription import Response
 
 MOST_SHARED = 48 * 1024 * 1024
 """Bytes of memory for the responses that are kept for the next stream that is sent the same."""

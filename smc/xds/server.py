@@ -33,7 +33,8 @@ from smc.xds.framing import Status
 from smc.xds.session import Ended, Session
 from smc.xds.slot import NotAdmitted
 from smc.xds.snapshot import Type
-from smc.xds.stream import ProtocolError, Request, Response, Stream
+from smc.xds.stream import ProtocolError, Request, Stream
+from smc.xds.subscription import Response
 from smc.xds.transport import Call
 
 FIRST_REQUEST = 10.0

@@ -22,8 +22,8 @@ from smc.model import Name
 from smc.records import Laggard, Nack
 from smc.xds.slot import Offer, Slot
 from smc.xds.snapshot import Type, short
-from smc.xds.stream import Refusal, Request, Response, Stream
-from smc.xds.subscription import LONGEST_TEXT
+from smc.xds.stream import Refusal, Request, Stream
+from smc.xds.subscription import LONGEST_TEXT, Response
 
 WRITE_DEADLINE = 15.0
 """Seconds that a proxy may take to make room for a response; longer, and the stream ends."""

@@ -125,7 +125,6 @@ Changes: TypeAlias = tuple[Change, ...]
 """One for each such type, in the order of the types."""
 
 
-
 class Layer:
     """The sets of some types. Snapshots share it: the same object means that none of these differs. Never changed."""
 

@@ -26,7 +26,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from smc.xds import messages
 from smc.xds.snapshot import Resource, ResourceSet, Type
-from smc.xds.stream import WILDCARD, WILDCARDS, Request, Response
+from smc.xds.stream import WILDCARD, WILDCARDS, Request
+from smc.xds.subscription import Response
 
 _WHOLE = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these a client removes what a response leaves out."""

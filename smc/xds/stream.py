@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from smc.errors import Invalid
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import EMPTY, Resource, Snapshot, Source, Type
-from smc.xds.subscription import SWITCHED, Flight, Nack, Subscription, Told
+from smc.xds.snapshot import Resource, Snapshot, Source, Type
+from smc.xds.subscription import SWITCHED, Nack, Response, Subscription, Told
 
 WILDCARD = "*"
 
@@ -81,15 +81,6 @@ class Request(NamedTuple):
     """It has something of the type from before this stream, whether it can say what or not."""
 
 
-class Response(NamedTuple):
-    type: Type
-    resources: tuple[Resource, ...]
-    removed: tuple[str, ...]
-    version: str
-    """Of the whole set of the type in the target."""
-    nonce: str
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """What a client refuses now."""
@@ -123,7 +114,11 @@ class Stream:
         self._target: Snapshot | None = None
         self._revision = 0
         self._pending: tuple[Snapshot, int] | None = None
-        self._acked = 0
+        self.acked = 0
+        """The newest Mesh revision of which the client has ACKed all that it asked for, but for `refusals`.
+
+        It has nothing older; what it has not asked for yet it will get from this revision or a newer one.
+        """
         self._versions: dict[Type, str] = {}
         self._unsettled: dict[Type, None] = {}
         """Those of which the client may have another set now."""
@@ -194,20 +189,24 @@ class Stream:
         self._refusals = None
         self._asked = False
         self._proceed()
-        sent = []
-        if self._target is not None and (unfinished := self._unfinished):
-            for type_, subscription in self._subscriptions.items():
-                if type_ not in unfinished:  # looked up in its turn: an earlier one may have made it so
-                    continue
-                target = self._target.sets.get(type_, EMPTY)
-                flight = subscription.send(target.resources, now)
-                if flight is not None:
-                    self._idle = False
-                    self._expect(type_, flight)
-                    resources = tuple(flight.resources.values())
-                    sent.append(Response(type_, resources, flight.removed, target.version, flight.nonce))
-                elif subscription.done:
-                    del unfinished[type_]
+        sent: list[Response] = []
+        target, unfinished = self._target, self._unfinished
+        if target is None or not unfinished:
+            return ()
+        # In the order of the types, of which an earlier one may make a later one unfinished.
+        warming = len(unfinished) > 1 or not _WARMING.isdisjoint(unfinished)
+        for subscription in (self._subscriptions if warming else dict(unfinished)).values():
+            type_ = subscription.type
+            if type_ not in unfinished:
+                continue
+            response = subscription.send(target.set_of(type_), now)
+            if response is not None:
+                self._idle = False
+                if type_ in _WARMING:
+                    self._expect(type_, response.resources, target)
+                sent.append(response)
+            elif subscription.done:
+                del unfinished[type_]
         return tuple(sent)
 
     # -------------------------------------------------------------------------------------------------- what is known
@@ -221,7 +220,7 @@ class Stream:
         subscription = self._subscriptions[type_]
         known: dict[str, Resource | Told] = dict(subscription.has)
         if subscription.flight is not None:
-            known.update((n, r) for n, r in subscription.flight.resources.items() if subscription.wants(n))
+            known.update((r.name, r) for r in subscription.flight.resources if subscription.wants(r.name))
             for name in subscription.flight.removed:
                 known.pop(name, None)
         return tuple(found for _, found in sorted(known.items()) if isinstance(found, Resource))
@@ -229,7 +228,7 @@ class Stream:
     @property
     def deadline(self) -> float | None:
         """When `to_send` and `stalled` must be looked at again although nothing happened; None: never."""
-        times = [flight.sent_at + STALLED_AFTER for flight in self._flights()]
+        times = [sent_at + STALLED_AFTER for sent_at in self._unanswered()]
         if self._awaited and self._patience is not None:
             times.append(self._patience)
         if (introduced := self._introduction_ends) is not None:
@@ -252,17 +251,9 @@ class Stream:
         return self._pending[1] if self._pending is not None else self._revision
 
     @property
-    def acked(self) -> int:
-        """The newest Mesh revision of which the client has ACKed all that it asked for, but for `refusals`.
-
-        It has nothing older; what it has not asked for yet it will get from this revision or a newer one.
-        """
-        return self._acked
-
-    @property
     def stalled(self) -> bool:
         """A response is unanswered for STALLED_AFTER. What depends on its ACK is withheld until that comes."""
-        return any(flight.sent_at + STALLED_AFTER <= self._now for flight in self._flights())
+        return any(sent_at + STALLED_AFTER <= self._now for sent_at in self._unanswered())
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -333,14 +324,14 @@ class Stream:
             if request.type is Type.ROUTE and (hosts := self._subscriptions.get(Type.VIRTUAL_HOST)) is not None:
                 hosts.survey(self._target.of_type(Type.VIRTUAL_HOST))  # if it has asked for these first
 
-    def _answered(self, subscription: Subscription, flight: Flight, error: str | None) -> None:
+    def _answered(self, subscription: Subscription, response: Response, error: str | None) -> None:
         subscription.flight = None
         if subscription.type in _WARMING:
             self._patience = self._now + PATIENCE
         if error is None:
-            subscription.accept(flight, flight.names)
+            subscription.accept(response.resources, response.removed)
             return
-        for name in subscription.refuse(flight, Nack(error, self._revision)):
+        for name in subscription.refuse(response, Nack(error, self._revision)):
             self._expect_no_more(subscription.type, name)
 
     # ------------------------------------------------------------------------------------------------------- sequence
@@ -365,13 +356,14 @@ class Stream:
                 self._unsettled[type_] = None
                 subscription.survey(snapshot.of_type(type_))
             return
-        was, now = before.sets, snapshot.sets
-        for type_ in [type_ for type_ in self._subscriptions if now.get(type_) is not was.get(type_)]:
+        for type_, names in snapshot.changed_since(before):
+            if (changed := self._subscriptions.get(type_)) is None:
+                continue
             self._unsettled[type_] = None
-            subscription, target = self._subscriptions[type_], now.get(type_, EMPTY)
-            for name in target.changed_since(was.get(type_, EMPTY)):
-                if subscription.wants(name):
-                    subscription.plan(name, target.resources)
+            target = snapshot.of_type(type_)
+            for name in names:
+                if changed.wants(name):
+                    changed.plan(name, target)
 
     def _is_done(self) -> bool:
         """Release what may go next. True: there is nothing more, and all of it was answered."""
@@ -425,23 +417,23 @@ class Stream:
             return None
         return self._resumed_at + PATIENCE
 
-    def _expect(self, type_: Type, flight: Flight) -> None:
+    def _expect(self, type_: Type, sent: Iterable[Resource], target: Snapshot) -> None:
         """Send what Envoy waits for and does not ask for again.
 
         It waits 15 s for the load assignment of a changed Cluster, and for ever for virtual hosts.
         """
-        for name, resource in flight.resources.items():
+        for resource in sent:
             for warm_type, warm_name in resource.warms:
                 subscription = self._subscriptions.get(warm_type)
                 if subscription is None:
                     continue
                 if warm_type is Type.ENDPOINT:
                     subscription.refresh(warm_name)
-                elif warm_type is Type.VIRTUAL_HOST and self._target is not None:
-                    for host in virtual_hosts.of_route(name, self._target.of_type(warm_type)):
+                elif warm_type is Type.VIRTUAL_HOST:
+                    for host in virtual_hosts.of_route(resource.name, target.of_type(warm_type)):
                         subscription.refresh(host)
                 if not subscription.wants(warm_name):
-                    self._awaited.setdefault((warm_type, warm_name), set()).add((type_, name))
+                    self._awaited.setdefault((warm_type, warm_name), set()).add((type_, resource.name))
                     self._patience = None
 
     def _expect_no_more(self, type_: Type, name: str) -> None:
@@ -451,14 +443,14 @@ class Stream:
                 del self._awaited[key]
 
     def _settle(self, target: Snapshot) -> None:
-        self._acked = self._revision
+        self.acked = self._revision
         for type_ in tuple(self._unsettled):
             subscription = self._subscriptions[type_]
             if subscription.heard and not (subscription.refused or subscription.to_remove):
                 del self._unsettled[type_]
-                self._versions[type_] = self._offered.sets.get(type_, EMPTY).version
+                self._versions[type_] = self._offered.set_of(type_).version
                 if type_ is Type.ROUTE and Type.VIRTUAL_HOST not in self._subscriptions:
-                    self._versions[Type.VIRTUAL_HOST] = self._offered.sets.get(Type.VIRTUAL_HOST, EMPTY).version
+                    self._versions[Type.VIRTUAL_HOST] = self._offered.set_of(Type.VIRTUAL_HOST).version
         self._listening = self._listening or self._is_listening(target)
 
     def _is_listening(self, target: Snapshot) -> bool:
@@ -479,8 +471,9 @@ class Stream:
     def _of(self, types: Container[Type]) -> Iterator[Subscription]:
         return (subscription for type_, subscription in self._subscriptions.items() if type_ in types)
 
-    def _flights(self) -> list[Flight]:
-        return [s.flight for s in self._unfinished.values() if s.flight is not None]
+    def _unanswered(self) -> list[float]:
+        """When each response that is in flight went out."""
+        return [s.sent_at for s in self._unfinished.values() if s.flight is not None]
 
 
 def _is_warm(resource: Resource | Told, has: Mapping[Type, Mapping[str, Resource | Told]]) -> bool:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import Resource, Source, Type
+from smc.xds.snapshot import Resource, ResourceSet, Source, Type
 
 _PARTIAL = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these Envoy applies what is good in a response that it refuses; of the others it may have dropped the rest."""
@@ -45,18 +45,15 @@ class Told:
     """Unknown."""
 
 
-class Flight(NamedTuple):
-    """A response that the client has not answered yet."""
+class Response(NamedTuple):
+    """What a client is told of one type, whatever the variant of the protocol."""
 
-    nonce: str
-    resources: Mapping[str, Resource]
+    type: Type
+    resources: tuple[Resource, ...]
     removed: tuple[str, ...]
-    sent_at: float
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What is removed first: in the parts of a refused response, domains are free before they are taken."""
-        return (*self.removed, *self.resources)
+    version: str
+    """Of the whole set of the type in the target."""
+    nonce: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +98,10 @@ class Subscription:
         self.has: dict[str, Resource | Told] = {}
         """What it ACKed last, or said that it had when it came."""
         self.refused: dict[str, Refused] = {}
-        self.flight: Flight | None = None
+        self.flight: Response | None = None
+        """What it has not answered yet."""
+        self.sent_at = 0.0
+        """When that went out."""
         self.due: dict[str, None] = {}
         """To be answered from the target in the next response; ordered."""
         self.to_switch: dict[str, None] = {}
@@ -118,8 +118,9 @@ class Subscription:
     # ---------------------------------------------------------------------------------------------------- what it wants
 
     def wants(self, name: str) -> bool:
-        covered = self.wildcard and (self._routes is None or self._routes.wants(virtual_hosts.route_of(name)))
-        return covered or self.asked(name)
+        if name in self._first or name in self._later:
+            return True
+        return self.wildcard and (self._routes is None or self._routes.wants(virtual_hosts.route_of(name)))
 
     def asked(self, name: str) -> bool:
         """By name."""
@@ -260,16 +261,16 @@ class Subscription:
         """Quiet, and nothing waits for its turn."""
         return not (self.due or self._apart or self.flight or self.to_switch or self.to_remove)
 
-    def send(self, target: Mapping[str, Resource], now: float) -> Flight | None:
+    def send(self, target: ResourceSet, now: float) -> Response | None:
         """What goes out next, which is in flight from now on; None while there is nothing, or one is in flight."""
-        if self.flight is not None or not (self.due or self._apart or (self.wildcard and not self._greeted)):
+        if self.flight is not None:
             return None
-        while self._apart or self.due:
-            resources, removed = self._compose(self._next(), target)
+        while self.due or self._apart:
+            resources, removed = self._compose(self._next(), target.resources)
             if resources or removed:
-                return self._launch(resources, removed, now)
-        if self.wildcard and self.type in _PARTIAL and not (self._greeted or self.to_switch or self.to_remove):
-            return self._launch({}, (), now)
+                return self._launch(resources, removed, target, now)
+        if self.wildcard and not self._greeted and self.type in _PARTIAL and not (self.to_switch or self.to_remove):
+            return self._launch((), (), target, now)
         return None
 
     def _next(self) -> Iterable[str]:
@@ -279,43 +280,47 @@ class Subscription:
         due, self.due = self.due, {}
         return due
 
-    def _compose(self, names: Iterable[str], target: Mapping[str, Resource]) -> tuple[dict[str, Resource], list[str]]:
+    def _compose(self, names: Iterable[str], target: Mapping[str, Resource]) -> tuple[list[Resource], list[str]]:
         """What is refused is not sent again: whoever asks gets the last good one, or nothing if its body is unknown."""
-        resources: dict[str, Resource] = {}
+        resources: list[Resource] = []
         removed: list[str] = []
         for name in names:
             wanted = self.wanted(name, target)
             if wanted is None:
                 removed.append(name)
             elif not _refuses(self.refused.get(name), wanted):
-                resources[name] = wanted
+                resources.append(wanted)
             elif isinstance(held := self.has.get(name), Resource):
-                resources[name] = held
+                resources.append(held)
         return resources, removed
 
-    def _launch(self, resources: Mapping[str, Resource], removed: Sequence[str], now: float) -> Flight:
+    def _launch(
+        self, resources: Iterable[Resource], removed: Iterable[str], target: ResourceSet, now: float
+    ) -> Response:
         self._greeted = True
         self._nonces += 1
-        self.flight = Flight(str(self._nonces), resources, tuple(removed), now)
+        self.flight = Response(self.type, tuple(resources), tuple(removed), target.version, str(self._nonces))
+        self.sent_at = now
         return self.flight
 
     # --------------------------------------------------------------------------------------------------- what came back
 
-    def accept(self, flight: Flight, names: Iterable[str]) -> None:
-        """The client has what `flight` says of `names` now."""
-        for name in names:
-            resource = flight.resources.get(name)
-            if resource is None:
-                self.has.pop(name, None)
-                self.refused.pop(name, None)
-            elif self.wants(name):
-                if self.has.get(name) is not resource:  # else it is the last good one, sent once more
+    def accept(self, resources: Iterable[Resource], removed: Iterable[str]) -> None:
+        """The client has taken in a response that says so, or this part of it."""
+        for name in removed:
+            self.has.pop(name, None)
+            self.refused.pop(name, None)
+        for resource in resources:
+            name = resource.name
+            if self.wants(name):
+                if self.refused and self.has.get(name) is not resource:  # else it is the last good one, sent once more
                     self.refused.pop(name, None)
                 self.has[name] = resource
 
-    def refuse(self, flight: Flight, nack: Nack) -> tuple[str, ...]:
+    def refuse(self, response: Response, nack: Nack) -> tuple[str, ...]:
         """The names that the client refuses. Those of which that is not certain are tried again by themselves."""
-        names = flight.names
+        resources = {resource.name: resource for resource in response.resources}
+        names = *response.removed, *resources  # in their parts, domains are free before they are taken
         blamed = accused(nack.text, names) if len(names) > 1 else names
         nack = Nack(nack.text[:LONGEST_TEXT], nack.revision)
         if names and not blamed:
@@ -324,11 +329,14 @@ class Subscription:
             return ()
         rest = tuple(name for name in names if name not in blamed)
         if self.type in _PARTIAL:
-            self.accept(flight, rest)
+            self.accept(
+                (resource for name, resource in resources.items() if name in rest),
+                (name for name in response.removed if name in rest),
+            )
         elif rest:
             self._apart.append(rest)
         for name in filter(self.wants, blamed):
-            self.refused[name] = Refused(nack, flight.resources.get(name))
+            self.refused[name] = Refused(nack, resources.get(name))
         return tuple(blamed)
 
 

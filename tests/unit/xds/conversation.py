@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from smc.xds.snapshot import Resource, Snapshot, Type
-from smc.xds.stream import WILDCARDS, Request, Response, Stream
-from smc.xds.subscription import empty_route
+from smc.xds.stream import WILDCARDS, Request, Stream
+from smc.xds.subscription import Response, empty_route
 from smc.xds.virtual_hosts import is_route
 from tests.unit.xds.resources import clusters_of, mark_of
 

@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from smc.xds.snapshot import Resource, Type
-from smc.xds.stream import Request, Response
+from smc.xds.stream import Request
+from smc.xds.subscription import Response
 from smc.xds.virtual_hosts import is_route
 from tests.unit.xds.resources import (
     BAD,

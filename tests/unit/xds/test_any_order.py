@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from smc.xds import sotw
 from smc.xds.snapshot import Resource, Snapshot, Type
-from smc.xds.stream import Request, Response, Stream
-from smc.xds.subscription import empty_route
+from smc.xds.stream import Request, Stream
+from smc.xds.subscription import Response, empty_route
 from smc.xds.virtual_hosts import OTHERS, route_of, whole
 from tests.unit.xds.envoy import Envoy
 from tests.unit.xds.resources import (

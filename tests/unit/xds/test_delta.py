@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from smc.xds import delta
 from smc.xds.snapshot import Type
-from smc.xds.stream import ProtocolError, Request, Response
-from smc.xds.subscription import empty_route
+from smc.xds.stream import ProtocolError, Request
+from smc.xds.subscription import Response, empty_route
 from tests.unit.xds.resources import CLUSTER, ENDPOINT, ROUTE, SECRET, assignment, cluster, secret
 
 

@@ -26,7 +26,8 @@ from smc.xds.server import MOST_REPORTED
 from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session
 from smc.xds.slot import Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
-from smc.xds.stream import PATIENCE, STALLED_AFTER, ProtocolError, Request, Response, Stream
+from smc.xds.stream import PATIENCE, STALLED_AFTER, ProtocolError, Request, Stream
+from smc.xds.subscription import Response
 from tests.unit.xds.resources import assignment, cluster, listener, route, secret, source, static
 
 pytestmark = pytest.mark.looptime

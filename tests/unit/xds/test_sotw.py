@@ -10,7 +10,8 @@ from google.rpc import status_pb2
 
 from smc.xds import sotw
 from smc.xds.snapshot import Resource, ResourceSet, Snapshot, Type
-from smc.xds.stream import ProtocolError, Request, Response, Stream
+from smc.xds.stream import ProtocolError, Request, Stream
+from smc.xds.subscription import Response
 from tests.unit.xds.resources import (
     CLUSTER,
     ENDPOINT,
