@@ -29,7 +29,7 @@ from smc.manifests import PolicyApi
 from smc.mesh import Mesh, build, with_revocations
 from smc.metrics import Metrics
 from smc.model import Name, Sidecar
-from smc.xds.slot import NotAdmitted, Slot
+from smc.xds.slot import NotAdmitted, Offer, Slot
 from smc.xds.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -163,6 +163,7 @@ class Pipeline:
             looked_at = tuple(there) if self.mesh is None or _revokes_others(self.mesh, mesh) else names
             self.mesh, self._view = mesh, view
             self._build_context = context if context.trace_flags.sampled else None
+            offer = self._offer(mesh)
             self._generation = view.generation
             self._stale = set()
             offered: list[Slot] = []
@@ -177,7 +178,7 @@ class Pipeline:
                     elif snapshot is None and name not in mesh.proxies:
                         slot.end(f"workload {name} was removed from the mesh")
                     else:
-                        self._fill(slot, name, snapshot, mesh.revision)
+                        self._fill(slot, name, snapshot, offer)
                         if snapshot is not None:
                             offered.append(slot)
                 if len(offered) >= TOGETHER:
@@ -313,7 +314,7 @@ class Pipeline:
                 raise errors.Denied(why)
             snapshots = await asyncio.to_thread(self._snapshots, mesh, [proxy])
             slot = Slot(serial)
-            self._fill(slot, proxy, snapshots.get(proxy), mesh.revision)
+            self._fill(slot, proxy, snapshots.get(proxy), self._offer(mesh))
             if not self.is_program(proxy):
                 if older := self._only.get((proxy, service)):
                     older.end(f"a newer stream of {proxy} took its place")
@@ -322,10 +323,13 @@ class Pipeline:
             self._slots.setdefault(proxy, {})[slot] = None
             return slot
 
-    def _fill(self, slot: Slot, proxy: Name, snapshot: Snapshot | None, revision: int) -> None:
+    def _offer(self, mesh: Mesh) -> Offer:
+        return Offer(mesh.revision, asyncio.get_running_loop().time(), self._build_context)
+
+    def _fill(self, slot: Slot, proxy: Name, snapshot: Snapshot | None, offer: Offer) -> None:
         """`snapshot` is None where it could not be made."""
         if snapshot is not None:
-            slot.put(snapshot, revision, self._build_context)
+            slot.put(snapshot, offer)
         else:
             slot.stale = True
             self._stale.add(proxy)

@@ -21,7 +21,7 @@ from smc.metrics import Metrics
 from smc.model import Name
 from smc.records import Laggard, Nack
 from smc.xds.slot import Offer, Slot
-from smc.xds.snapshot import Type, short
+from smc.xds.snapshot import Snapshot, Type, short
 from smc.xds.stream import Refusal, Request, Stream
 from smc.xds.subscription import LONGEST_TEXT, Response
 
@@ -78,14 +78,10 @@ class Peer(Protocol):
 
 
 class _Awaited(NamedTuple):
-    """An offer that is not ACKed yet, and those before it that it replaced. It holds no Snapshot."""
+    """An offer that is not ACKed yet, and those before it that it replaced."""
 
-    since: int
-    """The oldest Mesh revision that is not ACKed."""
-    revision: int
-    at: float
-    """When the oldest was offered."""
-    build: SpanContext | None
+    oldest: Offer
+    newest: Offer
     span: Span | None
 
 
@@ -176,7 +172,7 @@ class Session:
             return newest
         if not (self._awaited and self.stream.acked):
             return self.stream.acked
-        return self._awaited[0].since - 1
+        return self._awaited[0].oldest.revision - 1
 
     @property
     def _is_behind(self) -> bool:
@@ -290,10 +286,10 @@ class Session:
             self._fail(Ended(self.slot.ended))
         elif self._room is None:
             try:
-                if self._flush():
+                if not self._unsent or self._flush():
                     now = self._loop.time()
-                    if offer := self.slot.take():
-                        self._offer(offer, now)
+                    if (taken := self.slot.take()) is not None:
+                        self._offer(*taken, now)
                     self._unsent.extend(self.stream.to_send(now))
             except Exception as e:  # noqa: BLE001 - `run` raises it
                 self._fail(e)
@@ -346,35 +342,33 @@ class Session:
             self._late.cancel()
         self._go_on()
 
-    def _offer(self, offer: Offer, now: float) -> None:
+    def _offer(self, snapshot: Snapshot, offer: Offer, now: float) -> None:
         self._confirm(now)
-        self.stream.offer(offer.snapshot, offer.revision)
-        since, at = offer.revision, offer.at
+        self.stream.offer(snapshot, offer.revision)
+        oldest = offer
         if len(self._awaited) > 1:
             replaced = self._awaited.pop()
-            since, at = replaced.since, replaced.at
+            oldest = replaced.oldest
             _end(replaced.span)
         # The span ends with the ACK. What nobody records costs nothing.
         span = None
         if offer.build is not None:
             span = tracer.start_span("smc.ack", context=_child_of(offer.build), attributes=self._attributes(offer))
-        self._awaited.append(_Awaited(since, offer.revision, at, offer.build, span))
+        self._awaited.append(_Awaited(oldest, offer, span))
 
     def _attributes(self, offer: Offer) -> dict[str, str | int]:
         return {telemetry.PROXY: str(self.proxy), telemetry.REVISION: offer.revision}
 
     def _push(self, response: Response) -> None:
-        build = self._awaited[0].build if self._awaited else None
-        span = None
-        if build is not None:
-            span = tracer.start_span("smc.push", context=_child_of(build))
-            span.set_attribute(telemetry.PROXY, str(self.proxy))
-            span.set_attribute(telemetry.TYPE, short(response.type))
-            span.set_attribute(telemetry.RESOURCES, len(response.resources))
-        try:
+        build = self._awaited[0].newest.build if self._awaited else None
+        if build is None:
             size = self._peer.write(response)
-        finally:
-            _end(span)
+        else:
+            with tracer.start_as_current_span("smc.push", context=_child_of(build)) as span:
+                span.set_attribute(telemetry.PROXY, str(self.proxy))
+                span.set_attribute(telemetry.TYPE, short(response.type))
+                span.set_attribute(telemetry.RESOURCES, len(response.resources))
+                size = self._peer.write(response)
         sent = self._metrics.sent[short(response.type)]
         sent.pushes += 1
         sent.bytes += size
@@ -395,10 +389,11 @@ class Session:
 
     def _confirm(self, now: float) -> None:
         """Forget what has been ACKed. A store that was restored counts again from a lower revision."""
-        while self._awaited and self.stream.acked in (self._awaited[0].revision, self._awaited[-1].revision):
-            awaited = self._awaited.pop(0)
-            self._metrics.convergence_time.observe(now - awaited.at)
-            _end(awaited.span)
+        awaited, acked = self._awaited, self.stream.acked
+        while awaited and acked in (awaited[0].newest.revision, awaited[-1].newest.revision):
+            done = awaited.pop(0)
+            self._metrics.convergence_time.observe(now - done.oldest.at)
+            _end(done.span)
 
 
 def _child_of(context: SpanContext) -> Context:

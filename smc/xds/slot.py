@@ -18,13 +18,12 @@ class NotAdmitted(Exception):
 
 
 class Offer(NamedTuple):
-    """What a proxy should have from now on."""
+    """Why a Snapshot is there: the same for all proxies that a Mesh concerns."""
 
-    snapshot: Snapshot
     revision: int
     """Of the Mesh that it was made from."""
     at: float
-    """When it was offered, on the loop's clock."""
+    """Since when it is offered, on the loop's clock."""
     build: SpanContext | None = None
     """The span of the build that made it; None: nobody records it."""
 
@@ -50,7 +49,7 @@ class Slot:
         """Why the stream must end; empty while it need not."""
         self.stale = False
         """The proxy should have something newer than what was put last, and that could not be made."""
-        self._newest: Offer | None = None
+        self._newest: tuple[Snapshot, Offer] | None = None
         self._taker: Taker | None = None
         self._told = False
         """The taker will be called, and nobody need ask for it."""
@@ -60,9 +59,9 @@ class Slot:
         """There is an offer that was not taken yet."""
         return self._newest is not None
 
-    def put(self, snapshot: Snapshot, revision: int, build: SpanContext | None = None) -> None:
-        """Offer it, and let the taker decide at once what goes out, which waits for `write`."""
-        self._newest = Offer(snapshot, revision, self._loop.time(), build)
+    def put(self, snapshot: Snapshot, offer: Offer) -> None:
+        """Let the taker decide at once what goes out for it, which waits for `write`."""
+        self._newest = snapshot, offer
         self.stale = False
         if self._taker is not None:
             self._taker.decide()
@@ -72,8 +71,8 @@ class Slot:
         if self._taker is not None:
             self._taker.write()
 
-    def take(self) -> Offer | None:
-        """The newest offer, once; None when it was taken already."""
+    def take(self) -> tuple[Snapshot, Offer] | None:
+        """What was put last, once; None when it was taken already."""
         newest, self._newest = self._newest, None
         return newest
 

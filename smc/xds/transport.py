@@ -184,8 +184,11 @@ class Call:
                 self._started = True
                 http2.send_response(self._number, framing.RESPONSE)
             message = framing.prefix(length), *parts
-            for part in message if length > _JOINED else (b"".join(message),):
-                http2.send_data(self._number, part)
+            if length <= _JOINED:
+                http2.send_data(self._number, b"".join(message))
+            else:
+                for part in message:
+                    http2.send_data(self._number, part)
             self._connection.flush()
         return length
 
@@ -392,17 +395,18 @@ class _Connection(asyncio.Protocol):
             self._close()
 
     def _send(self) -> None:
-        more = True
-        while more and not self._paused:
-            encrypted: list[bytes] = []
-            while more and len(encrypted) * _FRAMED < _BUFFERED:
-                data = self.http2.data_to_send(_FRAMED)
-                more = len(data) == _FRAMED
-                if data:
-                    self._tls.write(data)
-                    encrypted.append(self._outgoing.read())
-            if encrypted:
+        encrypted: list[bytes] = []
+        while not self._paused:
+            data = self.http2.data_to_send(_FRAMED)
+            if data:
+                self._tls.write(data)
+                encrypted.append(self._outgoing.read())
+            last = len(data) < _FRAMED
+            if encrypted and (last or len(encrypted) * _FRAMED >= _BUFFERED):
                 self._transport.write(b"".join(encrypted))
+                encrypted = []
+            if last:
+                return
 
     # ----------------------------------------------------------------------------------------------------- the two ends
 

@@ -97,9 +97,10 @@ async def running(*, sources: Sequence[str] = (SOURCE,), ready: bool = True) -> 
 
 
 def taken(slot: Slot) -> Snapshot:
-    offer = slot.take()
-    assert offer is not None, "nothing was offered"
-    return offer.snapshot
+    found = slot.take()
+    assert found is not None, "nothing was offered"
+    snapshot, _ = found
+    return snapshot
 
 
 def body(snapshot: Snapshot, type_: Type, name: str) -> bytes:
@@ -209,8 +210,9 @@ async def test_an_offer_says_of_which_mesh_it_is_and_who_built_it_if_that_is_rec
         await shop.routes()
         revision = await shop.allow("buyer", "store")
         await replica.settles()
-        offer = slot.take()
-        assert offer is not None
+        found = slot.take()
+        assert found is not None
+        _, offer = found
         assert offer.revision == revision == replica.metric("smc_mesh_revision")
         assert (offer.build is not None) == recorded
 

@@ -24,7 +24,7 @@ from smc.records import AckRecord, Laggard
 from smc.xds import session as module
 from smc.xds.server import MOST_REPORTED
 from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session
-from smc.xds.slot import Slot
+from smc.xds.slot import Offer, Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import PATIENCE, STALLED_AFTER, ProtocolError, Request, Stream
 from smc.xds.subscription import Response
@@ -34,6 +34,10 @@ pytestmark = pytest.mark.looptime
 
 PROXY = Name("shop", "buyer")
 FIRST = Request(Type.CLUSTER)
+
+
+def offer(revision: int, build: trace.SpanContext | None = None) -> Offer:
+    return Offer(revision, asyncio.get_running_loop().time(), build)
 
 
 class Client:
@@ -99,7 +103,7 @@ class Client:
         self.say(Request(last.type, nonce=last.nonce, error=text))
 
     def offer(self, revision: int, *resources: Resource) -> None:
-        self.slot.put(Snapshot.of(resources), revision)
+        self.slot.put(Snapshot.of(resources), offer(revision))
         self.slot.write()
 
     @property
@@ -164,7 +168,7 @@ async def test_a_proxy_that_acks_nothing_costs_two_snapshots_however_much_change
         for revision in range(1, 50):
             snapshot = Snapshot.of([static("local", f"{revision}")])
             offered.append(weakref.ref(snapshot))
-            client.slot.put(snapshot, revision)
+            client.slot.put(snapshot, offer(revision))
             client.slot.write()
             del snapshot
             await settle()
@@ -578,7 +582,7 @@ async def test_a_push_and_its_ack_are_spans_of_the_build_and_the_last_ends_with_
 ) -> None:
     client, build = Client(), sampled_build()
     client.acks = False
-    client.slot.put(Snapshot.of([static("local")]), 5, build)
+    client.slot.put(Snapshot.of([static("local")]), offer(5, build))
     client.slot.write()
     async with client.connected():
         await settle()
@@ -596,7 +600,7 @@ async def test_a_push_and_its_ack_are_spans_of_the_build_and_the_last_ends_with_
 
 async def test_what_nobody_records_makes_no_span(spans: InMemorySpanExporter) -> None:
     client = Client()
-    client.slot.put(Snapshot.of([static("local")]), 5)
+    client.slot.put(Snapshot.of([static("local")]), offer(5))
     client.slot.write()
     async with client.connected():
         await settle()
@@ -609,7 +613,7 @@ async def test_no_span_is_left_open_when_an_offer_is_replaced_or_the_stream_ends
     client.acks = False
     async with client.connected():
         for revision in range(1, 5):
-            client.slot.put(Snapshot.of([static("local", str(revision))]), revision, sampled_build())
+            client.slot.put(Snapshot.of([static("local", str(revision))]), offer(revision, sampled_build()))
             client.slot.write()
             await settle()
     assert sorted(

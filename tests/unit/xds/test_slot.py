@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from smc.xds.slot import Slot
+from smc.xds.slot import Offer, Slot
 from smc.xds.snapshot import Snapshot
 
 pytestmark = pytest.mark.looptime
@@ -16,6 +16,10 @@ pytestmark = pytest.mark.looptime
 
 def time() -> float:
     return asyncio.get_running_loop().time()
+
+
+def offer(revision: int) -> Offer:
+    return Offer(revision, time())
 
 
 class Listening:
@@ -40,17 +44,15 @@ async def test_an_empty_slot_gives_nothing() -> None:
 
 async def test_the_newest_snapshot_wins() -> None:
     slot, newest = Slot(), Snapshot()
-    slot.put(Snapshot(), 1)
+    slot.put(Snapshot(), offer(1))
     await asyncio.sleep(5)
-    slot.put(newest, 2)
-    offer = slot.take()
-    assert offer is not None
-    assert (offer.snapshot, offer.revision, offer.at) == (newest, 2, 5.0)
+    slot.put(newest, offer(2))
+    assert slot.take() == (newest, Offer(2, 5.0))
 
 
 async def test_an_offer_is_taken_once() -> None:
     slot = Slot()
-    slot.put(Snapshot(), 1)
+    slot.put(Snapshot(), offer(1))
     assert slot.waiting
     assert slot.take() is not None
     assert slot.take() is None
@@ -60,14 +62,14 @@ async def test_an_offer_is_taken_once() -> None:
 async def test_what_was_replaced_is_held_by_nobody() -> None:
     slot, first = Slot(), Snapshot()
     gone = weakref.ref(first)
-    slot.put(first, 1)
+    slot.put(first, offer(1))
     del first
-    slot.put(Snapshot(), 2)
+    slot.put(Snapshot(), offer(2))
     assert gone() is None
 
 
 @pytest.mark.parametrize(
-    "what", [lambda s: (s.put(Snapshot(), 1), s.write()), lambda s: s.end("moved"), lambda s: s.wake()]
+    "what", [lambda s: (s.put(Snapshot(), offer(1)), s.write()), lambda s: s.end("moved"), lambda s: s.wake()]
 )
 async def test_who_listens_is_told_of_whatever_happens(what: Callable[[Slot], None]) -> None:
     slot, listener = Slot(), Listening(time)
@@ -79,7 +81,7 @@ async def test_who_listens_is_told_of_whatever_happens(what: Callable[[Slot], No
 
 async def test_what_happened_before_anybody_listened_is_not_missed() -> None:
     slot, listener = Slot(), Listening(time)
-    slot.put(Snapshot(), 1)
+    slot.put(Snapshot(), offer(1))
     slot.write()
     slot.wake()
     await asyncio.sleep(1)
@@ -94,7 +96,7 @@ async def test_what_is_put_is_decided_before_anything_else_happens_and_written_w
     slot.listen(listener)
     await asyncio.sleep(1)
     assert listener.seen == [False, "written"]
-    slot.put(Snapshot(), 1)
+    slot.put(Snapshot(), offer(1))
     assert listener.seen[2:] == [True]
     await asyncio.sleep(1)
     assert listener.seen[2:] == [True]
