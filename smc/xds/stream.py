@@ -199,7 +199,7 @@ class Stream:
             type_ = subscription.type
             if type_ not in unfinished:
                 continue
-            response = subscription.send(target.set_of(type_), now)
+            response = subscription.send(now)
             if response is not None:
                 self._idle = False
                 if type_ in _WARMING:
@@ -320,9 +320,9 @@ class Stream:
             subscription.untold = request.resumed and not initial
             subscription.pay()
         if self._target is not None and (wildcard or initial):
-            subscription.survey(self._target.of_type(request.type))
+            subscription.survey()
             if request.type is Type.ROUTE and (hosts := self._subscriptions.get(Type.VIRTUAL_HOST)) is not None:
-                hosts.survey(self._target.of_type(Type.VIRTUAL_HOST))  # if it has asked for these first
+                hosts.survey()  # if it has asked for these first
 
     def _answered(self, subscription: Subscription, response: Response, error: str | None) -> None:
         subscription.flight = None
@@ -354,16 +354,13 @@ class Stream:
         if before is None:
             for type_, subscription in self._subscriptions.items():
                 self._unsettled[type_] = None
-                subscription.survey(snapshot.of_type(type_))
+                subscription.target = snapshot.set_of(type_)
+                subscription.survey()
             return
         for type_, names in snapshot.changed_since(before):
-            if (changed := self._subscriptions.get(type_)) is None:
-                continue
-            self._unsettled[type_] = None
-            target = snapshot.of_type(type_)
-            for name in names:
-                if changed.wants(name):
-                    changed.plan(name, target)
+            if (concerned := self._subscriptions.get(type_)) is not None:
+                self._unsettled[type_] = None
+                concerned.follow(snapshot.set_of(type_), names)
 
     def _is_done(self) -> bool:
         """Release what may go next. True: there is nothing more, and all of it was answered."""

@@ -8,13 +8,13 @@ those of the types that they warm on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import Resource, ResourceSet, Source, Type
+from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Source, Type
 
 _PARTIAL = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these Envoy applies what is good in a response that it refuses; of the others it may have dropped the rest."""
@@ -72,7 +72,7 @@ class Refused:
 
 
 class Subscription:
-    """The state of one type on one stream. `target` is always what the proxy should have of the type, by name."""
+    """The state of one type on one stream."""
 
     def __init__(
         self, type_: Type, unfinished: MutableMapping[Type, Subscription], routes: Subscription | None = None
@@ -84,6 +84,8 @@ class Subscription:
             routes: those that virtual hosts are a part of: who has not asked for a route wants none of its own.
         """
         self.type = type_
+        self.target = EMPTY
+        """What the proxy should have of the type."""
         self._unfinished = unfinished
         self._routes = routes
         self.heard = False
@@ -180,14 +182,14 @@ class Subscription:
         for names in (self.has, self.due, self.to_switch, self.to_remove, self.refused):
             names.pop(name, None)
 
-    def wanted(self, name: str, target: Mapping[str, Resource]) -> Resource | None:
+    def wanted(self, name: str) -> Resource | None:
         """What the client should have under `name`; None: it should have nothing.
 
         A RouteConfiguration that somebody asks for always exists, if need be without a virtual host: Envoy ignores
         its removal, and a listener that waits for it would wait for ever. One that discovers its virtual hosts stays as
         it is, and loses these.
         """
-        resource = target.get(name)
+        resource = self.target.resources.get(name)
         if resource is None and self.type is Type.ROUTE and self.asked(name):
             held = self.has.get(name)
             if held is not None and held.version == (discovering := virtual_hosts.route(name)).version:
@@ -197,24 +199,31 @@ class Subscription:
 
     # ----------------------------------------------------------------------------------------------- what is sent when
 
-    def survey(self, target: Mapping[str, Resource]) -> None:
-        """Plan for everything that the client wants."""
-        for name in {**target, **self.has} if self.wildcard else tuple(self.has):
+    def follow(self, target: ResourceSet, changed: Iterable[str]) -> None:
+        """Plan for another target, which differs from the one before in what is `changed`."""
+        self.target = target
+        for name in changed:
             if self.wants(name):
-                self.plan(name, target)
+                self.plan(name)
 
-    def plan(self, name: str, target: Mapping[str, Resource]) -> None:
+    def survey(self) -> None:
+        """Plan for everything that the client wants."""
+        for name in {**self.target.resources, **self.has} if self.wildcard else tuple(self.has):
+            if self.wants(name):
+                self.plan(name)
+
+    def plan(self, name: str) -> None:
         """Decide when the client is told how `name` differs from what it has, if it does."""
         self._unfinished[self.type] = self
         self.to_switch.pop(name, None)
         self.to_remove.pop(name, None)
-        wanted, held, refused = self.wanted(name, target), self.has.get(name), self.refused.get(name)
+        wanted, held, refused = self.wanted(name), self.has.get(name), self.refused.get(name)
         if wanted is None:
             self.refused.pop(name, None)
             # Something may wait for an answer, or it may have an older one still.
             if held is not None or (refused is not None and (self.asked(name) or self.untold)):
                 # A virtual host goes with the change by which another one takes its domains: no two may have the same.
-                goes_early = self.type is Type.VIRTUAL_HOST and virtual_hosts.has_route(name, target)
+                goes_early = self.type is Type.VIRTUAL_HOST and virtual_hosts.has_route(name, self.target.resources)
                 (self.to_switch if goes_early else self.to_remove)[name] = None
         elif held is not None and held.version == wanted.version:
             self.has[name] = wanted
@@ -223,7 +232,7 @@ class Subscription:
             self.refused[name] = Refused(refused.nack, wanted)  # the same bytes, perhaps from other manifests
         elif name in self.due:
             pass
-        elif name not in target:
+        elif name not in self.target.resources:
             self.to_remove[name] = None
         elif self.type in SWITCHED:
             self.to_switch[name] = None
@@ -261,16 +270,16 @@ class Subscription:
         """Quiet, and nothing waits for its turn."""
         return not (self.due or self._apart or self.flight or self.to_switch or self.to_remove)
 
-    def send(self, target: ResourceSet, now: float) -> Response | None:
+    def send(self, now: float) -> Response | None:
         """What goes out next, which is in flight from now on; None while there is nothing, or one is in flight."""
         if self.flight is not None:
             return None
         while self.due or self._apart:
-            resources, removed = self._compose(self._next(), target.resources)
+            resources, removed = self._compose(self._next())
             if resources or removed:
-                return self._launch(resources, removed, target, now)
+                return self._launch(resources, removed, now)
         if self.wildcard and not self._greeted and self.type in _PARTIAL and not (self.to_switch or self.to_remove):
-            return self._launch((), (), target, now)
+            return self._launch((), (), now)
         return None
 
     def _next(self) -> Iterable[str]:
@@ -280,12 +289,12 @@ class Subscription:
         due, self.due = self.due, {}
         return due
 
-    def _compose(self, names: Iterable[str], target: Mapping[str, Resource]) -> tuple[list[Resource], list[str]]:
+    def _compose(self, names: Iterable[str]) -> tuple[list[Resource], list[str]]:
         """What is refused is not sent again: whoever asks gets the last good one, or nothing if its body is unknown."""
         resources: list[Resource] = []
         removed: list[str] = []
         for name in names:
-            wanted = self.wanted(name, target)
+            wanted = self.wanted(name)
             if wanted is None:
                 removed.append(name)
             elif not _refuses(self.refused.get(name), wanted):
@@ -294,12 +303,10 @@ class Subscription:
                 resources.append(held)
         return resources, removed
 
-    def _launch(
-        self, resources: Iterable[Resource], removed: Iterable[str], target: ResourceSet, now: float
-    ) -> Response:
+    def _launch(self, resources: Iterable[Resource], removed: Iterable[str], now: float) -> Response:
         self._greeted = True
         self._nonces += 1
-        self.flight = Response(self.type, tuple(resources), tuple(removed), target.version, str(self._nonces))
+        self.flight = Response(self.type, tuple(resources), tuple(removed), self.target.version, str(self._nonces))
         self.sent_at = now
         return self.flight
 
