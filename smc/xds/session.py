@@ -255,9 +255,8 @@ class Session:
             self._metrics.nacks.labels(short(request.type)).inc()
             self._tell(request.type, request.error, now)
         self.stream.receive(request, now)
-        if self.stream.rests:
-            self._settle(now)
-        else:
+        self._settle(now)
+        if not self.stream.rests:
             self.slot.wake()
 
     def _tell(self, type_: Type, refusal: str, now: float) -> None:
@@ -290,7 +289,10 @@ class Session:
                     now = self._loop.time()
                     if (taken := self.slot.take()) is not None:
                         self._offer(*taken, now)
-                    self._unsent.extend(self.stream.to_send(now))
+                    sent = self.stream.to_send(now)
+                    self._unsent.extend(sent)
+                    if not sent or self._alarm is None:
+                        self._settle(now)
             except Exception as e:  # noqa: BLE001 - `run` raises it
                 self._fail(e)
 
@@ -299,9 +301,8 @@ class Session:
         if self._over.done() or self._room is not None:
             return
         try:
-            if self._flush():
+            if not self._unsent or self._flush():
                 now = self._loop.time()
-                self._settle(now)
                 if self._alarm is None or self._alarm.when() > now + SOON:
                     self._set_alarm(now + SOON, self._look)
         except Exception as e:  # noqa: BLE001 - `run` raises it
@@ -343,7 +344,8 @@ class Session:
         self._go_on()
 
     def _offer(self, snapshot: Snapshot, offer: Offer, now: float) -> None:
-        self._confirm(now)
+        if self._awaited:
+            self._confirm(now)
         self.stream.offer(snapshot, offer.revision)
         oldest = offer
         if len(self._awaited) > 1:
