@@ -204,6 +204,7 @@ class Streams:
     async def _run(self, proxy: Name, credential: Credential, synced: asyncio.Event) -> None:
         while True:
             conversation = _Conversation(self, proxy, synced)
+            status: int
             try:
                 async with self._shaking:
                     client = await Client.connect(self._target, credential, self.variant.method, conversation.hear)
