@@ -305,7 +305,7 @@ def summary(streams: int, rounds: Sequence[Round]) -> Changed:
         written_ms=Spread.of([(one.written - one.started) * 1000 for one in rounds]),
         first_ms=spread(lambda one: min(one.tally.received)),
         last_ms=spread(lambda one: max(one.tally.received)),
-        acked_ms=spread(lambda one: max(one.tally.acked)),
+        acked_ms=spread(lambda one: one.tally.last_acked),
         cpu_ms=Spread.of([one.server_cpu * 1000 for one in rounds]),
         cpu_us_per_push=per_push(lambda one: one.server_cpu * 1e6),
         client_cpu_us_per_push=per_push(lambda one: one.client_cpu * 1e6),

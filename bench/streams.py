@@ -66,9 +66,12 @@ class Tally:
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
         self._reached = asyncio.Event()
+        self._due: list[tuple[Client, bytes]] = []
+        """The ACKs that are to be sent in this turn of the loop."""
+        self._acked = 0
         self.received: list[float] = []
-        self.acked: list[float] = []
-        """When the ACK of each push was handed to TLS."""
+        self.last_acked = 0.0
+        """When the last ACK was handed to TLS."""
         self.bytes = 0
         """Of messages, before TLS and HTTP/2 framing."""
         self.asked = 0
@@ -80,9 +83,23 @@ class Tally:
         self.bytes += len(message)
         self.last = message
 
-    def note_ack(self) -> None:
-        self.acked.append(time.monotonic())
-        if len(self.acked) >= self._wanted:
+    def acknowledge(self, client: Client, ack: bytes) -> None:
+        """Let `client` send `ack` once all was read that has come: the pushes to others do not wait for it."""
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._acknowledge)
+        self._due.append((client, ack))
+
+    def _acknowledge(self) -> None:
+        due, self._due = self._due, []
+        for client, ack in due:
+            client.write(ack)
+        self.note_acks(len(due))
+
+    def note_acks(self, number: int) -> None:
+        """So many were handed to TLS just now."""
+        self._acked += number
+        self.last_acked = time.monotonic()
+        if self._acked >= self._wanted:
             self._reached.set()
 
     async def reached(self, timeout: float) -> None:
@@ -247,10 +264,10 @@ class _Conversation:
             _remember(known.setdefault(self._proxy, {}).setdefault(type_, {}), response)
         ack = streams.variant.ack(response, self._asked.get(type_, ()))
         if self._synced.is_set():
-            # Once all was read that has come: the pushes to others do not wait for this ACK.
-            asyncio.get_running_loop().call_soon(self._acknowledge, client, ack, streams.counted)
+            streams.counted.acknowledge(client, ack)
             return
-        self._acknowledge(client, ack, streams.counted)
+        client.write(ack)
+        streams.counted.note_acks(1)
         self._unanswered.discard(type_)
         if type_ not in self._heard and not self._resumption:
             self._heard.add(type_)
@@ -260,10 +277,6 @@ class _Conversation:
                 self._unanswered.add(next_)
         if not self._unanswered:
             self._synced.set()
-
-    def _acknowledge(self, client: Client, ack: bytes, counted: Tally) -> None:
-        client.write(ack)
-        counted.note_ack()
 
     def _ask(self, type_: Type, asked: tuple[str, ...], node: str = "") -> bytes:
         self._asked[type_] = asked
