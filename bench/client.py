@@ -69,11 +69,10 @@ class Client(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._shake_hands()
 
-    def write(self, *messages: bytes) -> None:
-        """Send them now, in this order."""
+    def write(self, messages: bytes) -> None:
+        """Send them now; each is framed."""
         if not self.ended.done():
-            for message in messages:
-                self._http2.send_data(self._stream, prefix(len(message)) + message)
+            self._http2.send_data(self._stream, messages)
             self._flush()
 
     def close(self) -> None:
@@ -153,6 +152,11 @@ class Client(asyncio.Protocol):
         if (data := self._http2.data_to_send()) and not self._transport.is_closing():
             self._tls.write(data)
             self._transport.write(self._outgoing.read())
+
+
+def framed(message: bytes) -> bytes:
+    """As it is on the stream."""
+    return prefix(len(message)) + message
 
 
 def _context(credential: Credential) -> ssl.SSLContext:

@@ -21,7 +21,7 @@ import uvloop
 
 from bench import floor, sameness, stage
 from bench.awake import awake
-from bench.client import Client
+from bench.client import Client, framed
 from bench.figures import Machine, Spread, Usage, cpu
 from bench.sameness import Kept
 from bench.shape import Change, Shape
@@ -209,7 +209,7 @@ async def _measure_floor(
 
         async def write() -> None:
             answered.clear()
-            asking.write(b"")
+            asking.write(framed(b""))
             await answered.wait()
 
         try:

@@ -20,14 +20,14 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from bench.client import Client
+from bench.client import Client, framed
 from bench.shape import APP_PORT
 from smc.certificates.credential import Credential
 from smc.envoy import names
 from smc.errors import Unavailable
 from smc.model import Name
 from smc.xds import delta, sotw
-from smc.xds.framing import Status
+from smc.xds.framing import Status, prefix
 from smc.xds.snapshot import Type
 from smc.xds.stream import WILDCARDS
 
@@ -284,7 +284,7 @@ class _Conversation:
 
     def _say(self, client: Client, *requests: bytes) -> None:
         self._streams.counted.asked += sum(map(len, requests))
-        client.write(*requests)
+        client.write(b"".join(map(framed, requests)))
 
 
 # ------------------------------------------------------------------------------------------------------- what is said
@@ -300,7 +300,7 @@ class Variant:
     response: Any
     """The class of what the server says."""
     ack: Callable[[Any, tuple[str, ...]], bytes]
-    """Of a response, when these names of its type were asked for."""
+    """Of a response, when these names of its type were asked for; framed."""
     clusters: Callable[[Any], tuple[str, ...]]
     """The Clusters of a response that have a load assignment: those that are called `<namespace>/<service>|<port>`."""
     types: tuple[Type, ...] = tuple(Type)
@@ -333,20 +333,23 @@ def _signed(message: Any, node: str) -> bytes:
     return data
 
 
-_DELTA_ACK = {url: discovery_pb2.DeltaDiscoveryRequest(type_url=url).SerializeToString() + b"\x32" for url in _BY_URL}
-"""By type URL, a request up to the length of its response_nonce, which is field 6."""
-
-
 def _delta_ack(response: Any, _asked: tuple[str, ...]) -> bytes:
-    nonce = response.nonce.encode()
-    return b"".join((_DELTA_ACK[response.type_url], bytes((len(nonce),)), nonce))
+    nonce: bytes = response.nonce.encode()
+    return _delta_ack_head(response.type_url, len(nonce)) + nonce
+
+
+@lru_cache
+def _delta_ack_head(type_url: str, length: int) -> bytes:
+    """The ACK up to a nonce of so many bytes, which is response_nonce, field 6."""
+    message: bytes = discovery_pb2.DeltaDiscoveryRequest(type_url=type_url).SerializeToString()
+    return b"".join((prefix(len(message) + 2 + length), message, b"\x32", bytes((length,))))
 
 
 def _sotw_ack(response: Any, asked: tuple[str, ...]) -> bytes:
     """The request again, with version_info, which is field 1, and response_nonce, which is field 5."""
     asking = _sotw_request(_BY_URL[response.type_url], asked)
     version, nonce = response.version_info.encode(), response.nonce.encode()
-    return b"".join((asking, b"\x0a", bytes((len(version),)), version, b"\x2a", bytes((len(nonce),)), nonce))
+    return framed(b"".join((asking, b"\x0a", bytes((len(version),)), version, b"\x2a", bytes((len(nonce),)), nonce)))
 
 
 def _delta_clusters(response: Any) -> tuple[str, ...]:
