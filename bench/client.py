@@ -97,7 +97,8 @@ class Client(asyncio.Protocol):
                     self._received(self, message)
             else:
                 self._take(event)
-        self._flush()
+        if self._http2.want_write:  # nearly always there is nothing; to ask costs a fifth of taking it
+            self._flush()
 
     def _take(self, event: ngh2.Event) -> None:
         match event:
