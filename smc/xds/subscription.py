@@ -215,8 +215,9 @@ class Subscription:
     def plan(self, name: str) -> None:
         """Decide when the client is told how `name` differs from what it has, if it does."""
         self._unfinished[self.type] = self
-        self.to_switch.pop(name, None)
-        self.to_remove.pop(name, None)
+        if self.to_switch or self.to_remove:
+            self.to_switch.pop(name, None)
+            self.to_remove.pop(name, None)
         wanted, held, refused = self.wanted(name), self.has.get(name), self.refused.get(name)
         if wanted is None:
             self.refused.pop(name, None)
