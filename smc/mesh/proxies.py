@@ -57,19 +57,13 @@ class Proxies(Tables):
         for group in callers.outbounds.changed:
             outbound = callers.outbounds.get(group)
             if outbound is not None:  # of the others only this differs
+                others = callers.members.of(group) - alone
                 self.proxies.put_new(
                     {
-                        name: Proxy(
-                            was.workload,
-                            outbound,
-                            was.inbound,
-                            was.policy,
-                            was.certificate,
-                            was.quarantined,
-                            was.mode,
+                        name: Proxy(workload, outbound, inbound, policy, certificate, quarantined, mode)
+                        for name, (workload, _, inbound, policy, certificate, quarantined, mode) in zip(
+                            others, self.proxies.rows_of(others), strict=True
                         )
-                        for name in callers.members.of(group) - alone
-                        for was in (self.proxies[name],)
                     }
                 )
 
@@ -97,7 +91,7 @@ class Proxies(Tables):
         if policy is not shared:
             policy = kept(before.policy if before is not None else None, policy)
         outbound = callers.outbounds[callers.groups[name]]
-        now = Proxy(
+        return Proxy(
             workload,
             kept(before.outbound, outbound) if before is not None else outbound,
             _unlimited(listening.inbounds.get(name) or (), left_out, before.inbound if before is not None else ()),
@@ -106,7 +100,6 @@ class Proxies(Tables):
             quarantines.quarantined.get(name) or (),
             records.mode(name.namespace),
         )
-        return kept(before, now)
 
     def _of_another_mode(self, records: Records, sources: Sources) -> dict[Name, None]:
         return {

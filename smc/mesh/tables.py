@@ -119,6 +119,11 @@ class Table(_Rows[K, V]):
         """The keys that have a row and had none, or had one and have none."""
         return (key for key in self.changed if (self.was(key) is None) != (self.get(key) is None))
 
+    def rows_of(self, keys: Iterable[K]) -> list[V]:
+        """The rows of keys that all have one, in their order."""
+        base, late = self._base, self._late
+        return [late[key] if late and key in late else base[key] for key in keys]
+
     def __getitem__(self, key: K) -> V:
         value = self.get(key)
         if value is None:

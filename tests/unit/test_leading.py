@@ -293,7 +293,7 @@ async def test_the_issuer_is_told_who_is_revoked_who_shares_their_key_and_whom_n
     bad, good, out = (Name("shop", name) for name in ("bad", "good", "out"))
     proxies = {name: proxy(name) for name in (bad, good, out)}
     for name in (bad, good):
-        proxies[name] = replace(proxies[name], workload=replace(proxies[name].workload, identity=STORE))
+        proxies[name] = proxies[name]._replace(workload=replace(proxies[name].workload, identity=STORE))
     revoked = replace(
         mesh(MeshConfig(), proxies),
         identities=frozenset({STORE, Identity("shop", "out")}),

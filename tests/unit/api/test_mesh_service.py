@@ -221,7 +221,7 @@ async def test_a_service_is_shown_with_the_address_at_which_it_is_dialled(replic
     await apply(replica)
     one, two = Name("shop", "one"), Name("shop", "two")
     everybodys = Outbound("shop", (), (), (), (Frontend(Name("shop", "bookstore"), "240.0.0.7"),))
-    replica.mesh = mesh(MeshConfig(), {one: proxy(one), two: replace(proxy(two), outbound=everybodys)})
+    replica.mesh = mesh(MeshConfig(), {one: proxy(one), two: proxy(two)._replace(outbound=everybodys)})
     get = pb.GetRequest(group="smc.io", kind="Service", namespace="shop", name="bookstore")
     assert (await call(replica, replica.operator, "Get", get)).address == "240.0.0.7"
     listed = await call(replica, replica.operator, "List", pb.ListRequest(group="smc.io", kind="Service"))

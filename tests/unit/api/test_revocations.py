@@ -42,7 +42,7 @@ async def replica() -> AsyncIterator[Replica]:
     """Two proxies of one identity."""
     async with running() as replica:
         twin = proxy(TWIN)
-        twin = with_fields(twin, workload=with_fields(twin.workload, identity=HAD))
+        twin = twin._replace(workload=with_fields(twin.workload, identity=HAD))
         replica.mesh = mesh(MeshConfig(), {BUYER: proxy(BUYER), TWIN: twin})
         yield replica
 

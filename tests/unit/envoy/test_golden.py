@@ -241,7 +241,7 @@ def _revoked() -> Mesh:
     store = made.proxies[nouns.STORE_1.name]
     assert store.certificate is not None
     barred = replace(store.policy, barred=("0a" * 32, "0b" * 32))
-    anew = replace(store, policy=barred, certificate=replace(store.certificate, reconnect="1f"))
+    anew = store._replace(policy=barred, certificate=replace(store.certificate, reconnect="1f"))
     crl = CrlRecord(1, (1, 2), ("LIST 1\n", "LIST 2\n"))
     return replace(made, proxies={**made.proxies, nouns.STORE_1.name: anew}, crl=crl)
 

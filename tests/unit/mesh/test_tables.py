@@ -34,6 +34,7 @@ def test_a_table_equals_a_dictionary_that_was_copied_before_each_build(history: 
                 model[key] = value
             assert table.get(key) == value
         assert {key: table.get(key) for key in range(121)} == {key: model.get(key) for key in range(121)}
+        assert table.rows_of(model) == list(model.values())
         assert {key: table.was(key) for key in range(121)} == {key: before.get(key) for key in range(121)}
         assert {key for key in model.keys() ^ before.keys() if key in table.changed} == set(table.appeared_or_went())
         assert model.keys() ^ before.keys() == set(table.appeared_or_went())
