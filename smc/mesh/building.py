@@ -188,7 +188,7 @@ def _mesh(previous: Mesh | None, step: bool, stages: _Stages, view: View, polici
         synced=frozenset(records.synced.rows),
         affected=affected,
         departed=_frozen(stages.served.departed, last.departed if last else None),
-        stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.fork()),
+        stages=_Kept(view.cluster_id, view.generation, tuple(policies), stages.settled()),
     )
 
 

@@ -28,12 +28,20 @@ class _Rows(Generic[K, V]):
     __slots__ = ("_base", "_had", "_late", "_owns_base", "_owns_late")
 
     def __init__(self, base: dict[K, V] | None = None, late: dict[K, V | None] | None = None) -> None:
-        self._base: dict[K, Any] = base or {}
-        self._late: dict[K, Any] = late or {}
+        self._base: dict[K, Any] = base if base is not None else {}
+        self._late: dict[K, Any] = late if late is not None else {}
         """What was written over the base; None: deleted."""
-        self._owns_base = not (base or late)
+        self._owns_base = base is None
         self._owns_late = False
-        self._had: tuple[dict[K, Any], dict[K, Any]] = ({}, {}) if self._owns_base else (self._base, self._late)
+        self._had: tuple[dict[K, Any], dict[K, Any]] = ({}, {}) if base is None else (self._base, self._late)
+
+    def fork(self) -> Self:
+        """The same rows, none of them changed."""
+        return type(self)(self._base, self._late)
+
+    def settled(self) -> Self:
+        """The same rows, to be forked and no more to be written: what was there before is forgotten."""
+        return self.fork() if self._owns_base or self._owns_late else self
 
     def get(self, key: K) -> V | None:
         late = self._late
@@ -93,10 +101,6 @@ class Table(_Rows[K, V]):
         self.changed: dict[K, None] = {}
         """The keys whose row is another than before the fork; in the order of the writes."""
 
-    def fork(self) -> Table[K, V]:
-        """The same rows, none of them changed."""
-        return Table(self._base, self._late)
-
     def put(self, key: K, value: V | None) -> None:
         """Write a row; None deletes it. One that equals what is there leaves the object that is there."""
         there = self.get(key)
@@ -140,9 +144,6 @@ class Index(_Rows[K, set[V]]):
         super().__init__(base, late)
         self._own: dict[K, bool] = {}
         """The keys that were written since the fork: whether there is a set, which is nobody else's."""
-
-    def fork(self) -> Index[K, V]:
-        return Index(self._base, self._late)
 
     def of(self, key: K) -> AbstractSet[V]:
         """The values of a key, in no order."""
@@ -195,7 +196,14 @@ class Tables:
     """A stage: a dataclass whose fields are Tables and Indexes."""
 
     def fork(self) -> Self:
-        return type(self)(**{f.name: getattr(self, f.name).fork() for f in fields(self)})
+        return type(self)(*[table.fork() for table in self._all()])
+
+    def settled(self) -> Self:
+        return type(self)(*[table.settled() for table in self._all()])
+
+    def _all(self) -> list[Any]:
+        names: tuple[str, ...] = self.__match_args__
+        return [getattr(self, name) for name in names]
 
 
 def kept(before: Any, now: N) -> N:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,8 @@ def test_a_table_equals_a_dictionary_that_was_copied_before_each_build(history: 
     model = dict.fromkeys(range(size), "1")
     older: list[tuple[Table[int, str], Mapping[int, str], dict[int, str]]] = []
     for writes in history:
+        table = table.settled()
+        assert {key: table.was(key) for key in range(121)} == {key: model.get(key) for key in range(121)}
         older.append((table, table.frozen(), model))
         table, before, model = table.fork(), model, model.copy()
         for key, number in writes:
@@ -50,6 +53,7 @@ def test_an_index_equals_a_dictionary_of_sets(history: Builds, size: int) -> Non
     model = {key: {1} for key in range(size)}
     older = []
     for writes in history:
+        index = index.settled()
         older.append((index, model))
         index, before = index.fork(), model
         now = defaultdict(set, {key: set(values) for key, values in model.items()})
@@ -74,6 +78,15 @@ def test_one_write_among_many_rows_copies_none_of_them() -> None:
     now.put(7, "new")
     assert now._base is table._base
     assert (now.frozen()[7], table[7], len(now.frozen())) == ("new", "old", 10_000)
+
+
+@pytest.mark.parametrize("size", [0, 1, 10_000])
+def test_what_is_settled_is_a_fork_only_where_something_was_written(size: int) -> None:
+    table = Table(dict.fromkeys(range(size), "old")).fork()
+    assert table.settled() is table
+    table.put(0, "new")
+    settled = table.settled()
+    assert (settled.was(0), settled[0], dict(settled.changed)) == ("new", "new", {})
 
 
 def test_rows_that_are_sorted_stay_so_when_one_is_another() -> None:
