@@ -57,7 +57,8 @@ class Proxies(Tables):
         for group in callers.outbounds.changed:
             outbound = callers.outbounds.get(group)
             if outbound is not None:  # of the others only this differs
-                others = callers.members.of(group) - alone
+                members = callers.members.of(group)
+                others = [name for name in members if name not in alone] if alone else members
                 self.proxies.put_new(
                     {
                         name: Proxy(workload, outbound, inbound, policy, certificate, quarantined, mode)

@@ -135,31 +135,38 @@ class Table(_Rows[K, V]):
         return value
 
 
-class Index(_Rows[K, set[V]]):
-    """Which values belong to a key: a mapping to sets, without empty ones. What it was forked from never changes."""
+class Index(_Rows[K, dict[V, None]]):
+    """Which values belong to a key: a mapping to sets, without empty ones. What it was forked from never changes.
+
+    The sets are the keys of dictionaries: whoever goes through them meets the values in the order in which they were
+    written, mostly that of memory, and not scattered over it.
+    """
 
     __slots__ = ("_own",)
 
-    def __init__(self, base: dict[K, set[V]] | None = None, late: dict[K, set[V] | None] | None = None) -> None:
+    def __init__(
+        self, base: dict[K, dict[V, None]] | None = None, late: dict[K, dict[V, None] | None] | None = None
+    ) -> None:
         super().__init__(base, late)
         self._own: dict[K, bool] = {}
         """The keys that were written since the fork: whether there is a set, which is nobody else's."""
 
     def of(self, key: K) -> AbstractSet[V]:
         """The values of a key, in no order."""
-        return self.get(key) or _NOTHING
+        row = self.get(key)
+        return row.keys() if row is not None else _NOTHING
 
     def add(self, key: K, value: V) -> None:
         row = self.get(key)
         if row is None or value not in row:
-            self._writable_set(key, row).add(value)
+            self._writable_set(key, row)[value] = None
 
     def discard(self, key: K, value: V) -> None:
         row = self.get(key)
         if row is None or value not in row:
             return
         if len(row) > 1:
-            self._writable_set(key, row).discard(value)
+            del self._writable_set(key, row)[value]
         else:
             self._set(key, None)
             self._own[key] = False
@@ -183,9 +190,9 @@ class Index(_Rows[K, set[V]]):
         """Whether a key has come or gone since the fork."""
         return any(self.appeared_or_went(key) for key in self._own)
 
-    def _writable_set(self, key: K, there: set[V] | None) -> set[V]:
+    def _writable_set(self, key: K, there: dict[V, None] | None) -> dict[V, None]:
         if there is None or not self._own.get(key):
-            there = set(there or ())
+            there = there.copy() if there is not None else {}
             self._set(key, there)
             self._own[key] = True
         return there
