@@ -30,7 +30,7 @@ from smc.records import AckRecord
 from smc.tls import ServerTLS, credential_path
 from smc.xds import balance, delta, sotw, transport
 from smc.xds.framing import Status
-from smc.xds.session import Ended, Session
+from smc.xds.session import Ended, Session, Watch
 from smc.xds.slot import NotAdmitted
 from smc.xds.snapshot import Type
 from smc.xds.stream import ProtocolError, Request, Stream
@@ -136,6 +136,7 @@ class Streams:
         """Streams at the same time."""
         self._listening = listening
         self._sessions: dict[Session, None] = {}
+        self._watch = Watch()
         self._opening = 0
         self._calls: Counter[tuple[Name, str]] = Counter()
         self._draining = False
@@ -220,7 +221,7 @@ class Streams:
 
         stream = Stream(type_ for type_ in service.types if type_ in read.types)
         peer = _Peer(call, read, variant.encoder(stream))
-        session = Session(proxy, stream, slot, self._metrics, peer, listening=self._listening)
+        session = Session(proxy, stream, slot, self._metrics, peer, self._watch, listening=self._listening)
         ending = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), slot.end, f"the credential of {proxy} has expired"
         )

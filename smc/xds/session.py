@@ -34,9 +34,9 @@ MOST_TOLD, LONGEST_TOLD = 5, 1_024
 A report of many proxies has to fit into one transaction, or nothing would be known of any.
 """
 
-SOON = 2.0
-"""Seconds after which a stream that was written to is asked for its deadline, which is never nearer than that. Most of
-them have been ACKed by then, and have none.
+SOON = 1.0
+"""Seconds after which a stream that was written to is asked for its deadline, or at most twice as many: no deadline is
+nearer than that. Most of them have been ACKed by then, and have none.
 """
 
 RATE, BURST = 200.0, 2_000
@@ -106,6 +106,29 @@ class _Bucket:
         return max(0.0, -self._tokens / self._rate)
 
 
+class Watch:
+    """Has the streams that were written to look at their deadlines SOON, with one timer for all of an event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._recent: list[Callable[[], None]] = []
+        self._due: list[Callable[[], None]] = []
+        """Those that were recent when the timer went off last."""
+
+    def soon(self, look: Callable[[], None]) -> None:
+        """Call `look` after SOON, and before twice as long. It must not raise."""
+        if not (self._recent or self._due):
+            self._loop.call_later(SOON, self._tick)
+        self._recent.append(look)
+
+    def _tick(self) -> None:
+        due, self._due, self._recent = self._due, self._recent, []
+        for look in due:
+            look()
+        if self._due or self._recent:
+            self._loop.call_later(SOON, self._tick)
+
+
 class Session:
     """Belongs to one event loop. `run` is its lifetime."""
 
@@ -116,11 +139,13 @@ class Session:
         slot: Slot,
         metrics: Metrics,
         peer: Peer,
+        watch: Watch,
         *,
         listening: Callable[[Name], None],
     ) -> None:
         """
         Args:
+            watch: that of all sessions.
             listening: is told once, as soon as the proxy has ACKed all its listeners.
         """
         self._loop = asyncio.get_running_loop()
@@ -131,6 +156,9 @@ class Session:
         self.opened = self._loop.time()
         self._metrics = metrics
         self._peer = peer
+        self._watch = watch
+        self._watched = False
+        """It will look at the stream's deadline."""
         self._listening: Callable[[Name], None] | None = listening
         self._awaited: list[_Awaited] = []
         """What the stream works on, and what it will work on next: two at most, as there."""
@@ -145,7 +173,9 @@ class Session:
         """Refusals since the last that was logged."""
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._alarm: asyncio.TimerHandle | None = None
-        """Set to the stream's deadline or to an earlier one: they come and go far more often than one passes."""
+        """Set to the stream's deadline as it was when that was looked at: they come and go, and hardly ever pass."""
+        self._overdue = False
+        """It has passed since the stream was asked whether it is stalled."""
         self._late: asyncio.TimerHandle | None = None
         """Ends the stream when the proxy makes no room."""
         self._reading: asyncio.TimerHandle | None = None
@@ -291,7 +321,7 @@ class Session:
                         self._offer(*taken, now)
                     sent = self.stream.to_send(now)
                     self._unsent.extend(sent)
-                    if not sent or self._alarm is None:
+                    if not sent or self._overdue:
                         self._settle(now)
             except Exception as e:  # noqa: BLE001 - `run` raises it
                 self._fail(e)
@@ -301,10 +331,9 @@ class Session:
         if self._over.done() or self._room is not None:
             return
         try:
-            if not self._unsent or self._flush():
-                now = self._loop.time()
-                if self._alarm is None or self._alarm.when() > now + SOON:
-                    self._set_alarm(now + SOON, self._look)
+            if (not self._unsent or self._flush()) and not self._watched:
+                self._watched = True
+                self._watch.soon(self._look)
         except Exception as e:  # noqa: BLE001 - `run` raises it
             self._fail(e)
 
@@ -318,18 +347,16 @@ class Session:
         return True
 
     def _look(self) -> None:
-        self._alarm = None
-        if (deadline := self.stream.deadline) is not None:
-            self._set_alarm(deadline, self._passed)
+        self._watched = False
+        if self._alarm is not None:
+            self._alarm.cancel()
+        deadline = None if self._over.done() else self.stream.deadline
+        self._alarm = None if deadline is None else self._loop.call_at(deadline, self._passed)
 
     def _passed(self) -> None:
         self._alarm = None
+        self._overdue = True
         self._go_on()
-
-    def _set_alarm(self, when: float, then: Callable[[], None]) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = self._loop.call_at(when, then)
 
     def _wait_for(self, room: asyncio.Future[None]) -> None:
         self._room = room
@@ -379,7 +406,8 @@ class Session:
     def _settle(self, now: float) -> None:
         """Tell what the last requests and the passing time have changed."""
         self._confirm(now)
-        if self._stalled or self._alarm is None:  # it begins to be when the alarm goes off, and not before
+        if self._stalled or self._overdue:  # it begins to be when the alarm goes off, and not before
+            self._overdue = False
             stalled = self.stream.stalled
             if stalled and not self._stalled:
                 self._metrics.stalled.inc()

@@ -23,7 +23,7 @@ from smc.model import Name
 from smc.records import AckRecord, Laggard
 from smc.xds import session as module
 from smc.xds.server import MOST_REPORTED
-from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session
+from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session, Watch
 from smc.xds.slot import Offer, Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import PATIENCE, STALLED_AFTER, ProtocolError, Request, Stream
@@ -55,7 +55,7 @@ class Client:
         self.acks = True
         self.said: deque[Request | Exception | None] = deque()
         """What was not read yet."""
-        self.session = Session(PROXY, Stream(), self.slot, self.metrics, self, listening=self.ready.append)
+        self.session = Session(PROXY, Stream(), self.slot, self.metrics, self, Watch(), listening=self.ready.append)
         self._paused = True
         self._receive: Callable[[Request | None], None]
         self._fail: Callable[[Exception], None]
