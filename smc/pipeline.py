@@ -11,7 +11,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -111,7 +111,8 @@ class Pipeline:
             self._arrived.clear()
             view, self._pending = self._pending, None
             if view is not None:
-                await self._step(view)
+                with _uncollected():
+                    await self._step(view)
 
     async def _step(self, view: View) -> None:
         loop = asyncio.get_running_loop()
@@ -120,8 +121,7 @@ class Pipeline:
         with tracer.start_as_current_span("smc.build", context=Context(), links=links) as span:
             started = loop.time()
             try:
-                with _uncollected() if previous is None else nullcontext():
-                    mesh = await asyncio.to_thread(build, previous, view, self._policies)
+                mesh = await asyncio.to_thread(build, previous, view, self._policies)
             except Exception as e:
                 # A fault of ours must not take a replica down, let alone all of them one after the other: the last
                 # good Mesh stays, and the next View is built from nothing.
@@ -362,8 +362,9 @@ def _write(offered: list[Slot]) -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without Python's collector, which would look again and again through all that a build from nothing makes, though
-    nearly all of it stays: a tenth of the time.
+    """Without Python's collector, which would look again and again through what a build makes, though nearly all of it
+    stays: a tenth of the time of a build from nothing, and of that until the last proxy has been told of a change. It
+    takes its turn when that is done.
     """
     if not gc.isenabled():
         yield
