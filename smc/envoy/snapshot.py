@@ -49,7 +49,10 @@ class Generator:
     def __init__(self, open_key: Callable[[CertificateRecord], bytes]) -> None:
         self._open_key = open_key
         self._interned = _Interned()
+        self._mesh: Mesh | None = None
+        """That which was asked for last."""
         self._given: _Given | None = None
+        """By it."""
         self._last: dict[Name, _Last] = {}
 
     def snapshot(self, mesh: Mesh, proxy: Name) -> Snapshot:
@@ -58,24 +61,26 @@ class Generator:
         Raises:
             KeyError: the mesh has no such proxy.
         """
-        found = mesh.proxies[proxy]
-        given = self._given_by(mesh)
-        settings, last = given.settings, self._last.get(proxy)
-        if last is not None and last.given is given and last.proxy is found:
-            return last.snapshot
-        if last is not None and last.given is given and _differ_in_outbound_alone(last.proxy, found):
-            own = last.own
+        found, given = mesh.proxies[proxy], self._given_by(mesh)
+        last = self._last.get(proxy)
+        if last is not None and last.given is given:
+            if last.proxy is found:
+                return last.snapshot
+            own = last.own if _differ_in_outbound_alone(last.proxy, found) else self._own(found, given)
         else:
             own = self._own(found, given)
         if found.workload.sidecar is Sidecar.GRPC:
-            callees = settings.asked_by_name(found.outbound)
+            callees = given.settings.asked_by_name(found.outbound)
         else:
             reconnect = found.certificate.reconnect if found.certificate is not None else ""
-            callees = settings.callees(found.outbound, reconnect)
+            callees = given.settings.callees(found.outbound, reconnect)
         snapshot = self._snapshot(own, callees)
-        if last is None and len(self._last) >= len(mesh.proxies):  # some of them are gone
-            self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
-        self._last[proxy] = _Last(found, given, own, snapshot)
+        if last is None:
+            if len(self._last) >= len(mesh.proxies):  # some of them are gone
+                self._last = {name: kept for name, kept in self._last.items() if name in mesh.proxies}
+            self._last[proxy] = _Last(found, given, own, snapshot)
+        else:
+            last.proxy, last.given, last.own, last.snapshot = found, given, own, snapshot
         return snapshot
 
     def _snapshot(self, own: _Own, callees: _Callees) -> Snapshot:
@@ -104,12 +109,15 @@ class Generator:
     def _given_by(self, mesh: Mesh) -> _Given:
         """The same object for as long as it is equal."""
         given = self._given
+        if given is not None and mesh is self._mesh:
+            return given
         if given is None or not given.settings.are_of(mesh):
             settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
-            given = self._given = _Given(settings, mesh.bundle, mesh.crl)
+            given = _Given(settings, mesh.bundle, mesh.crl)
             self._last.clear()
         elif (mesh.bundle, mesh.crl) != (given.bundle, given.crl):
-            given = self._given = _Given(given.settings, mesh.bundle, mesh.crl)
+            given = _Given(given.settings, mesh.bundle, mesh.crl)
+        self._mesh, self._given = mesh, given
         return given
 
     def _own(self, proxy: Proxy, given: _Given) -> _Own:
@@ -218,7 +226,8 @@ class _Given(NamedTuple):
     """Which of them are not."""
 
 
-class _Last(NamedTuple):
+@dataclass(slots=True)
+class _Last:
     """What was made for a proxy last, and from what."""
 
     proxy: Proxy
@@ -227,15 +236,15 @@ class _Last(NamedTuple):
     snapshot: Snapshot
 
 
+_REST = slice(Proxy._fields.index("outbound") + 1, None)
+"""All of a Proxy but its Workload and its Outbound."""
+
+
 def _differ_in_outbound_alone(one: Proxy, other: Proxy) -> bool:
     """Whether `_Own` of both is the same, which is made from all of a Proxy but its Outbound."""
     mine, its = one.workload, other.workload
-    return (
-        (mine is its or (mine.address, mine.app_address, mine.sidecar) == (its.address, its.app_address, its.sidecar))
-        and one.mode is other.mode
-        and (one.inbound is other.inbound or one.inbound == other.inbound)
-        and (one.policy is other.policy or one.policy == other.policy)
-        and (one.certificate is other.certificate or one.certificate == other.certificate)
+    return one[_REST] == other[_REST] and (
+        mine is its or (mine.address, mine.app_address, mine.sidecar) == (its.address, its.app_address, its.sidecar)
     )
 
 
