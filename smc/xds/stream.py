@@ -194,9 +194,8 @@ class Stream:
         if target is None or not unfinished:
             return ()
         # In the order of the types, of which an earlier one may make a later one unfinished.
-        warming = len(unfinished) > 1 or not _WARMING.isdisjoint(unfinished)
-        for subscription in (self._subscriptions if warming else dict(unfinished)).values():
-            type_ = subscription.type
+        alone = len(unfinished) == 1 and _WARMING.isdisjoint(unfinished)
+        for type_, subscription in tuple(unfinished.items()) if alone else self._subscriptions.items():
             if type_ not in unfinished:
                 continue
             response = subscription.send(now)
@@ -364,13 +363,13 @@ class Stream:
 
     def _is_done(self) -> bool:
         """Release what may go next. True: there is nothing more, and all of it was answered."""
+        if not self._is_quiet(_MADE):
+            return False
         for subscription in self._unfinished.values():
             if not subscription.done:
                 break
         else:  # as nearly always after an ACK
-            return not self._is_waiting()
-        if not self._is_quiet(_MADE):
-            return False
+            return True
         for subscription in self._among(SWITCHED):
             subscription.switch()
         for types in _REMOVED:

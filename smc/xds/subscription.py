@@ -276,19 +276,17 @@ class Subscription:
         if self.flight is not None:
             return None
         while self.due or self._apart:
-            resources, removed = self._compose(self._next())
+            names: Iterable[str]
+            if self._apart:
+                names = filter(self.wants, self._apart.pop())
+            else:
+                names, self.due = self.due, {}
+            resources, removed = self._compose(names)
             if resources or removed:
                 return self._launch(resources, removed, now)
         if self.wildcard and not self._greeted and self.type in _PARTIAL and not (self.to_switch or self.to_remove):
             return self._launch((), (), now)
         return None
-
-    def _next(self) -> Iterable[str]:
-        """The names that the next response is about."""
-        if self._apart:
-            return filter(self.wants, self._apart.pop())
-        due, self.due = self.due, {}
-        return due
 
     def _compose(self, names: Iterable[str]) -> tuple[list[Resource], list[str]]:
         """What is refused is not sent again: whoever asks gets the last good one, or nothing if its body is unknown."""
@@ -298,7 +296,7 @@ class Subscription:
             wanted = self.wanted(name)
             if wanted is None:
                 removed.append(name)
-            elif not _refuses(self.refused.get(name), wanted):
+            elif not (self.refused and _refuses(self.refused.get(name), wanted)):
                 resources.append(wanted)
             elif isinstance(held := self.has.get(name), Resource):
                 resources.append(held)
