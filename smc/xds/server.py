@@ -332,9 +332,6 @@ class _Peer:
         self._call = call
         self._read = read
         self._encode = encode
-        self.drained = call.drained
-        self.pause_reading = call.pause_reading
-        self.resume_reading = call.resume_reading
 
     def deliver(self, receive: Callable[[Request | None], None], fail: Callable[[Exception], None]) -> None:
         read = self._read
@@ -347,8 +344,17 @@ class _Peer:
 
         self._call.deliver(received)
 
+    def pause_reading(self) -> None:
+        self._call.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._call.resume_reading()
+
     def write(self, response: Response) -> int:
         return self._call.write(*self._encode(response))
+
+    def drained(self) -> asyncio.Future[None] | None:
+        return self._call.drained()
 
 
 class _Reader:
