@@ -109,6 +109,8 @@ class Stream:
         for type_ in types:  # routes before the virtual hosts that are parts of them
             routes = self._subscriptions.get(Type.ROUTE) if type_ is Type.VIRTUAL_HOST else None
             self._subscriptions[type_] = Subscription(type_, self._unfinished, routes)
+        self._discovers = Type.VIRTUAL_HOST in self._subscriptions
+        """It carries virtual hosts: they are not in the routes."""
         self._offered = Snapshot()
         """That which the target is made from."""
         self._target: Snapshot | None = None
@@ -178,7 +180,7 @@ class Stream:
                     subscription.end_wildcard()
                 else:
                     subscription.unsubscribe(name)
-            if request.unsubscribe and request.type is Type.ROUTE and Type.VIRTUAL_HOST in self._subscriptions:
+            if request.unsubscribe and request.type is Type.ROUTE and self._discovers:
                 self._subscriptions[Type.VIRTUAL_HOST].let_go()
             self._subscribe(subscription, request, first=first)
         self._proceed()
@@ -337,16 +339,17 @@ class Stream:
 
     def _proceed(self) -> None:
         """Go as far as the ACKs allow; at the end of the sequence begin the next one."""
-        while self._target is None or self._idle or self._is_done():
+        while True:
             if self._target is not None and not self._idle:
+                if not self._is_done():
+                    return
                 self._settle(self._target)
                 self._idle = True
             if self._pending is None:
                 return
             self._idle = False
             (self._offered, self._revision), self._pending = self._pending, None
-            discovers = Type.VIRTUAL_HOST in self._subscriptions
-            self._begin(self._offered if discovers else virtual_hosts.whole(self._offered))
+            self._begin(self._offered if self._discovers else virtual_hosts.whole(self._offered))
 
     def _begin(self, snapshot: Snapshot) -> None:
         before, self._target = self._target, snapshot
@@ -445,7 +448,7 @@ class Stream:
             if subscription.heard and not (subscription.refused or subscription.to_remove):
                 del self._unsettled[type_]
                 self._versions[type_] = self._offered.set_of(type_).version
-                if type_ is Type.ROUTE and Type.VIRTUAL_HOST not in self._subscriptions:
+                if type_ is Type.ROUTE and not self._discovers:
                     self._versions[Type.VIRTUAL_HOST] = self._offered.set_of(Type.VIRTUAL_HOST).version
         self._listening = self._listening or self._is_listening(target)
 
