@@ -155,9 +155,7 @@ class Pipeline:
         async with self._publishing:
             started = loop.time()
             there = self._slots.keys()
-            names = set(self._slots)  # of a dictionary, not of a view of it: no name is hashed anew
-            if not everyone:
-                names &= mesh.affected
+            names = set(there) if everyone else there & mesh.affected
             if self._stale:
                 names |= there & self._stale
             snapshots = await asyncio.to_thread(self._snapshots, mesh, names)
