@@ -1,8 +1,8 @@
 """From a Mesh to what each proxy should have, rebuilding no more than what changed.
 
 Each resource is made from the smallest noun that it needs and remembered with it, for as long as that noun lives.
-What comes out equal is made the same object again, each resource and each set of them, and the Snapshot of a proxy
-stays the same while its sets do: so "the same object" means "nothing to send" all the way down to the wire.
+What comes out equal is made the same object again, each resource, each set and each Layer, and the Snapshot of a proxy
+stays the same while its Layers do: so "the same object" means "nothing to send" all the way down to the wire.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from smc.envoy import clusters, endpoints, interception, listeners, names, proxyless, routes, secrets
 from smc.mesh import Mesh, Proxy
@@ -49,7 +49,7 @@ class Generator:
     def __init__(self, open_key: Callable[[CertificateRecord], bytes]) -> None:
         self._open_key = open_key
         self._interned = _Interned()
-        self._mesh: Mesh | None = None
+        self._mesh: ref[Mesh] | None = None
         """That which was asked for last."""
         self._given: _Given | None = None
         """By it."""
@@ -88,28 +88,27 @@ class Generator:
         if before is callees:
             return own.snapshot  # this proxy's, or that of one that is equal
         # Most often only what it calls has changed, and of that only what is not joined with its own.
-        joined = before is not None and before.joined == callees.joined
-        layer = own.snapshot.own if joined else self._joined(own, callees.joined)
-        if own.snapshot.own is not layer or own.snapshot.shared is not callees.alone:
-            own.snapshot = Snapshot(layer, callees.alone)
+        as_before = before is not None and before.joined == callees.joined
+        layer = own.snapshot.own if as_before else self._joined(own, callees.joined)
+        if own.snapshot.own is not layer or own.snapshot.shared is not callees.shared:
+            own.snapshot = Snapshot(layer, callees.shared)
         own.callees = callees
         return own.snapshot
 
     def _joined(self, own: _Own, joined: _Joined) -> Layer:
-        """The same as that of `own.snapshot` if its sets are."""
-        sets = {
-            Type.CLUSTER: self._interned.joined(joined.clusters, own.clusters),
-            Type.SECRET: own.secrets,
-            Type.LISTENER: self._interned.joined(joined.listeners, own.listeners),
-            Type.ROUTE: self._interned.joined(joined.routes, own.routes),
-        }
-        last = own.snapshot.own
-        return last if last.sets == sets else Layer(sets)
+        return self._interned.layer(
+            {
+                Type.CLUSTER: self._interned.joined(joined.clusters, own.clusters),
+                Type.SECRET: own.secrets,
+                Type.LISTENER: self._interned.joined(joined.listeners, own.listeners),
+                Type.ROUTE: self._interned.joined(joined.routes, own.routes),
+            }
+        )
 
     def _given_by(self, mesh: Mesh) -> _Given:
         """The same object for as long as it is equal."""
         given = self._given
-        if given is not None and mesh is self._mesh:
+        if given is not None and self._mesh is not None and self._mesh() is mesh:
             return given
         if given is None or not given.settings.are_of(mesh):
             settings = _Settings(mesh.trust_domain, mesh.config, self._interned)
@@ -117,7 +116,7 @@ class Generator:
             self._last.clear()
         elif (mesh.bundle, mesh.crl) != (given.bundle, given.crl):
             given = _Given(given.settings, mesh.bundle, mesh.crl)
-        self._mesh, self._given = mesh, given
+        self._mesh, self._given = ref(mesh), given
         return given
 
     def _own(self, proxy: Proxy, given: _Given) -> _Own:
@@ -180,8 +179,8 @@ class _Callees:
     """What proxies with the same Outbound have in common."""
 
     joined: _Joined
-    alone: Layer
-    """The load assignments and virtual hosts: a proxy has no others."""
+    shared: Layer
+    """The load assignments and virtual hosts, of which no proxy has its own."""
     shares: tuple[_Shared, ...] = ()
     """Those of these sets that others have as well."""
     asked: tuple[Destination, ...] = ()
@@ -257,7 +256,7 @@ class _Interned:
         self._sets: WeakValueDictionary[tuple[Resource, ...], ResourceSet] = WeakValueDictionary()
         self._joined: WeakValueDictionary[tuple[object, ...], ResourceSet] = WeakValueDictionary()
         self._own: WeakValueDictionary[tuple[object, ...], _Own] = WeakValueDictionary()
-        self._layers: WeakValueDictionary[tuple[ResourceSet, ResourceSet], Layer] = WeakValueDictionary()
+        self._layers: WeakValueDictionary[tuple[tuple[Type, ResourceSet], ...], Layer] = WeakValueDictionary()
 
     def resource(self, made: Resource) -> Resource:
         return self._resources.setdefault((made.type, made.name, made.version, made.sources, made.warms), made)
@@ -283,10 +282,8 @@ class _Interned:
             known = self._joined[key] = self.set((*shared.resources.values(), *own))
         return known
 
-    def layer(self, assignments: ResourceSet, virtual_hosts: ResourceSet) -> Layer:
-        key = (assignments, virtual_hosts)
-        made = Layer({Type.ENDPOINT: assignments, Type.VIRTUAL_HOST: virtual_hosts})
-        return self._layers.setdefault(key, made)
+    def layer(self, sets: Mapping[Type, ResourceSet]) -> Layer:
+        return self._layers.setdefault(tuple(sets.items()), Layer(sets))
 
     def own(self, made: _Own) -> _Own:
         return self._own.setdefault((made.listeners, made.clusters, made.routes, made.secrets), made)
@@ -429,7 +426,7 @@ class _Settings:
         alike = self._alike.get(key)
         if alike is not None:
             (_, listening, routed), asked = alike.joined, alike.asked
-            hosts = alike.alone.sets[Type.VIRTUAL_HOST]
+            hosts = alike.shared.sets[Type.VIRTUAL_HOST]
         elif outbound.frontends is None:
             listening, (routed, hosts, asked) = EMPTY, self._asked(outbound)
         else:
@@ -442,7 +439,7 @@ class _Settings:
         assigned = self._share(outbound.assignments, lambda: map(self._assignments, outbound.assignments))
         made = self._alike[key] = _Callees(
             _Joined(clusters.resources, listening, routed),
-            self._interned.layer(assigned.resources, hosts),
+            self._interned.layer({Type.ENDPOINT: assigned.resources, Type.VIRTUAL_HOST: hosts}),
             (clusters, assigned),
             asked,
         )
@@ -470,7 +467,7 @@ class _Settings:
                 self._interned.set(listening.values()),
                 self._interned.set(map(self._named_routes, http)),
             ),
-            self._interned.layer(self._interned.set(map(self._assignments, outbound.assignments)), EMPTY),
+            self._interned.layer({Type.ENDPOINT: self._interned.set(map(self._assignments, outbound.assignments))}),
         )
 
     def _named_listener(self, destination: Destination, same_namespace: bool) -> tuple[Resource, ...]:
@@ -485,7 +482,7 @@ class _Settings:
         latest = self._latest.get((outbound.namespace, len(outbound.destinations)))
         if latest is not None and (changed := _changed(latest.asked, outbound.destinations)) is not None:
             hosts = (self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in changed)
-            found = self._interned.replacing(latest.alone.sets[Type.VIRTUAL_HOST], (host.resource for host in hosts))
+            found = self._interned.replacing(latest.shared.sets[Type.VIRTUAL_HOST], (host.resource for host in hosts))
             return latest.joined.routes, found, outbound.destinations
         all_ = [self._virtual_hosts(d, d.service.namespace == outbound.namespace) for d in outbound.destinations]
         kept = self._disjoint(all_)

@@ -16,7 +16,7 @@ class Proxy(NamedTuple):
     """One proxy, and exactly what its configuration is made from.
 
     A tuple, for a changed endpoint makes another one for each proxy that is told of it, and a frozen dataclass is made
-    in more than twice the time.
+    in more than twice the time. So two are equal if what they are made of is, and no weak reference can be had.
     """
 
     workload: Workload
@@ -32,7 +32,7 @@ class Proxy(NamedTuple):
     """Of its workload's namespace: what becomes of calls to it that `policy` does not allow."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Mesh:
     """Everything, at one revision. Indexes are never changed: where nothing differs they are those of the Mesh before,
     and otherwise new ones that share their values.

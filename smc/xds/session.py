@@ -116,17 +116,17 @@ class Watch:
         """Those that were recent when the timer went off last."""
 
     def soon(self, look: Callable[[], None]) -> None:
-        """Call `look` after SOON, and before twice as long. It must not raise."""
+        """Call `look` when SOON has passed, or twice that at most. Until then it is held."""
         if not (self._recent or self._due):
             self._loop.call_later(SOON, self._tick)
         self._recent.append(look)
 
     def _tick(self) -> None:
         due, self._due, self._recent = self._due, self._recent, []
+        if self._due:
+            self._loop.call_later(SOON, self._tick)
         for look in due:
             look()
-        if self._due or self._recent:
-            self._loop.call_later(SOON, self._tick)
 
 
 class Session:
@@ -319,9 +319,10 @@ class Session:
                     now = self._loop.time()
                     if (taken := self.slot.take()) is not None:
                         self._offer(*taken, now)
+                    acked = self.stream.acked
                     sent = self.stream.to_send(now)
                     self._unsent.extend(sent)
-                    if not sent or self._overdue:
+                    if not sent or self._overdue or self.stream.acked != acked:
                         self._settle(now)
             except Exception as e:  # noqa: BLE001 - `run` raises it
                 self._fail(e)
@@ -371,8 +372,7 @@ class Session:
         self._go_on()
 
     def _offer(self, snapshot: Snapshot, offer: Offer, now: float) -> None:
-        if self._awaited:
-            self._confirm(now)
+        self._confirm(now)
         self.stream.offer(snapshot, offer.revision)
         oldest = offer
         if len(self._awaited) > 1:

@@ -128,19 +128,19 @@ Changes: TypeAlias = tuple[Change, ...]
 class Layer:
     """The sets of some types. Snapshots share it: the same object means that none of these differs. Never changed."""
 
-    __slots__ = ("__weakref__", "_before", "_changes", "sets")
+    __slots__ = ("__weakref__", "_known", "sets")
 
     def __init__(self, sets: Mapping[Type, ResourceSet] = MappingProxyType({})) -> None:
         self.sets = sets
-        self._before: ref[Layer] | None = None
-        self._changes: Changes = ()
+        self._known: tuple[ref[Layer], Changes] | None = None
+        """What was asked for last."""
 
     def changed_since(self, before: Layer) -> Changes:
-        """How it differs. Looked up once for all who go from the one to the other, as at most times they do."""
-        if self._before is None or self._before() is not before:
-            self._changes = tuple(_differences(before.sets, self.sets))
-            self._before = ref(before)
-        return self._changes
+        """How it differs. Compared once for all who go from the one to the other, as nearly all do."""
+        known = self._known
+        if known is None or known[0]() is not before:
+            known = self._known = ref(before), tuple(_differences(before.sets, self.sets))
+        return known[1]
 
 
 _NO_LAYER = Layer()

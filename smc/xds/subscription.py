@@ -333,14 +333,16 @@ class Subscription:
             half = len(names) // 2
             self._apart += [names[half:], names[:half]]
             return ()
-        rest = tuple(name for name in names if name not in blamed)
+        good = dict.fromkeys(names)
+        for name in blamed:
+            del good[name]
         if self.type in _PARTIAL:
             self.accept(
-                (resource for name, resource in resources.items() if name in rest),
-                (name for name in response.removed if name in rest),
+                (resource for resource in response.resources if resource.name in good),
+                (name for name in response.removed if name in good),
             )
-        elif rest:
-            self._apart.append(rest)
+        elif good:
+            self._apart.append(tuple(good))
         for name in filter(self.wants, blamed):
             self.refused[name] = Refused(nack, resources.get(name))
         return tuple(blamed)

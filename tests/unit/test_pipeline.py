@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -94,6 +95,16 @@ async def running(*, sources: Sequence[str] = (SOURCE,), ready: bool = True) -> 
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+class Telling:
+    """Calls `tell` whenever there is something to decide."""
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self.decide = tell
+
+    def write(self) -> None:
+        pass
 
 
 def taken(slot: Slot) -> Snapshot:
@@ -245,6 +256,42 @@ async def test_builds_coalesce_one_in_flight_and_the_newest_wins(monkeypatch: py
         sources = [source.manifest for source in taken(slot).of_type(Type.ROUTE)["inbound|8080"].sources]
         assert any("target-19" in manifest for manifest in sources)
         assert sum("target-" in manifest for manifest in mesh.manifests) == 20
+
+
+@pytest.mark.parametrize("fault", [False, True])
+async def test_the_collector_is_off_until_all_have_been_told_and_on_afterwards(
+    fault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def note(_previous: Mesh | None, _view: View) -> None:
+        seen.append(gc.isenabled())
+        if fault:
+            raise RuntimeError("a fault of ours")
+
+    async with running() as (shop, replica):
+        await replica.reaches(await shop.routes())
+        slot = await replica.pipeline.subscribe(STORE)
+        slot.listen(Telling(lambda: seen.append(gc.isenabled())))
+        await asyncio.sleep(0.01)
+        seen.clear()
+        builds(monkeypatch, note)
+        await shop.allow("buyer", "store")
+        for _ in range(10_000):
+            await asyncio.sleep(0.001)
+            if len(seen) == (1 if fault else 2) and gc.isenabled():
+                break
+        assert gc.isenabled()
+        assert seen == ([False] if fault else [False, False])
+
+
+async def test_a_collector_that_was_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "isenabled", lambda: False)
+    enabled = []
+    monkeypatch.setattr(gc, "enable", lambda: enabled.append(True))
+    async with running() as (shop, replica):
+        await replica.reaches(await shop.routes())
+    assert not enabled
 
 
 async def test_a_build_that_fails_keeps_the_last_mesh_and_the_next_is_from_nothing(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from smc.xds.snapshot import Resource, Snapshot, Type
+from smc.xds.snapshot import Resource, Type
 from smc.xds.stream import WILDCARDS, Request, Stream
 from smc.xds.subscription import Response, empty_route
 from smc.xds.virtual_hosts import is_route
-from tests.unit.xds.resources import clusters_of, mark_of
+from tests.unit.xds.resources import clusters_of, layered, mark_of
 
 
 class Conversation:
@@ -25,7 +25,7 @@ class Conversation:
         """Everything that there should be."""
         self._resources = resources
         self._revision = self._revision + 1 if revision is None else revision
-        self.stream.offer(Snapshot.of(resources), self._revision)
+        self.stream.offer(layered(resources), self._revision)
         return self.hear()
 
     def hear(self) -> list[str]:

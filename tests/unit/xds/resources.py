@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from weakref import WeakValueDictionary
+
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import Resource, Source, Type
+from smc.xds.snapshot import Layer, Resource, Snapshot, Source, Type
 
 CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE, VIRTUAL_HOST = Type
 
 BAD = "bad"
 """A body that contains this is refused by clients."""
+
+_LAYERS: WeakValueDictionary[tuple[Resource, ...], Layer] = WeakValueDictionary()
+
+
+def layered(resources: Iterable[Resource]) -> Snapshot:
+    """As the Generator makes it: load assignments and virtual hosts are shared, and equal layers are one object."""
+    layers: tuple[list[Resource], list[Resource]] = ([], [])
+    for found in resources:
+        layers[found.type in (ENDPOINT, VIRTUAL_HOST)].append(found)
+    return Snapshot(*(_LAYERS.setdefault(tuple(found), Snapshot.of(found).own) for found in layers))
 
 
 def resource(

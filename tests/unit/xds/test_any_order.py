@@ -27,6 +27,7 @@ from tests.unit.xds.resources import (
     assignment,
     cluster,
     discovering,
+    layered,
     listener,
     route,
     secret,
@@ -58,7 +59,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             # Nobody can help whoever wants the domain of one that stays as it is because it is refused.
             taken = {"domain": f"domain{nth}"} if name == "moved" else {"mark": draw(BODIES)}
             found.append(virtual_host(name, host, *behind, **taken))
-    return Snapshot.of(found)
+    return layered(found)
 
 
 class Streams(RuleBasedStateMachine):
@@ -118,7 +119,7 @@ class Streams(RuleBasedStateMachine):
             for type_ in Type
             for r in self.snapshot.of_type(type_).values()
         ]
-        self.the_mesh_changes(Snapshot.of(changed))
+        self.the_mesh_changes(layered(changed))
 
     @precondition(lambda self: self.responses)
     @rule(count=st.integers(1, 3))

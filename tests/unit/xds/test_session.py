@@ -7,6 +7,8 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 import structlog
@@ -23,12 +25,12 @@ from smc.model import Name
 from smc.records import AckRecord, Laggard
 from smc.xds import session as module
 from smc.xds.server import MOST_REPORTED
-from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, WRITE_DEADLINE, Ended, Session, Watch
+from smc.xds.session import BURST, LINES_BURST, LINES_RATE, MOST_TOLD, RATE, SOON, WRITE_DEADLINE, Ended, Session, Watch
 from smc.xds.slot import Offer, Slot
 from smc.xds.snapshot import Resource, Snapshot, Type
 from smc.xds.stream import PATIENCE, STALLED_AFTER, ProtocolError, Request, Stream
 from smc.xds.subscription import Response
-from tests.unit.xds.resources import assignment, cluster, listener, route, secret, source, static
+from tests.unit.xds.resources import assignment, cluster, layered, listener, route, secret, source, static
 
 pytestmark = pytest.mark.looptime
 
@@ -103,7 +105,7 @@ class Client:
         self.say(Request(last.type, nonce=last.nonce, error=text))
 
     def offer(self, revision: int, *resources: Resource) -> None:
-        self.slot.put(Snapshot.of(resources), offer(revision))
+        self.slot.put(layered(resources), offer(revision))
         self.slot.write()
 
     @property
@@ -452,6 +454,95 @@ async def test_a_deadline_that_comes_before_the_one_that_was_waited_for_is_kept_
         assert client.got == ["store=1", "out=1"]
 
 
+async def test_a_patience_that_begins_just_after_the_deadline_was_looked_at_is_kept_to_the_moment() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(1, cluster("store"), listener("out", routes=()))
+    async with client.connected():
+        client.say(Request(Type.LISTENER))
+        await asyncio.sleep(2 * SOON + 0.001)
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await asyncio.sleep(PATIENCE - 0.001)
+        assert client.got == ["store=1"]
+        await asyncio.sleep(0.002)
+        assert client.got == ["store=1", "out=1"]
+
+
+async def test_what_a_wildcard_has_already_is_acked_although_it_is_greeted() -> None:
+    client, held = Client(), static("local")
+    client.acks = False
+    client.offer(500, held)
+    async with client.connected(Request(Type.CLUSTER, initial={"local": held.version}, resumed=True)):
+        await settle()
+        assert [response.resources for response in client.received] == [()], "the greeting"
+        assert client.session.stream.acked == 500
+        assert client.session.revision(510) == 510
+        assert client.session.laggard() is None
+        assert client.metric("smc_convergence_seconds_count") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- deadlines
+
+
+def test_no_deadline_is_nearer_than_the_look_at_it() -> None:
+    assert min(PATIENCE, STALLED_AFTER) > 2 * SOON
+
+
+async def test_each_look_comes_soon_and_at_most_twice_as_late() -> None:
+    watch, asked, looked, loop = Watch(), {}, {}, asyncio.get_running_loop()
+    for number in range(50):
+        asked[number] = loop.time()
+        watch.soon(lambda number=number: looked.setdefault(number, loop.time()))  # type: ignore[misc]
+        await asyncio.sleep(0.13)
+    await asyncio.sleep(2 * SOON)
+    assert looked.keys() == asked.keys()
+    assert all(SOON <= at - asked[number] <= 2 * SOON + 0.001 for number, at in looked.items())
+
+
+async def test_all_who_ask_together_have_one_timer_and_nobody_has_one_when_all_have_looked() -> None:
+    watch, looked = Watch(), []
+    timers = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def counted(*args: Any, **more: Any) -> asyncio.TimerHandle:
+        timers.append(args[0])
+        return call_later(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "call_later", counted)
+        for number in range(100):
+            watch.soon(partial(looked.append, number))
+        assert timers == [SOON]
+        await asyncio.sleep(3 * SOON)
+        assert looked == list(range(100))
+        assert len([after for after in timers if after == SOON]) == 2
+
+
+async def test_one_look_that_fails_takes_no_look_from_others_who_ask_later() -> None:
+    watch, looked, failed = Watch(), [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failed.append(context["exception"]))
+    watch.soon(partial(int, "no number"))
+    await asyncio.sleep(1.5 * SOON)
+    watch.soon(partial(looked.append, 1))
+    await asyncio.sleep(3 * SOON)
+    watch.soon(partial(looked.append, 2))
+    await asyncio.sleep(3 * SOON)
+    assert [type(error) for error in failed] == [ValueError]
+    assert looked == [1, 2]
+
+
+async def test_a_stream_that_is_over_sets_no_alarm() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(1, static("local"))
+    async with client.connected():
+        await settle()
+        assert client.got == ["local=1"]
+    await asyncio.sleep(3 * SOON)
+    assert client.session._alarm is None or client.session._alarm.cancelled()
+
+
 async def test_a_proxy_that_does_not_answer_is_stalled_and_counted_once() -> None:
     client = Client()
     client.acks = False
@@ -531,6 +622,23 @@ async def test_the_way_to_the_last_ack_is_measured_from_the_offer() -> None:
         await settle()
         assert client.metric("smc_convergence_seconds_count") == 1
         assert client.metric("smc_convergence_seconds_sum") == pytest.approx(4)
+
+
+async def test_that_of_an_offer_which_replaced_another_is_measured_from_the_oldest() -> None:
+    client = Client()
+    client.acks = False
+    client.offer(1, static("local"))
+    async with client.connected():
+        for revision in (2, 3, 4):
+            await asyncio.sleep(1)
+            client.offer(revision, static("local", f"{revision}"))
+        await settle()
+        client.acks = True
+        client.say(Request(Type.CLUSTER, nonce=client.received[0].nonce))
+        await settle()
+        assert client.got == ["local=1", "local=4"]
+        assert client.metric("smc_convergence_seconds_count") == 2
+        assert client.metric("smc_convergence_seconds_sum") == pytest.approx(3 + 2, abs=0.01)
 
 
 async def test_that_a_proxy_listens_is_told_once() -> None:

@@ -9,7 +9,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
 from smc.xds import sotw
-from smc.xds.snapshot import Resource, ResourceSet, Snapshot, Type
+from smc.xds.snapshot import Resource, ResourceSet, Type
 from smc.xds.stream import ProtocolError, Request, Stream
 from smc.xds.subscription import Response
 from tests.unit.xds.resources import (
@@ -20,6 +20,7 @@ from tests.unit.xds.resources import (
     SECRET,
     assignment,
     cluster,
+    layered,
     listener,
     resource,
     route,
@@ -130,7 +131,7 @@ class Conversation:
 
     def offer(self, *resources: Resource) -> list[str]:
         self._revision += 1
-        self.stream.offer(Snapshot.of(resources), self._revision)
+        self.stream.offer(layered(resources), self._revision)
         return self._hear()
 
     def ask(self, type_: Type, *names: str, nonce: str = "", **more: Any) -> list[str]:

@@ -13,7 +13,7 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from smc.xds.snapshot import EMPTY, Layer, Resource, ResourceSet, Snapshot, Type
 from smc.xds.virtual_hosts import OTHERS, is_route, name, of_route, route, whole
 from tests.unit.xds import resources
-from tests.unit.xds.resources import ROUTE, VIRTUAL_HOST, assignment, cluster, listener, source, virtual_host
+from tests.unit.xds.resources import ROUTE, VIRTUAL_HOST, assignment, cluster, layered, listener, source, virtual_host
 
 ONE, TWO = virtual_host("outbound", "one", "a", "b"), virtual_host("outbound", "two", "b")
 REST = virtual_host("outbound", OTHERS, domain="*")
@@ -24,7 +24,7 @@ ROUTES = (route("outbound"), route("outbound|80"), INBOUND)
 
 
 def shop(*found: Resource) -> Snapshot:
-    return Snapshot.of([cluster("a"), assignment("a"), listener("outbound"), *ROUTES, *(found or HOSTS)])
+    return layered([cluster("a"), assignment("a"), listener("outbound"), *ROUTES, *(found or HOSTS)])
 
 
 def parsed(resource: Resource) -> Any:
