@@ -138,8 +138,8 @@ class Table(_Rows[K, V]):
 class Index(_Rows[K, dict[V, None]]):
     """Which values belong to a key: a mapping to sets, without empty ones. What it was forked from never changes.
 
-    The sets are the keys of dictionaries: whoever goes through them meets the values in the order in which they were
-    written, mostly that of memory, and not scattered over it.
+    The sets are the keys of dictionaries, so that whoever goes through one meets its values in about the order of
+    memory. Nothing may depend on that order: it is another one in a Mesh that was built from nothing.
     """
 
     __slots__ = ("_own",)

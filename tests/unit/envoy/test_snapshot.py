@@ -22,6 +22,7 @@ from smc.model import (
     HttpMatch,
     Inbound,
     MeshConfig,
+    Mode,
     Name,
     Outbound,
     Permission,
@@ -30,7 +31,7 @@ from smc.model import (
     Target,
     Workload,
 )
-from smc.records import BundleRecord, CertificateRecord
+from smc.records import BundleRecord, CertificateRecord, QuarantineRecord
 from smc.xds.snapshot import Resource, Snapshot, Source, Type
 from tests.unit.envoy import nouns
 from tests.unit.envoy.rendering import message
@@ -443,6 +444,8 @@ def test_what_is_gone_is_forgotten() -> None:
         ("workload", replace(nouns.STORE_1, app_address="127.0.0.9"), {"CLUSTER local|8080"}),
         ("workload", replace(nouns.STORE_1, address="127.0.1.9"), {"LISTENER inbound", "LISTENER outbound"}),
         ("outbound", nouns.callers({"books/bookstore-v1": 1}), {f"VIRTUAL_HOST {ROOT_HOST}"}),
+        ("mode", Mode.PERMISSIVE, {"LISTENER inbound", "ROUTE inbound|8080", "ROUTE inbound|plaintext"}),
+        ("quarantined", (QuarantineRecord(STORE, "m", 1, Type.ROUTE.value, "r", "no"),), set()),
     ],
 )
 def test_each_part_of_a_proxy_reaches_its_configuration_when_nothing_else_changes(
@@ -454,6 +457,15 @@ def test_each_part_of_a_proxy_reaches_its_configuration_when_nothing_else_change
     proxy = mesh.proxies[STORE]._replace(**{field: value})  # type: ignore[arg-type]
     after = generator.snapshot(replace(mesh, proxies={**mesh.proxies, STORE: proxy}), STORE)
     assert changed(before, after) == sent
+
+
+def test_a_mesh_that_was_replaced_is_not_kept() -> None:
+    generator, mesh = Generator(nouns.open_key), nouns.bookstore()
+    snapshot, gone = generator.snapshot(mesh, STORE), weakref.ref(mesh)
+    del mesh
+    gc.collect()
+    assert gone() is None
+    assert generator.snapshot(nouns.bookstore(), STORE) is snapshot
 
 
 def test_no_hash_seed_enters_a_version() -> None:

@@ -465,6 +465,27 @@ class TestRefusal:
         talk.nack(CLUSTER, "Error adding/updating cluster(s) shop/x|8080: no")
         assert talk.stream.refusals[0].names == ("shop/x|8080",)
 
+    def test_of_thousands_of_names_each_that_is_not_blamed_is_looked_at_once(self) -> None:
+        class Counted(str):
+            __slots__ = ()
+            compared = 0
+            __hash__ = str.__hash__
+
+            def __eq__(self, other: object) -> bool:
+                Counted.compared += 1
+                return str.__eq__(self, other)
+
+        many = [static(Counted(f"c{number}")) for number in range(2_000)]
+        talk = Conversation()
+        talk.ask(CLUSTER)
+        talk.offer(*many)
+        Counted.compared = 0
+        talk.nack(CLUSTER, "c7: bad")
+        assert Counted.compared < 20 * len(many)
+        (refusal,) = talk.stream.refusals
+        assert refusal.names == ("c7",)
+        assert len(talk.stream.whole(CLUSTER)) == len(many) - 1
+
     def test_a_name_that_is_only_mentioned_in_the_reason_of_another_is_not_blamed(self) -> None:
         talk = running(*SHOP)
         talk.offer(*but(listener("outbound", "2"), listener("inbound", routes=())))
