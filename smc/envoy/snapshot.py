@@ -50,9 +50,9 @@ class Generator:
         self._open_key = open_key
         self._interned = _Interned()
         self._mesh: ref[Mesh] | None = None
-        """That which was asked for last."""
+        """Of which a Snapshot was made last."""
         self._given: _Given | None = None
-        """By it."""
+        """What that Mesh gives all of its proxies."""
         self._last: dict[Name, _Last] = {}
 
     def snapshot(self, mesh: Mesh, proxy: Name) -> Snapshot:
