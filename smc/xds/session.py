@@ -111,19 +111,27 @@ class Watch:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._recent: list[Callable[[], None]] = []
-        self._due: list[Callable[[], None]] = []
+        self._recent: dict[Callable[[], None], None] = {}
+        self._due: dict[Callable[[], None], None] = {}
         """Those that were recent when the timer went off last."""
+        self._ticks = False
 
     def soon(self, look: Callable[[], None]) -> None:
-        """Call `look` when SOON has passed, or twice that at most. Until then it is held."""
-        if not (self._recent or self._due):
+        """Call `look` when SOON has passed, or twice that at most. It is held until then, or until it is forgotten."""
+        if not self._ticks:
+            self._ticks = True
             self._loop.call_later(SOON, self._tick)
-        self._recent.append(look)
+        self._recent[look] = None
+
+    def forget(self, look: Callable[[], None]) -> None:
+        """Do not call it, if that was asked for."""
+        self._recent.pop(look, None)
+        self._due.pop(look, None)
 
     def _tick(self) -> None:
-        due, self._due, self._recent = self._due, self._recent, []
-        if self._due:
+        due, self._due, self._recent = self._due, self._recent, {}
+        self._ticks = bool(self._due)
+        if self._ticks:
             self._loop.call_later(SOON, self._tick)
         for look in due:
             look()
@@ -257,6 +265,7 @@ class Session:
         finally:
             if not self._over.cancel() and not self._over.cancelled():
                 self._over.exception()  # where the task was cancelled first, nobody else asks for it
+            self._watch.forget(self._look)  # megabytes may be in flight that nobody needs any more
             for timer in (self._alarm, self._late, self._reading):
                 if timer is not None:
                     timer.cancel()
@@ -351,7 +360,7 @@ class Session:
         self._watched = False
         if self._alarm is not None:
             self._alarm.cancel()
-        deadline = None if self._over.done() else self.stream.deadline
+        deadline = self.stream.deadline
         self._alarm = None if deadline is None else self._loop.call_at(deadline, self._passed)
 
     def _passed(self) -> None:

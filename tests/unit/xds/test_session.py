@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -519,15 +520,34 @@ async def test_one_look_that_fails_takes_no_look_from_others_who_ask_later() -> 
     assert looked == [1, 2]
 
 
-async def test_a_stream_that_is_over_sets_no_alarm() -> None:
+async def test_what_is_forgotten_looks_no_more_and_changes_nothing_for_others() -> None:
+    watch, looked, loop = Watch(), [], asyncio.get_running_loop()
+    begun = loop.time()
+    recent, due = partial(looked.append, "recent"), partial(looked.append, "due")
+    watch.soon(due)
+    await asyncio.sleep(1.5 * SOON)
+    watch.soon(recent)
+    watch.forget(recent)
+    watch.forget(due)
+    watch.soon(lambda: looked.append(loop.time() - begun))
+    await asyncio.sleep(3 * SOON)
+    (at,) = looked
+    assert 2.5 * SOON <= at <= 3.5 * SOON
+
+
+async def test_a_stream_that_is_over_sets_no_alarm_and_is_held_by_nobody() -> None:
     client = Client()
     client.acks = False
     client.offer(1, static("local"))
     async with client.connected():
         await settle()
         assert client.got == ["local=1"]
+    watch, over = client.session._watch, weakref.ref(client.session)
+    del client
+    await settle()
+    gc.collect()
+    assert over() is None, f"{watch} holds what nobody needs"
     await asyncio.sleep(3 * SOON)
-    assert client.session._alarm is None or client.session._alarm.cancelled()
 
 
 async def test_a_proxy_that_does_not_answer_is_stalled_and_counted_once() -> None:
