@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache, cached_property
 from types import MappingProxyType
@@ -74,7 +74,7 @@ class ResourceSet:
     Never changed once made. `resources` is sorted by name.
     """
 
-    resources: Mapping[str, Resource] = field(default_factory=dict)
+    resources: MappingProxyType[str, Resource]
 
     @classmethod
     def of(cls, resources: Iterable[Resource]) -> ResourceSet:
@@ -92,7 +92,7 @@ class ResourceSet:
 
     def replacing(self, resources: Iterable[Resource]) -> ResourceSet:
         """The same with these in the place of those of their names, all of which it has."""
-        return ResourceSet(MappingProxyType({**self.resources, **{found.name: found for found in resources}}))
+        return ResourceSet(MappingProxyType(self.resources | {found.name: found for found in resources}))
 
     @cached_property
     def version(self) -> str:

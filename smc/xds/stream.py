@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from smc.errors import Invalid
 from smc.xds import virtual_hosts
+from smc.xds.held import Held, Told
 from smc.xds.snapshot import Resource, Snapshot, Source, Type
-from smc.xds.subscription import SWITCHED, Nack, Response, Subscription, Told
+from smc.xds.subscription import SWITCHED, Nack, Response, Subscription
 
 WILDCARD = "*"
 
@@ -219,7 +220,7 @@ class Stream:
         it has from before this stream, and was not sent on it, is not known here, and not in it.
         """
         subscription = self._subscriptions[type_]
-        known: dict[str, Resource | Told] = dict(subscription.has)
+        known = subscription.has.resources()
         if subscription.flight is not None:
             known.update((r.name, r) for r in subscription.flight.resources if subscription.wants(r.name))
             for name in subscription.flight.removed:
@@ -306,8 +307,9 @@ class Stream:
         if initial:
             if self._resumed_at is None:
                 self._resumed_at = self._now
-            told = {intern(n): Told(intern(version)) for n, version in initial.items() if wildcard or n in names}
-            subscription.has.update(told)
+            for name, version in initial.items():
+                if wildcard or name in names:
+                    subscription.has.put(intern(name), Told(intern(version)))
         if first:
             subscription.introduce(names)
         for name in names:
@@ -447,6 +449,7 @@ class Stream:
             subscription = self._subscriptions[type_]
             if subscription.heard and not (subscription.refused or subscription.to_remove):
                 del self._unsettled[type_]
+                subscription.has.share(subscription.target)
                 self._versions[type_] = self._offered.set_of(type_).version
                 if type_ is Type.ROUTE and not self._discovers:
                     self._versions[Type.VIRTUAL_HOST] = self._offered.set_of(Type.VIRTUAL_HOST).version
@@ -461,7 +464,7 @@ class Stream:
         listeners = {name: listener for name, listener in there.items() if asked.wants(name)}
         return (
             bool(listeners)
-            and (not asked.wildcard or Type.SECRET not in has or IDENTITY in has[Type.SECRET])
+            and (not asked.wildcard or Type.SECRET not in has or has[Type.SECRET].get(IDENTITY) is not None)
             and (any(ask.serves for ask in listeners.values()) or not any(one.serves for one in there.values()))
             and all(has[Type.LISTENER].get(name) is listener for name, listener in listeners.items())
             and all(_is_warm(listener, has) for listener in listeners.values())
@@ -475,11 +478,11 @@ class Stream:
         return [s.sent_at for s in self._unfinished.values() if s.flight is not None]
 
 
-def _is_warm(resource: Resource | Told, has: Mapping[Type, Mapping[str, Resource | Told]]) -> bool:
-    """The client has what it waits for, and what that waits for. What it had before this stream waits for nothing."""
-    return isinstance(resource, Told) or all(
-        type_ not in has or (name in has[type_] and _is_warm(has[type_][name], has)) for type_, name in resource.warms
-    )
+def _is_warm(resource: Resource | Told | None, has: Mapping[Type, Held]) -> bool:
+    """The client has it, what that waits for, and so on. What it had before this stream waits for nothing."""
+    if not isinstance(resource, Resource):
+        return resource is not None
+    return all(type_ not in has or _is_warm(has[type_].get(name), has) for type_, name in resource.warms)
 
 
 def _suspects(subscription: Subscription, names: Iterable[str]) -> set[Source]:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from smc.xds import virtual_hosts
-from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Source, Type
+from smc.xds.held import Held
+from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Type
 
 _PARTIAL = frozenset({Type.CLUSTER, Type.LISTENER})
 """Of these Envoy applies what is good in a response that it refuses; of the others it may have dropped the rest."""
@@ -34,15 +35,6 @@ _WORD = re.compile(r"[\w|/.\-]+")
 
 _FIRST: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
 """Sets of names that streams have begun with, by their hashes: nearly all begin with the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the client has from before this stream, as it says."""
-
-    version: str
-    sources: tuple[Source, ...] = ()
-    """Unknown."""
 
 
 class Response(NamedTuple):
@@ -97,8 +89,7 @@ class Subscription:
         """Asked for by name, whether they exist or not, in the first request; shared by all who have begun alike."""
         self._later: dict[str, None] = {}
         """Asked for since."""
-        self.has: dict[str, Resource | Told] = {}
-        """What it ACKed last, or said that it had when it came."""
+        self.has = Held()
         self.refused: dict[str, Refused] = {}
         self.flight: Response | None = None
         """What it has not answered yet."""
@@ -179,7 +170,8 @@ class Subscription:
                 self._forget(name)
 
     def _forget(self, name: str) -> None:
-        for names in (self.has, self.due, self.to_switch, self.to_remove, self.refused):
+        self.has.put(name, None)
+        for names in (self.due, self.to_switch, self.to_remove, self.refused):
             names.pop(name, None)
 
     def wanted(self, name: str) -> Resource | None:
@@ -208,7 +200,7 @@ class Subscription:
 
     def survey(self) -> None:
         """Plan for everything that the client wants."""
-        for name in {**self.target.resources, **self.has} if self.wildcard else tuple(self.has):
+        for name in dict.fromkeys((*self.target.resources, *self.has)) if self.wildcard else self.has:
             if self.wants(name):
                 self.plan(name)
 
@@ -227,7 +219,7 @@ class Subscription:
                 goes_early = self.type is Type.VIRTUAL_HOST and virtual_hosts.has_route(name, self.target.resources)
                 (self.to_switch if goes_early else self.to_remove)[name] = None
         elif held is not None and held.version == wanted.version:
-            self.has[name] = wanted
+            self.has.put(name, wanted)
             self.refused.pop(name, None)
         elif refused is not None and _refuses(refused, wanted):
             self.refused[name] = Refused(refused.nack, wanted)  # the same bytes, perhaps from other manifests
@@ -314,14 +306,14 @@ class Subscription:
     def accept(self, resources: Iterable[Resource], removed: Iterable[str]) -> None:
         """The client has taken in a response that says so, or this part of it."""
         for name in removed:
-            self.has.pop(name, None)
+            self.has.put(name, None)
             self.refused.pop(name, None)
         for resource in resources:
             name = resource.name
             if self.wants(name):
                 if self.refused and self.has.get(name) is not resource:  # else it is the last good one, sent once more
                     self.refused.pop(name, None)
-                self.has[name] = resource
+                self.has.put(name, resource)
 
     def refuse(self, response: Response, nack: Nack) -> tuple[str, ...]:
         """The names that the client refuses. Those of which that is not certain are tried again by themselves."""
