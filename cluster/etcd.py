@@ -423,7 +423,7 @@ class EtcdKV:
                 continue
             endpoint = untried.popleft()
             began = loop.time()
-            share = min(left, PATIENCE) if untried else left
+            share = self._share(left, last=not untried)
             sent = False
             # Whoever waits, waits; what comes after it is sent elsewhere.
             overdue = loop.call_later(PATIENCE, self._blame, endpoint, f"no answer within {PATIENCE:g} s")
@@ -462,6 +462,16 @@ class EtcdKV:
             f"etcd did not answer {what} within {self._timeout:g} s: "
             + "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
         )
+
+    def _share(self, left: float, *, last: bool) -> float:
+        """How many of the seconds that are left for a call one endpoint may take.
+
+        The last of a round has more, for all may be slow. But meanwhile one of the others may have come back, or have a
+        leader again: so, unless it is the only one, there will be time to ask them.
+        """
+        if last and len(self._endpoints) == 1:
+            return left
+        return min(left, max(PATIENCE, left / 2) if last else PATIENCE)
 
     def _order(self) -> Sequence[_Endpoint]:
         """Endpoints in the order in which to ask: the one that answered last, the others, those that rest."""

@@ -167,7 +167,7 @@ async def test_a_member_that_dies_or_freezes_is_left_for_another(
     endpoints = [member.endpoint for member in members]
     for member in members:
         await member.until_ready()
-    async with client(*endpoints, timeout=6) as kv, Ledger(kv, kv, "/n/").kept() as ledger:
+    async with client(*endpoints, timeout=15) as kv, Ledger(kv, kv, "/n/").kept() as ledger:
         # That of the first endpoint, to which everything is connected. Another answers before the call's time is up.
         members[0].pause()
         assert (await kv.status()).revision >= ledger.seen[-1].revision
@@ -258,6 +258,28 @@ async def test_while_one_call_waits_for_an_endpoint_later_ones_are_sent_elsewher
         await wire.cut()
         with pytest.raises(Ambiguous):
             await waiting
+
+
+async def test_one_that_comes_back_answers_a_read_although_another_stays_silent(
+    shared: EtcdServer, unaided: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "COOL_DOWN", 60.0)
+    await shared.until_ready()
+    async with (
+        Wire(shared.endpoint) as late,
+        Wire(shared.endpoint) as silent,
+        client(late.endpoint, silent.endpoint, timeout=8) as kv,
+    ):
+        await late.cut()
+        before = await kv.status()
+        await late.open()
+        silent.swallow_requests = silent.swallow_answers = True
+        await kv.status()
+        await late.cut()
+        reading = asyncio.create_task(kv.status())
+        await asyncio.sleep(2 * etcd.PATIENCE)
+        await late.open()
+        assert await reading == before, "whoever is asked last leaves time for the others"
 
 
 async def test_where_nothing_answers_the_error_names_every_endpoint_and_why(shared: EtcdServer) -> None:
