@@ -464,14 +464,14 @@ class EtcdKV:
         )
 
     def _share(self, left: float, *, last: bool) -> float:
-        """How many of the seconds that are left for a call one endpoint may take.
+        """Seconds that one endpoint has for a connection, or for the answer to a read, of those that a call has left.
 
-        The last of a round has more, for all may be slow. But meanwhile one of the others may have come back, or have a
-        leader again: so, unless it is the only one, there will be time to ask them.
+        The last of a round has more than PATIENCE, for all may be slow; but not all, unless it is the only one: of the
+        others one may have come back meanwhile, or have a leader again.
         """
-        if last and len(self._endpoints) == 1:
+        if len(self._endpoints) == 1:
             return left
-        return min(left, max(PATIENCE, left / 2) if last else PATIENCE)
+        return min(left, max(PATIENCE, left - PATIENCE) if last else PATIENCE)
 
     def _order(self) -> Sequence[_Endpoint]:
         """Endpoints in the order in which to ask: the one that answered last, the others, those that rest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isqrt
+from types import MappingProxyType
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -18,7 +19,7 @@ def is_much(late: int, base: int) -> bool:
     return late > FEW + isqrt(base)
 
 
-def merged(base: dict[K, V], late: Mapping[K, V | None]) -> dict[K, V]:
+def merged(base: dict[K, V] | MappingProxyType[K, V], late: Mapping[K, V | None]) -> dict[K, V]:
     """A copy of `base` with what came later, in the order of the base; None: it is not there any more."""
     rows = base.copy()
     for key, value in late.items():

@@ -5,11 +5,13 @@ In a mesh of thousands of services nearly all streams have the same thousands of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
+from cluster.overlay import merged
 from smc.xds.snapshot import EMPTY, Resource, ResourceSet, Source
+
+LARGE = 8
+"""A stream shares a set as long as no more than one in so many of its resources differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +45,27 @@ class Held:
         else:
             self._own[name] = found
 
-    def __iter__(self) -> Iterator[str]:
-        """The names, as they are now."""
-        return iter(self.resources())
-
     def resources(self) -> dict[str, Resource | Told]:
-        """All of it."""
-        common: MappingProxyType[str, Resource | Told] = self._common.resources
-        held = common.copy()
-        for name, found in self._own.items():
-            if found is None:
-                del held[name]
-            else:
-                held[name] = found
-        return held
+        """A copy of all of it."""
+        return merged(self._common.resources, self._own)
 
     def share(self, common: ResourceSet) -> None:
-        """Keep `common` in place of what the client has, if it is the same: the very objects, and no others.
+        """Keep what the client has as `common`, which it should have, and what differs from it: mostly nothing.
 
-        Costs what differs from the set that was shared before. Who has something else keeps all of it to himself, and
-        is asked no more than how many they are until these are as many as in `common`.
+        Costs what differs, and what has changed in `common` since the last time. Where more than one in LARGE differs,
+        all of it is kept apart, so that nobody holds a set for the little of it that he has.
         """
-        is_alone = self._common is EMPTY
-        if self._makes_up(common.resources if is_alone else common.changed_since(self._common), common.resources):
-            self._common, self._own = common, {}
-        elif not is_alone:
-            self._common, self._own = EMPTY, {**self.resources()}
-
-    def _makes_up(self, differing: Mapping[str, Resource] | tuple[str, ...], resources: Mapping[str, Resource]) -> bool:
-        own = self._own
-        return len(differing) == len(own) and all(
-            name in own and own[name] is resources.get(name) for name in differing
-        )
+        resources, alone = common.resources, self._common is EMPTY
+        most = len(resources) // LARGE
+        if alone and len(resources) - len(self._own) > most:
+            return
+        changed = common.changed_since(self._common) if common is not self._common else ()
+        own = {
+            name: found
+            for name in dict.fromkeys((*self._own, *changed))
+            if (found := self.get(name)) is not resources.get(name)
+        }
+        if len(own) <= most:
+            self._common, self._own = common, own
+        elif not alone:
+            self._common, self._own = EMPTY, merged(self._common.resources, self._own)

@@ -447,9 +447,9 @@ class Stream:
         self.acked = self._revision
         for type_ in tuple(self._unsettled):
             subscription = self._subscriptions[type_]
+            subscription.has.share(subscription.target)
             if subscription.heard and not (subscription.refused or subscription.to_remove):
                 del self._unsettled[type_]
-                subscription.has.share(subscription.target)
                 self._versions[type_] = self._offered.set_of(type_).version
                 if type_ is Type.ROUTE and not self._discovers:
                     self._versions[Type.VIRTUAL_HOST] = self._offered.set_of(Type.VIRTUAL_HOST).version

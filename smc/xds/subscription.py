@@ -165,7 +165,7 @@ class Subscription:
 
     def let_go(self) -> None:
         """Forget what is not wanted any more, as the client does."""
-        for name in {*self.has, *self.due, *self.to_switch, *self.to_remove, *self.refused}:
+        for name in {*self.has.resources(), *self.due, *self.to_switch, *self.to_remove, *self.refused}:
             if not self.wants(name):
                 self._forget(name)
 
@@ -200,7 +200,8 @@ class Subscription:
 
     def survey(self) -> None:
         """Plan for everything that the client wants."""
-        for name in dict.fromkeys((*self.target.resources, *self.has)) if self.wildcard else self.has:
+        has = self.has.resources()
+        for name in {**self.target.resources, **has} if self.wildcard else has:
             if self.wants(name):
                 self.plan(name)
 
