@@ -18,8 +18,9 @@ AGE = 15.0
 """Seconds after which a replica asks a proxy to connect anew."""
 FEWEST, MOST = 2, 6
 """Envoys that a replica may have: the even share is four."""
-IN_TIME = 10.0
-"""Seconds from the last join."""
+IN_TIME = 25.0
+"""Seconds from the last join. A replica with too many sends one away each second, and which one an Envoy tries next is
+chance: a dozen in a row may find none but those that have too many."""
 
 
 def _light(number: int) -> Placement:

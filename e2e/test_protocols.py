@@ -223,6 +223,21 @@ class Protocols(Mesh):
             placement = replace(bookstore.store(version), services=tuple(sorted(backs)))
             self.write(placement.workload, bookstore.workload(placement, address))
         await eventually(self.is_well, timeout=30, every=0.1, what="every Envoy has found every port healthy")
+        # The Envoys were well before, too: only this tells that SMC has read what was written.
+        await eventually(
+            lambda: self.knows(cache), timeout=30, every=0.1, what=f"the callers know that the cache speaks {cache}"
+        )
+        await self.wait_synced()
+
+    async def knows(self, cache: str) -> bool:
+        """Whether both callers' Envoys take the cache for one that speaks this: only to TCP do they connect."""
+        heads = [await self.head(name) for name in ("bookbuyer", "bookthief")]
+        return all(head.startswith(b"HTTP/1.1 200") is (cache == "tcp") for head in heads)
+
+    async def head(self, source: str) -> bytes:
+        """How a sidecar answers the wish to be connected to the cache."""
+        async with asyncio.timeout(10), self.asked(source, "cache.bookstore") as (_, _, head):
+            return head
 
     async def is_well(self) -> bool:
         """Whether both callers know every endpoint, and find it healthy."""
@@ -239,13 +254,20 @@ class Protocols(Mesh):
         self, source: str = "bookbuyer", host: str = "cache.bookstore"
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A connection to the cache through a sidecar; what is read first is what the cache says."""
+        async with self.asked(source, host) as (reader, writer, head):
+            assert head.startswith(b"HTTP/1.1 200"), head
+            yield reader, writer
+
+    @asynccontextmanager
+    async def asked(
+        self, source: str, host: str
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
+        """A sidecar that was asked for a connection to the cache, and its answer."""
         address, _, port = self.sidecar(source).outbound.rpartition(":")
         reader, writer = await asyncio.open_connection(address, int(port))
         try:
             writer.write(f"CONNECT {host}:{CACHE} HTTP/1.1\r\nHost: {host}:{CACHE}\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            yield reader, writer
+            yield reader, writer, await reader.readuntil(b"\r\n\r\n")
         finally:
             writer.close()
 
@@ -518,8 +540,6 @@ async def test_a_port_that_changes_its_protocol_lets_nobody_in_by_the_old_policy
     """Whoever may connect may also send every request; whoever may send requests may not connect."""
     await mesh.write_down(_target("all", ALL_REQUESTS, "bookthief"))
     await mesh.declare(cache="http")
-    await mesh.wait_synced()
     await mesh.declare(cache="tcp")
-    await mesh.wait_synced()
     assert await mesh.greeting()
     assert await mesh.greeting("bookthief") == ""
