@@ -232,12 +232,15 @@ class Protocols(Mesh):
     async def knows(self, cache: str) -> bool:
         """Whether both callers' Envoys take the cache for one that speaks this: only to TCP do they connect."""
         heads = [await self.head(name) for name in ("bookbuyer", "bookthief")]
-        return all(head.startswith(b"HTTP/1.1 200") is (cache == "tcp") for head in heads)
+        return all(heads) and all(head.startswith(b"HTTP/1.1 200") is (cache == "tcp") for head in heads)
 
     async def head(self, source: str) -> bytes:
-        """How a sidecar answers the wish to be connected to the cache."""
-        async with asyncio.timeout(10), self.asked(source, "cache.bookstore") as (_, _, head):
-            return head
+        """How a sidecar answers the wish to be connected to the cache; empty: it hung up."""
+        try:
+            async with asyncio.timeout(10), self.asked(source, "cache.bookstore") as (_, _, head):
+                return head
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return b""
 
     async def is_well(self) -> bool:
         """Whether both callers know every endpoint, and find it healthy."""
