@@ -466,8 +466,8 @@ class EtcdKV:
     def _share(self, left: float, *, last: bool) -> float:
         """Seconds that one endpoint has for a connection, or for the answer to a read, of those that a call has left.
 
-        The last of a round has more than PATIENCE, for all may be slow; but not all, unless it is the only one: of the
-        others one may have come back meanwhile, or have a leader again.
+        The last of a round has more than PATIENCE, for all may be slow, but PATIENCE less than what is left, unless it
+        is the only one: of the others one may have come back meanwhile, or have a leader again.
         """
         if len(self._endpoints) == 1:
             return left

@@ -71,7 +71,7 @@ def test_whatever_is_put_and_shared_it_has_what_a_dict_would_have(
             else:
                 expected[name] = put
         assert held.resources() == expected
-        assert not any(held._common.resources.get(name) is own for name, own in held._own.items()), "it cannot grow"
+        assert not any(held._common.resources.get(name) is kept for name, kept in held._own.items()), "it cannot grow"
         assert [held.get(name) for name in NAMES] == [expected.get(name) for name in NAMES]
 
 
@@ -133,6 +133,16 @@ def test_who_has_little_of_what_there_is_is_not_compared_with_it(monkeypatch: py
     monkeypatch.setattr(ResourceSet, "changed_since", lambda *_: pytest.fail("compared"))
     held.share(ResourceSet.of(map(assignment, SERVICES)))
     assert list(held.resources()) == SERVICES[:20]
+
+
+def test_who_differs_in_much_is_compared_once_with_each_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, _ = having(*map(assignment, SERVICES))  # under these names, and other objects
+    there = [ResourceSet.of(map(assignment, SERVICES)) for _ in range(2)]
+    compared: list[ResourceSet] = []
+    monkeypatch.setattr(ResourceSet, "changed_since", lambda of, _: compared.append(of) or tuple(SERVICES))
+    for one in (there[0], there[0], there[1], there[1]):
+        held.share(one)
+    assert [there.index(one) for one in compared] == [0, 1]
 
 
 def test_streams_in_sync_keep_nothing_for_themselves_however_large_the_mesh_is() -> None:
